@@ -1,0 +1,12 @@
+"""Train unitary and orthogonal matrices by rank-k steps, as a plugin for geoopt."""
+
+from .manifold import LowRankUnitary
+from .optim import ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
+
+__version__ = "0.1.0"
+__all__ = [
+    "LowRankUnitary",
+    "ProjUNNRiemannianAdam",
+    "ProjUNNRiemannianSGD",
+    "__version__",
+]

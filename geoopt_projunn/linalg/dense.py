@@ -1,0 +1,77 @@
+"""Whole-matrix functions, O(n³) unless they say otherwise."""
+
+import math
+
+import torch
+
+from .hashing import uniform
+from .rows import times_adjoint
+
+_PROBES = 4
+
+
+def estimate_orthogonality_error(x: torch.Tensor) -> torch.Tensor:
+    r"""Estimate :math:`\lVert x^H x - I \rVert_F` from four test vectors, in :math:`O(n^2)`.
+
+    The mean square of :math:`\lVert (x^H x - I) z \rVert` over vectors with independent
+    entries of unit variance is the squared Frobenius norm.
+
+    Parameters
+    ----------
+    x : torch.Tensor
+        (*, n, n)
+
+    Returns
+    -------
+    torch.Tensor
+        (*), real; not finite where x is not
+    """
+    n = x.shape[-1]
+    counter = torch.zeros((), dtype=torch.int64, device=x.device)
+    rows = (uniform(counter, _PROBES * n) * math.sqrt(3.0)).unflatten(-1, (_PROBES, n))
+    rows = rows.to(x.dtype)
+    error = times_adjoint(rows, x) @ x - rows
+    return torch.linalg.matrix_norm(error) / math.sqrt(_PROBES)
+
+
+def orthogonality_error(x: torch.Tensor) -> torch.Tensor:
+    r"""Return :math:`\lVert x^H x - I \rVert_F`, (*), real."""
+    eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    return torch.linalg.matrix_norm(x.mH @ x - eye)
+
+
+def polar_factor(x: torch.Tensor) -> torch.Tensor:
+    r"""Return the unitary matrix nearest to ``x`` in Frobenius norm.
+
+    :math:`UV^H` of the singular value decomposition, polished by one Newton-Schulz step
+    :math:`y \leftarrow y - \frac12 y (y^H y - I)`, which takes the error of the decomposition
+    down to rounding.
+
+    Parameters
+    ----------
+    x : torch.Tensor
+        (*, n, n)
+
+    Returns
+    -------
+    torch.Tensor
+        (*, n, n)
+    """
+    u, _, vh = torch.linalg.svd(x)
+    y = u @ vh
+    eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    return y - y @ ((y.mH @ y - eye) / 2)
+
+
+def haar(
+    *size: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> torch.Tensor:
+    """Draw unitary matrices from the Haar measure.
+
+    The Q factor of a Gaussian matrix, its columns turned by the phases of R's diagonal:
+    without that the law depends on the routine's sign convention (Mezzadri, Notices of the
+    AMS 54, 2007).
+    """
+    q, r = torch.linalg.qr(torch.randn(*size, dtype=dtype, device=device))
+    phases = r.diagonal(dim1=-2, dim2=-1).sgn()
+    return q * torch.where(phases == 0, 1, phases).unsqueeze(-2)

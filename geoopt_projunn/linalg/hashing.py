@@ -1,0 +1,40 @@
+"""Pseudo-random test vectors as a function of a counter, without a generator.
+
+The same counter gives the same bits on every device and every replica, a resumed run
+continues exactly, and a CUDA graph can capture the computation.
+"""
+
+import torch
+
+# Odd 64-bit constants of the splitmix64 generator (Steele, Lea & Flood, 2014), as signed.
+_INCREMENT = -7046029254386353131
+_MIX_1 = -4658895280553007687
+_MIX_2 = -7723592293110705685
+
+
+def uniform(counter: torch.Tensor, count: int) -> torch.Tensor:
+    r"""Return numbers in :math:`(-1, 1)`, fixed by the counter.
+
+    Parameters
+    ----------
+    counter : torch.Tensor
+        (*), int64; equal counters give equal numbers
+    count : int
+        how many numbers for each counter
+
+    Returns
+    -------
+    torch.Tensor
+        (*, count), float64, multiples of :math:`2^{-52}` and never 0
+    """
+    index = torch.arange(count, device=counter.device)
+    bits = (counter.unsqueeze(-1) * count + index + 1) * _INCREMENT
+    bits = (bits ^ _shift(bits, 30)) * _MIX_1
+    bits = (bits ^ _shift(bits, 27)) * _MIX_2
+    bits = bits ^ _shift(bits, 31)
+    return (_shift(bits, 12).double() + 0.5) * 2.0**-51 - 1.0
+
+
+def _shift(bits: torch.Tensor, by: int) -> torch.Tensor:
+    """Shift right and fill with zeros; torch's own shift of int64 copies the sign."""
+    return (bits >> by) & ((1 << (64 - by)) - 1)

@@ -1,0 +1,146 @@
+"""Adam at low rank."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import geoopt
+import torch
+
+from .base import ProjUNNOptimizer, check_range
+from .rules import Buffers
+
+__all__ = ["ProjUNNRiemannianAdam"]
+
+_SECOND_MOMENTS = ("elementwise", "scalar")
+
+
+class _Adam:
+    """Bias-corrected moments of ambient gradients."""
+
+    def first_buffers(self, x: torch.Tensor, group: Mapping[str, Any]) -> Buffers:
+        first = torch.zeros_like(x, memory_format=torch.contiguous_format)
+        square = first.real if group["second_moment"] == "elementwise" else first.real[..., :1, :1]
+        buffers = {"exp_avg": first, "exp_avg_sq": torch.zeros_like(square)}
+        if group["amsgrad"]:
+            buffers["max_exp_avg_sq"] = torch.zeros_like(square)
+        return {name: buffer.contiguous() for name, buffer in buffers.items()}
+
+    def propose(
+        self, grad: torch.Tensor, buffers: Buffers, taken: torch.Tensor, group: Mapping[str, Any]
+    ) -> tuple[torch.Tensor, Buffers]:
+        beta1, beta2 = group["betas"]
+        square = grad.real.square() if not grad.is_complex() else grad.real**2 + grad.imag**2
+        if group["second_moment"] == "scalar":
+            square = square.sum((-2, -1), keepdim=True)
+        proposed = {
+            "exp_avg": buffers["exp_avg"].lerp(grad, 1 - beta1),
+            "exp_avg_sq": buffers["exp_avg_sq"].lerp(square, 1 - beta2),
+        }
+        second = proposed["exp_avg_sq"]
+        if group["amsgrad"]:
+            second = torch.maximum(buffers["max_exp_avg_sq"], second)
+            proposed["max_exp_avg_sq"] = second
+        step = (taken + 1).to(torch.float64)
+        correction1 = (1 - beta1**step).to(second.dtype)[:, None, None]
+        correction2 = (1 - beta2**step).to(second.dtype)[:, None, None]
+        scale = correction1 * ((second / correction2).sqrt_() + group["eps"])
+        return proposed["exp_avg"] / scale, proposed
+
+
+class ProjUNNRiemannianAdam(ProjUNNOptimizer):
+    r"""Adam with rank-k steps on LowRankUnitary.
+
+    A parameter on :class:`~geoopt_projunn.LowRankUnitary` moves along the sketch of Adam's
+    direction in the ambient space, :math:`D = \hat m / (\sqrt{\hat v} + \epsilon)`:
+
+    .. math::
+
+        x \leftarrow x + W (P - I) W^H x, \qquad
+        W \operatorname{skewh}(K) W^H \approx -\eta \operatorname{skewh}(D x^H)
+
+    Parameters on another geoopt manifold are stepped by
+    :class:`geoopt.optim.RiemannianAdam`, plain ones by :class:`torch.optim.Adam`; the groups
+    may mix them. Arguments and defaults are those of :class:`torch.optim.Adam`.
+
+    Parameters
+    ----------
+    params : iterable
+        parameters or dicts that define groups
+    lr : float or torch.Tensor
+        Learning rate; its unit on LowRankUnitary depends on ``second_moment``.
+    betas : tuple of float
+        Decay of the moments; (0, α) is the paper's RMSprop with smoothing α.
+    eps : float
+        added to the denominator
+    weight_decay : float
+        L2 penalty. It has no effect on LowRankUnitary, where the norm is constant.
+    amsgrad : bool
+        divide by the largest second moment so far
+    second_moment : {"elementwise", "scalar"}
+        On LowRankUnitary, one second moment for each entry (the paper's RMSprop), or one for
+        each matrix, the mean of :math:`\lVert g \rVert_F^2` (geoopt's). A unit of learning rate
+        is a direction with entries of size one, :math:`\lVert D \rVert_F \approx n`, in the
+        first, and a direction of length one, :math:`\lVert D \rVert_F \approx 1`, in the
+        second: lr = 1e-3 at n = 512 moves a subspace by up to half a radian elementwise and
+        1e-3 radian scalar. For complex parameters the square is :math:`|g|^2`, real.
+    maximize : bool
+        ascend instead of descend
+    stabilize : int, optional
+        project every parameter on its manifold after this many steps (default: never)
+
+    Raises
+    ------
+    ValueError, TypeError
+        for a hyperparameter that is out of range or not supported
+
+    Notes
+    -----
+    :math:`O(kn^2)` time for each matrix and step, without waiting for the device. A step that is
+    not finite leaves a matrix and its state as they are; ``skipped_steps`` counts them.
+
+    References
+    ----------
+    Kiani et al., arXiv:2203.05483, section 4. Kingma and Ba, arXiv:1412.6980.
+    Bécigneul and Ganea, arXiv:1810.00760.
+    """
+
+    _rule = _Adam()
+    _plain = torch.optim.Adam
+    _riemannian = geoopt.optim.RiemannianAdam
+    _takes_sparse = False
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | torch.Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        *,
+        second_moment: str = "elementwise",
+        maximize: bool = False,
+        stabilize: int | None = None,
+        **unsupported: Any,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "second_moment": second_moment,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults, stabilize, unsupported)
+
+    def _validate(self, group: dict[str, Any]) -> None:
+        super()._validate(group)
+        for index, beta in enumerate(group["betas"]):
+            check_range(f"betas[{index}]", beta, 0.0, 1.0)
+        check_range("eps", group["eps"], 0.0)
+        if group["second_moment"] not in _SECOND_MOMENTS:
+            raise ValueError(
+                "`second_moment` must be 'elementwise' or 'scalar', got "
+                f"{group['second_moment']!r}."
+            )

@@ -1,0 +1,220 @@
+"""The step loop that both optimizers share."""
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+import torch
+from geoopt.manifolds.base import Manifold
+from geoopt.optim.mixin import OptimMixin
+
+from ..linalg.precision import full_precision
+from ..manifold import LowRankUnitary
+from .delegate import Delegate
+from .rank_k import first_state, step_group
+from .rules import UpdateRule
+
+_TORCH_ONLY = ("foreach", "fused", "capturable", "differentiable", "decoupled_weight_decay")
+
+
+def manifold_of(p: torch.Tensor) -> Manifold | None:
+    """Return the manifold of a parameter, None for a plain one."""
+    # Not isinstance(p, ManifoldParameter): it folds to False under torch.compile.
+    manifold = getattr(p, "manifold", None)
+    return manifold if isinstance(manifold, Manifold) else None
+
+
+class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
+    """Step parameters on LowRankUnitary by a rule, the others by torch or geoopt.
+
+    A subclass names the rule and the two optimizers whose steps the other parameters take.
+    """
+
+    _rule: ClassVar[UpdateRule]
+    _plain: ClassVar[type[torch.optim.Optimizer]]
+    _riemannian: ClassVar[type[torch.optim.Optimizer]]
+    _takes_sparse: ClassVar[bool]
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        defaults: dict[str, Any],
+        stabilize: int | None,
+        unsupported: dict[str, Any],
+    ) -> None:
+        if unsupported:
+            name = next(iter(unsupported))
+            raise TypeError(
+                f"{type(self).__name__} does not support `{name}`; remove it. "
+                f"Supported are {', '.join((*defaults, 'stabilize'))}."
+            )
+        self._checked_for_manifold = False
+        super().__init__(params, defaults, stabilize=stabilize)  # type: ignore[call-arg]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("_checked_for_manifold", False)
+        self.__dict__.setdefault("_stabilize", None)
+
+    def _validate(self, group: dict[str, Any]) -> None:
+        """Raise ValueError for a hyperparameter out of range; subclasses add theirs."""
+        for name in ("lr", "weight_decay"):
+            check_range(name, group[name], 0.0)
+        if group["stabilize"] is not None and (
+            not isinstance(group["stabilize"], int) or group["stabilize"] < 1
+        ):
+            raise ValueError(
+                f"`stabilize` must be None or a positive integer, got {group['stabilize']!r}."
+            )
+        for name in _TORCH_ONLY:
+            if group.get(name):
+                raise ValueError(f"{type(self).__name__} does not support `{name}`; remove it.")
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, after checking its hyperparameters."""
+        self._validate({"stabilize": self._stabilize, **self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps of how many matrices were left out for not being finite.
+
+        Reading it waits for the device.
+        """
+        return sum(int(state["skipped"].sum()) for state in self.state.values() if "basis" in state)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step with every parameter that has a gradient.
+
+        Parameters
+        ----------
+        closure : callable, optional
+            Reevaluates the model, with gradients enabled, and returns the loss.
+
+        Returns
+        -------
+        What the closure returned, None without one.
+
+        Raises
+        ------
+        ValueError
+            If a parameter on LowRankUnitary is off the manifold before its first step.
+        TypeError
+            If a gradient is sparse where it must not be, or a dtype is unsupported.
+        RuntimeError
+            If a parameter has lost its LowRankUnitary manifold since the last step.
+            After any of these, parameters and state are as they were.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._prepare()
+        self._step_all()
+        return loss
+
+    @full_precision
+    def _step_all(self) -> None:
+        plain: list[dict[str, Any]] = []
+        riemannian: list[dict[str, Any]] = []
+        for group in self.param_groups:
+            due = [p for p in group["params"] if p.grad is not None]
+            others = [p for p in due if not _is_low_rank(p)]
+            step_group(filter(_is_low_rank, due), self.state, self._rule, group)
+            plain.append({**group, "params": [p for p in others if manifold_of(p) is None]})
+            riemannian.append(
+                {"step": 0, **group, "params": [p for p in others if manifold_of(p) is not None]}
+            )
+        self._delegate(self._plain).step(self.state, plain)
+        self._step_riemannian(riemannian)
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            if group["stabilize"] is not None and group["step"] % group["stabilize"] == 0:
+                self._stabilize_low_rank(group)
+
+    def _step_riemannian(self, groups: list[dict[str, Any]]) -> None:
+        # geoopt adds weight decay and momentum to the gradients themselves, and knows no
+        # `maximize`: give it copies.
+        grads = {p: p.grad for group in groups for p in group["params"]}
+        try:
+            for group in groups:
+                for p in group["params"]:
+                    p.grad = -p.grad if group["maximize"] else p.grad.clone()
+            self._delegate(self._riemannian).step(self.state, groups)
+        finally:
+            for p, grad in grads.items():
+                p.grad = grad
+
+    def _prepare(self) -> None:
+        """Check everything that can go wrong, before anything changes."""
+        fresh: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
+        holds_low_rank = False
+        for group in self.param_groups:
+            self._validate(group)
+            for p in group["params"]:
+                manifold = manifold_of(p)
+                low_rank = isinstance(manifold, LowRankUnitary)
+                holds_low_rank = holds_low_rank or low_rank
+                if p.grad is None:
+                    continue
+                self._check_grad(p, manifold)
+                state = self.state.get(p, {})
+                if isinstance(manifold, LowRankUnitary):
+                    manifold.assert_check_point(p)
+                    if "basis" not in state:
+                        fresh[p] = first_state(p, manifold, self._rule, group)
+                elif "basis" in state:
+                    raise RuntimeError(
+                        f"A parameter of shape {tuple(p.shape)} was on LowRankUnitary and no "
+                        "longer is: a conversion or a load dropped its manifold; make it a "
+                        "`geoopt.ManifoldParameter` again and rebuild the optimizer."
+                    )
+        if not (holds_low_rank or self._checked_for_manifold):
+            warnings.warn(
+                f"No parameter of this {type(self).__name__} is on LowRankUnitary. If one should "
+                "be, a conversion or a load dropped its manifold: make it a "
+                "`geoopt.ManifoldParameter` again.",
+                stacklevel=3,
+            )
+        self._checked_for_manifold = True
+        for p, buffers in fresh.items():
+            self.state[p].update(buffers)
+
+    def _check_grad(self, p: torch.Tensor, manifold: Manifold | None) -> None:
+        grad = p.grad
+        assert grad is not None
+        if grad.is_sparse and (manifold is not None or not self._takes_sparse):
+            raise TypeError(
+                f"`grad` of a parameter of shape {tuple(p.shape)} must be dense, got a sparse "
+                "gradient; use `sparse=False` in the layer that makes it."
+            )
+
+    def _delegate(self, kind: type[torch.optim.Optimizer]) -> Delegate:
+        delegates: dict[type, Delegate] = self.__dict__.setdefault("_delegates", {})
+        return delegates.setdefault(kind, Delegate(kind))
+
+    def stabilize_group(self, group: dict[str, Any]) -> None:
+        """Project the parameters of a group on their manifolds, with geoopt's buffers."""
+        self._stabilize_low_rank(group)
+        others = [p for p in group["params"] if not _is_low_rank(p) and manifold_of(p) is not None]
+        self._delegate(self._riemannian).stabilize(self.state, [{**group, "params": others}])
+
+    @torch.no_grad()
+    def _stabilize_low_rank(self, group: dict[str, Any]) -> None:
+        for p in group["params"]:
+            if _is_low_rank(p):
+                p.copy_(p.manifold.projx(p))
+
+
+def _is_low_rank(p: torch.Tensor) -> bool:
+    return isinstance(manifold_of(p), LowRankUnitary)
+
+
+def check_range(name: str, value: Any, low: float, high: float = float("inf")) -> None:
+    """Raise ValueError unless low <= value < high; a tensor is taken as it is."""
+    # A learning rate that is a tensor may live on a device: its value is not read.
+    if isinstance(value, torch.Tensor):
+        return
+    if not low <= value or not (value < high or value == low):
+        raise ValueError(f"`{name}` must lie in [{low}, {high}), got {value}.")

@@ -1,0 +1,47 @@
+"""Let another optimizer step some of the parameters."""
+
+from typing import Any
+
+import torch
+
+
+class Delegate:
+    """An optimizer of another class that works on this one's state and groups.
+
+    Parameters that are not low-rank unitary are stepped by the libraries that define their
+    steps, torch and geoopt, and not by a copy of them.
+
+    Parameters
+    ----------
+    kind : type
+        The optimizer class; it is given the keys of a group that it knows.
+    """
+
+    def __init__(self, kind: type[torch.optim.Optimizer]) -> None:
+        self._kind = kind
+        self._optimizer: torch.optim.Optimizer | None = None
+
+    def step(self, state: Any, groups: list[dict[str, Any]]) -> None:
+        """Step the parameters of ``groups``, reading and writing ``state``."""
+        if optimizer := self._over(state, groups):
+            optimizer.step()
+
+    def stabilize(self, state: Any, groups: list[dict[str, Any]]) -> None:
+        """Project the parameters of ``groups`` on their manifolds."""
+        if optimizer := self._over(state, groups):
+            optimizer.stabilize()  # type: ignore[attr-defined]
+
+    def _over(self, state: Any, groups: list[dict[str, Any]]) -> torch.optim.Optimizer | None:
+        groups = [group for group in groups if group["params"]]
+        if not groups:
+            return None
+        if self._optimizer is None:
+            self._optimizer = self._kind(groups[0]["params"], lr=0.0)  # type: ignore[call-arg]
+        optimizer = self._optimizer
+        known = {*optimizer.defaults, "params", "step", "stabilize"}
+        optimizer.state = state
+        optimizer.param_groups = [
+            {**optimizer.defaults, **{key: group[key] for key in known & group.keys()}}
+            for group in groups
+        ]
+        return optimizer

@@ -1,0 +1,155 @@
+"""The rank-k step of parameters on LowRankUnitary."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from ..drift import sweep_columns_
+from ..linalg.dense import estimate_orthogonality_error
+from ..manifold import LowRankUnitary
+from ..rotation import Rotation
+from .rules import Buffers, UpdateRule
+
+# Matrices below this size spend their step in launching operations: stacking pays.
+_STACK_BELOW = 256
+# Relative to the sqrt(n) that ‖I‖ has; above the error of float32 data and of any init.
+_OFF_MANIFOLD = 1e-4
+
+
+def first_state(
+    p: torch.Tensor, manifold: LowRankUnitary, rule: UpdateRule, group: Mapping[str, Any]
+) -> Buffers:
+    """Return the state of a parameter that has taken no step, after probing that it may.
+
+    Raises
+    ------
+    ValueError
+        If the parameter is not on the manifold: one probe of :math:`O(n^2)`.
+    """
+    batch, n = p.shape[:-2], p.shape[-1]
+    x = p.detach()
+    if not x.is_meta:
+        error = float(estimate_orthogonality_error(x).max()) / math.sqrt(n)
+        if not error <= _OFF_MANIFOLD:
+            raise ValueError(
+                f"A parameter of shape {tuple(p.shape)} on {manifold} must satisfy xᴴx = I "
+                f"before its first step, but ‖xᴴx - I‖ / √n is about {error:.1e}; call "
+                "`proj_()` on it, or assign `manifold.projx(x)`, to start from the nearest "
+                "unitary matrix."
+            )
+    return {
+        "step": torch.zeros(batch, dtype=torch.int64, device=x.device),
+        "skipped": torch.zeros(batch, dtype=x.real.dtype, device=x.device),
+        "basis": manifold.first_basis(x),
+        **rule.first_buffers(x, group),
+    }
+
+
+def step_group(
+    parameters: Iterable[torch.Tensor],
+    states: Mapping[torch.Tensor, Buffers],
+    rule: UpdateRule,
+    group: Mapping[str, Any],
+) -> None:
+    """Step all parameters on LowRankUnitary of one group; small ones of a kind as a batch."""
+    kinds: dict[Any, list[torch.Tensor]] = {}
+    for p in parameters:
+        stacks = p.shape[-1] < _STACK_BELOW
+        kind = (p.shape, p.dtype, p.device, p.manifold) if stacks else id(p)  # type: ignore[attr-defined]
+        kinds.setdefault(kind, []).append(p)
+    for members in kinds.values():
+        _step_stack(members, [states[p] for p in members], rule, group)
+
+
+def _step_stack(
+    members: list[torch.Tensor],
+    states: list[Buffers],
+    rule: UpdateRule,
+    group: Mapping[str, Any],
+) -> None:
+    manifold: LowRankUnitary = members[0].manifold  # type: ignore[attr-defined]
+    lead = members[0].dim() - 2
+    x = _gather(members, lead)
+    grad = _gather([p.grad for p in members], lead)  # type: ignore[misc]
+    buffers = {name: _gather([s[name] for s in states], lead) for name in states[0]}
+    step_(manifold, x, grad, buffers, rule, group)
+    _scatter(x, members)
+    for name, buffer in buffers.items():
+        _scatter(buffer, [state[name] for state in states])
+
+
+def step_(
+    manifold: LowRankUnitary,
+    x: torch.Tensor,
+    grad: torch.Tensor,
+    buffers: Buffers,
+    rule: UpdateRule,
+    group: Mapping[str, Any],
+) -> None:
+    """Take one step with every matrix of a batch, in place.
+
+    Where the gradient, the direction or the step is not finite, the matrix and its buffers
+    stay as they are, bit for bit, and ``skipped`` counts one more; no value is read back.
+
+    Parameters
+    ----------
+    manifold : LowRankUnitary
+        rank, sketch, retraction and drift control
+    x, grad : torch.Tensor
+        (b, n, n)
+    buffers : dict
+        the state of :func:`first_state`, batch dimensions flattened to b
+    rule : UpdateRule
+        what makes a direction of a gradient
+    group : mapping
+        hyperparameters
+    """
+    taken = buffers["step"]
+    direction, proposed = rule.propose(grad, buffers, taken, group)
+    sketched = manifold.sketch_direction(x, direction, buffers["basis"], taken)
+    length = group["lr"] if group["maximize"] else -group["lr"]
+    rotation = manifold.rotation(sketched, length, x.dtype)
+    if manifold.basis_rows:
+        proposed["basis"] = sketched.basis
+
+    finite = _finite(rotation.delta)
+    if rotation.rows is not None:
+        finite = finite & _finite(rotation.rows)
+    for buffer in proposed.values():
+        finite = finite & _finite(buffer)
+
+    _where(finite, rotation).apply_(x)
+    if manifold.sweep:
+        sweep_columns_(x, min(manifold.sweep, x.shape[-1]), taken, finite)
+    for name, buffer in proposed.items():
+        buffers[name].copy_(buffer.where(finite[:, None, None], buffers[name]))
+    taken.add_(finite)
+    buffers["skipped"].add_(~finite)
+
+
+def _finite(tensor: torch.Tensor) -> torch.Tensor:
+    # One pass, and nothing of the size of the tensor is created.
+    largest = torch.linalg.vector_norm(tensor.flatten(1), torch.inf, dim=-1)
+    return torch.isfinite(largest)
+
+
+def _where(finite: torch.Tensor, rotation: Rotation) -> Rotation:
+    mask = finite[:, None, None]
+    rows = rotation.rows
+    return Rotation(None if rows is None else rows.where(mask, 0), rotation.delta.where(mask, 0))
+
+
+def _gather(tensors: list[torch.Tensor], lead: int) -> torch.Tensor:
+    """View one tensor, or stack several, with its ``lead`` batch dimensions as one."""
+    tensor = tensors[0].detach().unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
+    return tensor.reshape(math.prod(tensor.shape[: lead + 1]), *tensor.shape[lead + 1 :])
+
+
+def _scatter(stacked: torch.Tensor, tensors: list[torch.Tensor]) -> None:
+    """Write back what :func:`_gather` took, unless it was a view."""
+    if len(tensors) == 1 and stacked.data_ptr() == tensors[0].data_ptr():
+        return
+    parts = stacked.view(len(tensors), *tensors[0].shape).unbind(0)
+    torch._foreach_copy_(tensors, list(parts))

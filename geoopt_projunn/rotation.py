@@ -1,0 +1,37 @@
+r"""The rotation of a small subspace that every step comes down to."""
+
+from typing import NamedTuple
+
+import torch
+
+from .linalg.rows import add_product_
+
+
+class Rotation(NamedTuple):
+    r"""The unitary :math:`R = I + W (P - I) W^H`, applied from the left.
+
+    :math:`W` has orthonormal columns and :math:`P` is unitary to the rounding of float64, so
+    that an orthogonality error of :math:`x` is carried along by :math:`x \mapsto Rx` and
+    never amplified.
+    """
+
+    rows: torch.Tensor | None
+    """(b, r, n), :math:`W^H` in the dtype of the point; None stands for the identity."""
+    delta: torch.Tensor
+    """(b, r, r), :math:`P - I`, float64 or complex128."""
+
+    def __call__(self, v: torch.Tensor) -> torch.Tensor:
+        """Return :math:`Rv` for v of shape (b, n, p), in :math:`4rnp` flops."""
+        if self.rows is None:
+            return v + self._turned(v)
+        return torch.baddbmm(v, self.rows.mH, self._turned(self.rows @ v))
+
+    def apply_(self, x: torch.Tensor) -> None:
+        """Replace x of shape (b, n, p) by :math:`Rx`; nothing of its size is created."""
+        if self.rows is None:
+            x.add_(self._turned(x))
+        else:
+            add_product_(x, self.rows, self._turned(self.rows @ x))
+
+    def _turned(self, rows: torch.Tensor) -> torch.Tensor:
+        return (self.delta @ rows.to(self.delta.dtype)).to(rows.dtype)
