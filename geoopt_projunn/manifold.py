@@ -8,7 +8,7 @@ import torch
 from geoopt.manifolds.base import Manifold
 from geoopt.utils import size2shape
 
-from .linalg.dense import estimate_orthogonality_error, haar, polar_factor
+from .linalg.dense import estimate_orthogonality_error, haar, orthogonality_error, polar_factor
 from .linalg.hashing import uniform
 from .linalg.logarithm import GeodesicDistance, unitary_log
 from .linalg.precision import WIDE, full_precision
@@ -394,6 +394,12 @@ class LowRankUnitary(Manifold):
         shape = self._created(size, dtype)
         eye = torch.eye(shape[-1], dtype=dtype, device=device).expand(shape).contiguous()
         return geoopt.ManifoldTensor(eye, manifold=self)
+
+    @full_precision
+    @torch.no_grad()
+    def orthogonality_error(self, x: torch.Tensor) -> torch.Tensor:
+        r"""Measure :math:`\lVert x^H x - I \rVert_F`, (*), real; :math:`O(n^3)`, no gradient."""
+        return orthogonality_error(x)
 
     # -- checks ------------------------------------------------------------------------
 

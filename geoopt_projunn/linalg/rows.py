@@ -7,9 +7,10 @@ speed, where ``x.mT @ A`` can be an order of magnitude slower.
 
 import torch
 
-# Measured on CPUs, n = 512 ... 4096: one general product of inner size 2 or 4 is two to
-# four times slower than as many rank-one updates, from 8 on it is faster.
+# Measured on a CPU in float32: from n = 512 on, one general product of inner size 2 or 4 is two
+# to four times slower than as many rank-one updates. Below, and from inner size 8, it is faster.
 _MOST_RANK_ONE_UPDATES = 4
+_RANK_ONE_FROM_SIZE = 512
 
 
 def times_adjoint(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -68,7 +69,12 @@ def add_product_(x: torch.Tensor, rows: torch.Tensor, factor: torch.Tensor) -> N
     """
     left = rows.mH
     rank = left.shape[-1]
-    width = 1 if x.device.type == "cpu" and rank <= _MOST_RANK_ONE_UPDATES else rank
+    one_by_one = (
+        x.device.type == "cpu"
+        and x.shape[-1] >= _RANK_ONE_FROM_SIZE
+        and rank <= _MOST_RANK_ONE_UPDATES
+    )
+    width = 1 if one_by_one else rank
     for start in range(0, rank, width):
         part = slice(start, start + width)
         x.baddbmm_(left[..., part], factor[..., part, :])
