@@ -1,7 +1,10 @@
 r"""The manifold of unitary or orthogonal matrices, stepped at low rank."""
 
+import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from numbers import Integral
+from typing import Any, TypeVar
 
 import geoopt
 import torch
@@ -9,14 +12,30 @@ from geoopt.manifolds.base import Manifold
 from geoopt.utils import size2shape
 
 from .linalg.dense import estimate_orthogonality_error, haar, orthogonality_error, polar_factor
-from .linalg.hashing import uniform
 from .linalg.logarithm import GeodesicDistance, unitary_log
 from .linalg.precision import WIDE, full_precision
-from .retractions import RETRACTIONS
+from .retractions import RETRACTIONS, long_exponential
 from .rotation import Rotation
-from .sketches import SKETCHES, Sketched, exact, tangent
+from .sketches import SKETCHES, Sketched, exact, full_range
 
 __all__ = ["LowRankUnitary"]
+
+T = TypeVar("T")
+
+
+def _step(method: Callable[..., T]) -> Callable[..., T]:
+    """Run a step with autocast off, and without a gradient where it truncates.
+
+    The basis of a sketch has no derivative where rows depend on each other, as they do in any
+    direction of low rank.
+    """
+
+    @functools.wraps(method)
+    def wrapped(self: "LowRankUnitary", *args: Any, **kwargs: Any) -> T:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.k is None):
+            return method(self, *args, **kwargs)
+
+    return full_precision(wrapped)
 
 
 class LowRankUnitary(Manifold):
@@ -33,8 +52,9 @@ class LowRankUnitary(Manifold):
     complex128. Tangent vectors at x are :math:`\Omega x`, :math:`\Omega` skew-Hermitian.
 
     ``egrad2rgrad``, ``retr``, ``retr_transp`` and ``transp_follow_retr`` cost
-    :math:`O(kn^2)`; ``projx`` does for a point that is unitary to rounding; everything else
-    is exact and costs :math:`O(n^3)`.
+    :math:`O(kn^2)` and have no derivative; ``projx`` costs :math:`O(n^2)` for a point that is
+    unitary to rounding; everything else is exact and costs :math:`O(n^3)`, as everything does
+    for k=None.
 
     Parameters
     ----------
@@ -95,10 +115,10 @@ class LowRankUnitary(Manifold):
         _check_integer("sweep", sweep, least=0, remedy="use sweep=0 to turn drift control off")
         _check_name("retraction", retraction, RETRACTIONS)
         _check_name("sketch", sketch, SKETCHES)
-        self.k = k
+        self.k = k if k is None else int(k)
         self.retraction = retraction
         self.sketch = sketch
-        self.sweep = sweep
+        self.sweep = int(sweep)
 
     @property
     def reversible(self) -> bool:
@@ -122,17 +142,13 @@ class LowRankUnitary(Manifold):
     # -- steps -------------------------------------------------------------------------
 
     @full_precision
-    def sketch_direction(
-        self, x: torch.Tensor, d: torch.Tensor, basis: torch.Tensor, counter: torch.Tensor
-    ) -> Sketched:
+    def sketch_direction(self, x: torch.Tensor, d: torch.Tensor, counter: torch.Tensor) -> Sketched:
         r"""Sketch the generator of the step along an ambient direction.
 
         Parameters
         ----------
         x, d : torch.Tensor
             (b, n, n), point and direction
-        basis : torch.Tensor
-            (b, basis_rows, n), the basis that the last call returned, or :meth:`first_basis`
         counter : torch.Tensor
             (b,), int64, the number of the step
 
@@ -142,8 +158,8 @@ class LowRankUnitary(Manifold):
             basis and core of :math:`\operatorname{skewh}(d x^H)`, for :meth:`rotation`
         """
         if self.k is None:
-            return exact(x, d, basis)
-        return SKETCHES[self.sketch].run(x, d, self.k, basis, counter)
+            return exact(x, d)
+        return SKETCHES[self.sketch](x, d, self.k, counter)
 
     def rotation(
         self, sketched: Sketched, step: float | torch.Tensor, dtype: torch.dtype
@@ -152,26 +168,15 @@ class LowRankUnitary(Manifold):
         delta = RETRACTIONS[self.retraction](step * sketched.core)
         return Rotation(None if sketched.rows is None else sketched.rows.to(dtype), delta)
 
-    @property
-    def basis_rows(self) -> int:
-        """Rows of the basis that a sketch carries from step to step."""
-        return self.k if self.k is not None and SKETCHES[self.sketch].carries_basis else 0
-
-    def first_basis(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the basis for a sketch without a past, (*, basis_rows, n)."""
-        return _start(x, self.basis_rows)
-
     def _rotation_along(self, x: torch.Tensor, u: torch.Tensor) -> Rotation:
-        # Test vectors for 2k columns span the range of any u that egrad2rgrad can return.
         if self.k is None:
-            return self.rotation(exact(x, u, x), 1.0, x.dtype)
-        counter = torch.zeros(x.shape[:1], dtype=torch.int64, device=x.device)
-        width = min(2 * self.k, x.shape[-1])
-        return self.rotation(tangent(x, u, width, _start(x, width), counter), 1.0, x.dtype)
+            return self.rotation(exact(x, u), 1.0, x.dtype)
+        # 2k test vectors span the range of any u that egrad2rgrad can return.
+        return self.rotation(full_range(x, u, 2 * self.k), 1.0, x.dtype)
 
     # -- geoopt's contract -------------------------------------------------------------
 
-    @full_precision
+    @_step
     def egrad2rgrad(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         r"""Return the sketch of the Riemannian gradient, :math:`O(kn^2)`.
 
@@ -190,16 +195,16 @@ class LowRankUnitary(Manifold):
         """
         if self.k is None:
             return self.proju(x, u)
-        (x, u), shape = self._flatten(x, u)
+        (x, u), shape = self._flatten(x=x, u=u)
         counter = torch.zeros(x.shape[:1], dtype=torch.int64, device=x.device)
-        sketched = self.sketch_direction(x, u, self.first_basis(x), counter)
+        sketched = self.sketch_direction(x, u, counter)
         assert sketched.rows is not None
         generator = (sketched.core - sketched.core.mH) / 2
         rows = sketched.rows.to(x.dtype)
         factor = (generator @ (rows @ x).to(generator.dtype)).to(x.dtype)
         return (rows.mH @ factor).view(shape)
 
-    @full_precision
+    @_step
     def retr(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         r"""Retract along a tangent vector, :math:`O(kn^2)`.
 
@@ -217,10 +222,10 @@ class LowRankUnitary(Manifold):
         torch.Tensor
             (*, n, n), a point
         """
-        (x, u), shape = self._flatten(x, u)
+        (x, u), shape = self._flatten(x=x, u=u)
         return self._rotation_along(x, u)(x).view(shape)
 
-    @full_precision
+    @_step
     def retr_transp(
         self, x: torch.Tensor, u: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -240,20 +245,20 @@ class LowRankUnitary(Manifold):
         tuple of torch.Tensor
             the new point and the transported vector, (*, n, n) each
         """
-        (x, u, v), shape = self._flatten(x, u, v)
+        (x, u, v), shape = self._flatten(x=x, u=u, v=v)
         rotation = self._rotation_along(x, u)
         return rotation(x).view(shape), rotation(v).view(shape)
 
-    @full_precision
+    @_step
     def transp_follow_retr(self, x: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Transport v along the retraction of u, as :meth:`retr_transp` does."""
-        (x, u, v), shape = self._flatten(x, u, v)
+        (x, u, v), shape = self._flatten(x=x, u=u, v=v)
         return self._rotation_along(x, u)(v).view(shape)
 
     @full_precision
     def expmap(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         r"""Return :math:`\exp(\operatorname{skewh}(u x^H))\, x`, exact, :math:`O(n^3)`."""
-        (x, u), shape = self._flatten(x, u)
+        (x, u), shape = self._flatten(x=x, u=u)
         return _exponential(x, u)(x).view(shape)
 
     @full_precision
@@ -261,7 +266,7 @@ class LowRankUnitary(Manifold):
         self, x: torch.Tensor, u: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         r"""Follow the geodesic and carry v along by the same rotation, :math:`O(n^3)`."""
-        (x, u, v), shape = self._flatten(x, u, v)
+        (x, u, v), shape = self._flatten(x=x, u=u, v=v)
         rotation = _exponential(x, u)
         return rotation(x).view(shape), rotation(v).view(shape)
 
@@ -270,7 +275,7 @@ class LowRankUnitary(Manifold):
         self, x: torch.Tensor, u: torch.Tensor, v: torch.Tensor
     ) -> torch.Tensor:
         """Transport v along the geodesic of u, as :meth:`expmap_transp` does."""
-        (x, u, v), shape = self._flatten(x, u, v)
+        (x, u, v), shape = self._flatten(x=x, u=u, v=v)
         return _exponential(x, u)(v).view(shape)
 
     @full_precision
@@ -280,7 +285,7 @@ class LowRankUnitary(Manifold):
         Isometric and exact; equal to :meth:`transp_follow_retr` where y is a retraction.
         Without the step that led to y it costs :math:`O(n^3)`.
         """
-        (x, y, v), shape = self._flatten(x, y, v)
+        (x, y, v), shape = self._flatten(x=x, y=y, v=v)
         return (y @ (x.mH @ v)).view(shape)
 
     @full_precision
@@ -294,7 +299,7 @@ class LowRankUnitary(Manifold):
         ValueError
             If x and y are real and their determinants differ in sign: no path joins them.
         """
-        (x, y), shape = self._flatten(x, y)
+        (x, y), shape = self._flatten(x=x, y=y)
         log, exists = unitary_log(y @ x.mH)
         if not bool(exists.all()):
             raise ValueError(
@@ -322,7 +327,7 @@ class LowRankUnitary(Manifold):
         torch.Tensor
             (*) or (*, 1, 1), real
         """
-        (x, y), shape = self._flatten(x, y)
+        (x, y), shape = self._flatten(x=x, y=y)
         distance: torch.Tensor = GeodesicDistance.apply(x, y)  # type: ignore[no-untyped-call]
         return distance.view((*shape[:-2], 1, 1) if keepdim else shape[:-2])
 
@@ -335,13 +340,16 @@ class LowRankUnitary(Manifold):
         keepdim: bool = False,
     ) -> torch.Tensor:
         r"""Return :math:`\operatorname{Re tr}(u^H v)`, real, (*) or (*, 1, 1)."""
+        for name, vector in (("u", u), ("v", u if v is None else v)):
+            if vector.shape[-2:] != x.shape[-2:]:
+                raise ValueError(_shape_rule(name, vector, x))
         product = u.conj() * (u if v is None else v)
         return product.real.sum((-2, -1), keepdim=keepdim)
 
     @full_precision
     def proju(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         r"""Project on the tangent space, :math:`\frac12 (u - x u^H x)`; exact, :math:`O(n^3)`."""
-        (x, u), shape = self._flatten(x, u)
+        (x, u), shape = self._flatten(x=x, u=u)
         return ((u - x @ (u.mH @ x)) / 2).view(shape)
 
     @full_precision
@@ -349,12 +357,12 @@ class LowRankUnitary(Manifold):
         r"""Return the nearest unitary matrix.
 
         A probe of :math:`O(n^2)` finds out whether the estimated :math:`\lVert x^H x - I
-        \rVert_F` is at most :math:`n\varepsilon/2`, the rounding of a unitary matrix. If so,
-        the result is a copy; if not, the polar factor, :math:`O(n^3)`. The probe's answer is
-        read by the host.
+        \rVert_F` is at most :math:`(n + 8)\varepsilon`, the rounding of a unitary matrix. If
+        so, the result is a copy; if not, the polar factor, :math:`O(n^3)`. The host reads the
+        probe's answer.
         """
-        (flat,), shape = self._flatten(x)
-        tolerance = torch.finfo(x.dtype).eps * x.shape[-1] / 2
+        (flat,), shape = self._flatten(x=x)
+        tolerance = torch.finfo(x.dtype).eps * (x.shape[-1] + 8)
         if bool((estimate_orthogonality_error(flat) <= tolerance).all()):
             return flat.clone(memory_format=torch.contiguous_format).view(shape)
         return polar_factor(flat).contiguous().view(shape)
@@ -431,6 +439,8 @@ class LowRankUnitary(Manifold):
     def _check_point_on_manifold(
         self, x: torch.Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
     ) -> tuple[bool, str | None]:
+        if x.dtype not in WIDE:
+            return False, _dtype_rule("x", x.dtype)
         eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
         product = x.mH @ x
         if torch.allclose(product, eye.expand_as(product), atol=atol, rtol=rtol):
@@ -455,56 +465,51 @@ class LowRankUnitary(Manifold):
         self._assert_check_shape(shape, "size")
         return shape
 
-    def _flatten(self, *tensors: torch.Tensor) -> tuple[list[torch.Tensor], torch.Size]:
-        """Check, broadcast and view as (b, n, n)."""
-        names = "xuv" if len(tensors) > 1 else "x"
-        x = tensors[0]
+    def _flatten(self, **tensors: torch.Tensor) -> tuple[list[torch.Tensor], torch.Size]:
+        """Check, broadcast and view as (b, n, n), contiguous."""
+        x = tensors["x"]
         self.assert_check_point(x)
-        for name, tensor in zip(names, tensors, strict=False):
+        for name, tensor in tensors.items():
             if tensor.dtype != x.dtype:
                 raise TypeError(
                     f"`{name}` must have the dtype of `x`, {x.dtype}, got {tensor.dtype}; "
                     f"convert it with `{name}.to({x.dtype})`."
                 )
             if tensor.shape[-2:] != x.shape[-2:]:
-                raise ValueError(
-                    f"`{name}` must have shape (*, {x.shape[-2]}, {x.shape[-1]}) like `x`, "
-                    f"got {tuple(tensor.shape)}."
-                )
+                raise ValueError(_shape_rule(name, tensor, x))
         try:
-            expanded = torch.broadcast_tensors(*tensors)
+            expanded = torch.broadcast_tensors(*tensors.values())
         except RuntimeError as error:
-            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors.values())
             raise ValueError(f"The batch dimensions must broadcast, got {shapes}.") from error
         shape = expanded[0].shape
-        return [t.reshape(math.prod(shape[:-2]), *shape[-2:]) for t in expanded], shape
+        count = math.prod(shape[:-2])
+        return [t.reshape(count, *shape[-2:]).contiguous() for t in expanded], shape
 
 
 def _exponential(x: torch.Tensor, u: torch.Tensor) -> Rotation:
-    generator = exact(x, u, x).core
-    eye = torch.eye(x.shape[-1], dtype=generator.dtype, device=x.device)
-    return Rotation(None, torch.linalg.matrix_exp(generator) - eye)
-
-
-def _start(x: torch.Tensor, rows: int) -> torch.Tensor:
-    """Return generic rows, the same for every matrix of a batch, (*, rows, n)."""
-    n = x.shape[-1]
-    counter = torch.zeros((), dtype=torch.int64, device=x.device)
-    start = uniform(counter, rows * n).to(x.dtype).view(rows, n)
-    return start.expand(*x.shape[:-2], rows, n).contiguous()
+    # Not torch.linalg.matrix_exp: in torch 2.13 it loses up to half the digits of one matrix.
+    return Rotation(None, long_exponential(exact(x, u).core))
 
 
 def _check_integer(name: str, value: object, *, least: int, remedy: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"`{name}` must be an integer, got {value!r}; {remedy}.")
-    if value < least:
+    if int(value) < least:
         raise ValueError(f"`{name}` must be at least {least}, got {value}; {remedy}.")
 
 
 def _check_name(name: str, value: str, known: dict[str, Any]) -> None:
-    if value not in known:
+    if value not in list(known):
         choices = ", ".join(repr(choice) for choice in known)
         raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")
+
+
+def _shape_rule(name: str, tensor: torch.Tensor, x: torch.Tensor) -> str:
+    return (
+        f"`{name}` must have shape (*, {x.shape[-2]}, {x.shape[-1]}) like `x`, "
+        f"got {tuple(tensor.shape)}."
+    )
 
 
 def _dtype_rule(name: str, dtype: torch.dtype) -> str:

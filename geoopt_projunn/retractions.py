@@ -10,7 +10,8 @@ To add one: a function of a core (*, r, r) in float64 or complex128 that returns
 host (so no data-dependent loop, no torch routine that checks for errors).
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -35,7 +36,9 @@ _PADE = (
 )
 # Five squarings reach the accuracy of float64 up to a spectral norm of 5.4 * 2**5.
 _SQUARINGS = 5
-_LONGEST = 170.0
+_LONGEST_EXPONENTIAL = 170.0
+# One polishing step squares an orthogonality error, here of 1e-16 * 1e8.
+_LONGEST_CAYLEY = 1e8
 # Frobenius-scaled Newton needs nine iterations at condition number 1e14.
 _NEWTON_ITERATIONS = 10
 
@@ -68,24 +71,28 @@ def exponential(core: torch.Tensor) -> torch.Tensor:
     Kiani et al., arXiv:2203.05483, Theorem 3.2. Pade approximant and number of squarings:
     Higham, SIAM J. Matrix Anal. Appl. 26, 2005.
     """
-    s = skewh(core)
-    length = torch.linalg.matrix_norm(s, keepdim=True)
-    a = s * (_LONGEST / length.clamp(min=_LONGEST) / 2**_SQUARINGS)
+    a = _shortened(skewh(core), _LONGEST_EXPONENTIAL) / 2**_SQUARINGS
     eye = torch.eye(core.shape[-1], dtype=a.dtype, device=a.device)
     a2 = a @ a
     a4 = a2 @ a2
     a6 = a4 @ a2
-    c = _PADE
-    odd = a @ (
-        a6 @ (c[13] * a6 + c[11] * a4 + c[9] * a2)
-        + (c[7] * a6 + c[5] * a4 + c[3] * a2 + c[1] * eye)
-    )
-    even = a6 @ (c[12] * a6 + c[10] * a4 + c[8] * a2) + (
-        c[6] * a6 + c[4] * a4 + c[2] * a2 + c[0] * eye
-    )
+    powers = (eye, a2, a4, a6)
+    odd = a @ (a6 @ _combine(_PADE[9::2], powers[1:]) + _combine(_PADE[1:8:2], powers))
+    even = a6 @ _combine(_PADE[8::2], powers[1:]) + _combine(_PADE[0:8:2], powers)
     delta = _solve(even - odd, 2 * odd)
     for _ in range(_SQUARINGS):
-        delta = delta @ delta + 2 * delta
+        delta = torch.add(delta @ delta, delta, alpha=2)
+    return delta
+
+
+def long_exponential(core: torch.Tensor) -> torch.Tensor:
+    """Return what :func:`exponential` does, for any length; the host reads the longest."""
+    longest = float(torch.linalg.matrix_norm(skewh(core.detach())).max()) if core.numel() else 0.0
+    is_long = _LONGEST_EXPONENTIAL < longest < math.inf
+    halvings = math.ceil(math.log2(longest / _LONGEST_EXPONENTIAL)) if is_long else 0
+    delta = exponential(core / 2**halvings)
+    for _ in range(halvings):
+        delta = torch.add(delta @ delta, delta, alpha=2)
     return delta
 
 
@@ -101,10 +108,17 @@ def cayley(core: torch.Tensor) -> torch.Tensor:
     -------
     torch.Tensor
         (*, r, r), :math:`P - I = (I - S/2)^{-1} S`, :math:`S = \operatorname{skewh} K`
+
+    Notes
+    -----
+    A generator longer than 1e8 is shortened to that length, which leaves its planes within
+    4e-8 of half a turn.
     """
-    s = skewh(core)
+    s = _shortened(skewh(core), _LONGEST_CAYLEY)
     eye = torch.eye(core.shape[-1], dtype=core.dtype, device=core.device)
-    return _solve(eye - s / 2, s)
+    delta = _solve(eye - s / 2, s)
+    error = delta + delta.mH + delta.mH @ delta
+    return delta - (error + delta @ error) / 2
 
 
 def polar(core: torch.Tensor) -> torch.Tensor:
@@ -131,15 +145,29 @@ def polar(core: torch.Tensor) -> torch.Tensor:
     eye = torch.eye(core.shape[-1], dtype=core.dtype, device=core.device)
     # The nudge makes an exactly singular I + K invertible, below the rounding of the rest.
     norm = torch.linalg.matrix_norm(core, keepdim=True)
-    y = core + eye * (1 + torch.finfo(core.dtype).eps * (1 + norm))
+    delta = core + eye * (torch.finfo(core.dtype).eps * (1 + norm))
     for _ in range(_NEWTON_ITERATIONS):
-        inverse = torch.linalg.inv_ex(y).inverse.mH
+        # Y = I + delta and its inverse adjoint I + other; never formed, to keep small digits.
+        y = eye + delta
+        other = _solve(y.mH, -delta.mH)
         gamma = torch.sqrt(
-            torch.linalg.matrix_norm(inverse, keepdim=True)
+            torch.linalg.matrix_norm(eye + other, keepdim=True)
             / torch.linalg.matrix_norm(y, keepdim=True)
         )
-        y = (y * gamma + inverse / gamma) / 2
-    return y - eye
+        delta = (delta * gamma + other / gamma + eye * ((gamma - 1) ** 2 / gamma)) / 2
+    return delta
+
+
+def _combine(weights: Sequence[float], matrices: Sequence[torch.Tensor]) -> torch.Tensor:
+    total = matrices[0] * weights[0]
+    for weight, matrix in zip(weights[1:], matrices[1:], strict=True):
+        total = torch.add(total, matrix, alpha=weight)
+    return total
+
+
+def _shortened(s: torch.Tensor, longest: float) -> torch.Tensor:
+    length = torch.linalg.matrix_norm(s, keepdim=True)
+    return s * (longest / length.clamp(min=longest))
 
 
 def _solve(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

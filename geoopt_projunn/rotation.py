@@ -33,5 +33,19 @@ class Rotation(NamedTuple):
         else:
             add_product_(x, self.rows, self._turned(self.rows @ x))
 
+    def is_finite(self) -> torch.Tensor:
+        """Return for each matrix of the batch whether its rotation is finite, (b,), bool."""
+        # No entry of a rotation exceeds 2: the sums cannot overflow.
+        total = self.delta.sum((-2, -1))
+        if self.rows is not None:
+            total = total + self.rows.sum((-2, -1))
+        return torch.isfinite(total)
+
+    def where(self, active: torch.Tensor) -> "Rotation":
+        """Return the same rotation where ``active``, (b,), and none elsewhere."""
+        mask = active[:, None, None]
+        rows = None if self.rows is None else self.rows.where(mask, 0)
+        return Rotation(rows, self.delta.where(mask, 0))
+
     def _turned(self, rows: torch.Tensor) -> torch.Tensor:
         return (self.delta @ rows.to(self.delta.dtype)).to(rows.dtype)

@@ -19,48 +19,33 @@ import torch
 from .linalg.basis import orthonormalize
 from .linalg.hashing import uniform
 from .linalg.precision import WIDE
-from .linalg.rows import generator_rows, times_adjoint
-
-# Weight of the unit vector that visits every coordinate in turn, beside the last basis and
-# the largest rows with weight one. It rules out fixed points: see `tangent`.
-_CYCLIC_WEIGHT = 0.3
+from .linalg.rows import generator_rows, squared_column_norms, times_adjoint
 
 
 class Sketched(NamedTuple):
-    """The generator of a step in a small basis, and what the next step may know of it."""
+    """The generator of a step in a small basis."""
 
     rows: torch.Tensor | None
     """(b, r, n), orthonormal, float64 or complex128; None stands for the identity."""
     core: torch.Tensor
     """(b, r, r), float64 or complex128."""
-    basis: torch.Tensor
-    """(b, k, n) in the dtype of the point: the basis to carry to the next step."""
 
 
-class Sketch(NamedTuple):
-    """A sketch and whether it learns from one step to the next."""
-
-    run: Callable[[torch.Tensor, torch.Tensor, int, torch.Tensor, torch.Tensor], Sketched]
-    carries_basis: bool
+Sketch = Callable[[torch.Tensor, torch.Tensor, int, torch.Tensor], Sketched]
 
 
-def tangent(
-    x: torch.Tensor, d: torch.Tensor, k: int, basis: torch.Tensor, counter: torch.Tensor
-) -> Sketched:
+def tangent(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> Sketched:
     r"""Sketch the tangent step itself: everything in it that touches k directions.
 
-    With :math:`Q = \operatorname{orth}(\Omega T)` for test vectors :math:`T` and
+    With :math:`Q = \operatorname{orth}(\Omega T)` for k test vectors :math:`T` and
     :math:`P = QQ^H`, the result is :math:`P\Omega + \Omega P - P\Omega P`, of rank 2k: the
     orthogonal projection of :math:`\Omega` on the skew-Hermitian matrices that vanish off
     :math:`P`. The normal part of a gradient, which does not go to zero at a solution, never
     enters.
 
-    Each test vector is the sum of one row of the last basis, one of the k largest rows of
-    ``d`` (as :math:`x d_i^H`) and 0.3 times a unit vector, the next one at each step. With the
-    first two alone there are gradients that the choice is blind to; the cycle of unit vectors
-    makes up for it: if :math:`\Omega T = 0` throughout a cycle while the rest stands still, all
-    columns of :math:`\Omega` are equal, and a real skew-symmetric matrix with equal columns is
-    zero.
+    The test vectors are :math:`T = x D^H H`, random combinations of the rows of :math:`D`, new
+    ones at each step. They are blind to no gradient: if :math:`\Omega x D^H = 0` then
+    :math:`\lVert \Omega \rVert_F^2 = \operatorname{Re tr}(\Omega\, x D^H) = 0`.
 
     Parameters
     ----------
@@ -68,8 +53,6 @@ def tangent(
         (b, n, n), point and direction
     k : int
         number of test vectors
-    basis : torch.Tensor
-        (b, k, n), :math:`Q^H` of the last step, or any start
     counter : torch.Tensor
         (b,), int64, the number of the step
 
@@ -80,35 +63,43 @@ def tangent(
 
     Notes
     -----
-    Five passes over ``x`` and five over ``d``, :math:`18kn^2` flops.
+    Four passes over ``x`` and five over ``d``, :math:`18kn^2` flops.
     """
-    n = x.shape[-1]
+    # Rows of unit length, for what follows multiplies them with d once more. And they choose
+    # a subspace and no more: here alone xᴴx may be taken for I.
+    mixed = _unit(_test_rows(x, k, counter) @ d)
+    test = times_adjoint(mixed, x)
+    return _touching(x, d, times_adjoint(mixed, d) - times_adjoint(test @ d, x))
+
+
+def full_range(x: torch.Tensor, u: torch.Tensor, k: int) -> Sketched:
+    r"""Sketch a tangent vector, exactly if its rank is at most k.
+
+    Like :func:`tangent` with random test vectors :math:`T = H`, which reach all of the range
+    of :math:`\Omega` alike, however different its singular values are.
+    """
+    counter = torch.zeros(x.shape[:1], dtype=torch.int64, device=x.device)
+    return _touching(x, u, generator_rows(_test_rows(x, k, counter), x, u))
+
+
+def _touching(x: torch.Tensor, d: torch.Tensor, rows: torch.Tensor) -> Sketched:
+    r"""Keep :math:`P\Omega + \Omega P - P\Omega P`, P the projector on the span of ``rows``."""
     wide = WIDE[x.dtype]
-    # Rows and not columns: a reduction along columns is thirty times slower on a CPU.
-    largest = torch.linalg.vector_norm(d, dim=-1).topk(k).indices
-    large = times_adjoint(d.gather(-2, largest.unsqueeze(-1).expand(-1, -1, n)), x)
-    turn = (counter.unsqueeze(-1) * k + torch.arange(k, device=x.device)) % n
-    test = (_unit(basis) + _unit(large)).scatter_add(
-        -1,
-        turn.unsqueeze(-1),
-        torch.full((*turn.shape, 1), _CYCLIC_WEIGHT, dtype=x.dtype, device=x.device),
-    )
-    q = orthonormalize(generator_rows(test, x, d).to(wide))
-    basis = q.to(x.dtype)
-    z = generator_rows(basis, x, d).to(wide)
-    rows = orthonormalize(torch.cat((q, z), dim=-2))
-    alpha, beta = rows @ q.mH, rows @ z.mH
+    q = orthonormalize(rows.to(wide))
+    z = generator_rows(q.to(x.dtype), x, d).to(wide)
+    w = orthonormalize(torch.cat((q, z), dim=-2))
+    alpha, beta = w @ q.mH, w @ z.mH
     half = (beta - alpha @ (q @ z.mH) / 2) @ alpha.mH
-    return Sketched(rows, half - half.mH, basis)
+    return Sketched(w, half - half.mH)
 
 
-def lsi(
-    x: torch.Tensor, d: torch.Tensor, k: int, basis: torch.Tensor, counter: torch.Tensor
-) -> Sketched:
+def lsi(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> Sketched:
     r"""Sketch the ambient direction on random rows (the paper's LSI).
 
-    :math:`D \approx (DV) V^H` with :math:`V = \operatorname{orth}(D^H R)`, :math:`R` a random
-    n x k matrix that changes at each step.
+    :math:`D \approx (DV) V^H` with :math:`V = \operatorname{orth}(D^H H)`, :math:`H` a random
+    n x k matrix, a new one at each step.
+
+    Parameters as in :func:`tangent`.
 
     References
     ----------
@@ -116,20 +107,19 @@ def lsi(
 
     Notes
     -----
-    Two passes over ``d`` and one over ``x``. Parameters as in :func:`tangent`.
+    Two passes over ``d`` and one over ``x``.
     """
-    test = uniform(counter, k * x.shape[-1]).to(x.dtype).unflatten(-1, (k, -1))
-    v = orthonormalize((test @ d).to(WIDE[x.dtype])).to(x.dtype)
-    return _ambient(x, times_adjoint(v, d), v, basis)
+    v = orthonormalize((_test_rows(x, k, counter) @ d).to(WIDE[x.dtype])).to(x.dtype)
+    return _ambient(x, times_adjoint(v, d), v)
 
 
-def column(
-    x: torch.Tensor, d: torch.Tensor, k: int, basis: torch.Tensor, counter: torch.Tensor
-) -> Sketched:
+def column(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> Sketched:
     r"""Sketch the ambient direction on k of its columns (the paper's column sampling).
 
     :math:`D \approx U (U^H D)`, :math:`U` an orthonormal basis of k columns drawn without
     replacement with probabilities proportional to their squared norms.
+
+    Parameters as in :func:`tangent`.
 
     References
     ----------
@@ -137,25 +127,24 @@ def column(
 
     Notes
     -----
-    Three passes over ``d`` and one over ``x``. Parameters as in :func:`tangent`.
+    Three passes over ``d`` and one over ``x``.
     """
     n = x.shape[-1]
-    norms = torch.linalg.vector_norm(d, dim=-2)
     draws = (uniform(counter, n) + 1) / 2
-    keys = 2 * norms.double().log() - (-draws.log()).log()
+    keys = squared_column_norms(d).log() - (-draws.log()).log()
     chosen = keys.topk(k).indices
     columns = d.gather(-1, chosen.unsqueeze(-2).expand(-1, n, -1)).mH
     u = orthonormalize(columns.to(WIDE[x.dtype])).to(x.dtype)
-    return _ambient(x, u, u @ d, basis)
+    return _ambient(x, u, u @ d)
 
 
-def exact(x: torch.Tensor, d: torch.Tensor, basis: torch.Tensor) -> Sketched:
+def exact(x: torch.Tensor, d: torch.Tensor) -> Sketched:
     r"""Return the whole generator :math:`\operatorname{skewh}(d x^H)`, in :math:`O(n^3)`."""
     product = d.to(WIDE[x.dtype]) @ x.to(WIDE[x.dtype]).mH
-    return Sketched(None, (product - product.mH) / 2, basis)
+    return Sketched(None, (product - product.mH) / 2)
 
 
-def _ambient(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, basis: torch.Tensor) -> Sketched:
+def _ambient(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> Sketched:
     r"""Express :math:`a b^H x^H` (rows :math:`a^H`, :math:`b^H`) in the basis orth[a, xb].
 
     With the polar retraction of ``I + core`` this is the matrix nearest to :math:`x + ab^H`.
@@ -163,15 +152,19 @@ def _ambient(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, basis: torch.Ten
     wide = WIDE[x.dtype]
     left, right = a.to(wide), times_adjoint(b, x).to(wide)
     rows = orthonormalize(torch.cat((left, right), dim=-2))
-    return Sketched(rows, (rows @ left.mH) @ (rows @ right.mH).mH, basis)
+    return Sketched(rows, (rows @ left.mH) @ (rows @ right.mH).mH)
+
+
+def _test_rows(x: torch.Tensor, k: int, counter: torch.Tensor) -> torch.Tensor:
+    n = x.shape[-1]
+    return uniform(counter, k * n).to(x.dtype).view(-1, k, n)
 
 
 def _unit(rows: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.normalize(rows, dim=-1, eps=torch.finfo(rows.dtype).tiny)
+    # In float64: the squares of large or small float32 entries leave its range.
+    wide = rows.to(WIDE[rows.dtype])
+    tiny = torch.finfo(wide.dtype).tiny
+    return torch.nn.functional.normalize(wide, dim=-1, eps=tiny).to(rows.dtype)
 
 
-SKETCHES: dict[str, Sketch] = {
-    "tangent": Sketch(tangent, carries_basis=True),
-    "lsi": Sketch(lsi, carries_basis=False),
-    "column": Sketch(column, carries_basis=False),
-}
+SKETCHES: dict[str, Sketch] = {"tangent": tangent, "lsi": lsi, "column": column}

@@ -36,10 +36,13 @@ def orthonormalize(rows: torch.Tensor) -> torch.Tensor:
 def block_gram_schmidt(rows: torch.Tensor) -> torch.Tensor:
     """Orthonormalize by halves; dependent rows come back as zeros.
 
-    The whole pass runs twice: rows that the first leaves orthogonal to a few digits only
-    are well conditioned input for the second.
+    The whole pass runs three times: nearly dependent rows leave the first orthogonal to a few
+    digits only, are well conditioned input for the second, and the third ends at rounding.
     """
-    return _gram_schmidt_pass(_gram_schmidt_pass(_unit_rows(rows, 0.0)))
+    rows = _unit_rows(rows, 0.0)
+    for _ in range(3):
+        rows = _gram_schmidt_pass(rows)
+    return rows
 
 
 def _unit_rows(rows: torch.Tensor, floor: float) -> torch.Tensor:

@@ -3,15 +3,14 @@
 import math
 from typing import Any
 
+import numpy as np
+import scipy.linalg
 import torch
 
 from .precision import WIDE
 
-# A real rotation this close to half a turn counts as half a turn: its plane is mostly
-# rounding, and mixing two such planes would cost more than this.
-_HALF_TURN = 1e-5
 
-
+@torch.no_grad()
 def unitary_log(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     r"""Return the principal logarithm of unitary matrices, and where there is one.
 
@@ -32,8 +31,8 @@ def unitary_log(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     Notes
     -----
-    Accurate to rounding for complex y; to 1e-5 for a real y with a rotation that close to
-    half a turn, to rounding otherwise. Not differentiable.
+    Not differentiable. The logarithm of a real y comes from its real Schur form, matrix by
+    matrix on the CPU.
     """
     wide = y.to(WIDE[y.dtype])
     log, exists = (_complex_log if y.is_complex() else _real_log)(wide)
@@ -49,20 +48,28 @@ def _complex_log(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _real_log(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    # C = (y + yᵀ)/2 and S = (y - yᵀ)/2 commute, and log y = S f(C), f(cos t) = t / sin t: a
-    # function of a symmetric matrix, which its repeated eigenvalues do not disturb.
-    s = (y - y.mT) / 2
-    cosines, vectors = torch.linalg.eigh((y + y.mT) / 2)
-    sines = torch.linalg.vector_norm(s @ vectors, dim=-2)
-    half_turn = (sines < _HALF_TURN) & (cosines < 0)
-    still = sines == 0
-    ratio = torch.where(still, 1.0, torch.atan2(sines, cosines) / torch.where(still, 1.0, sines))
-    log = s @ (vectors * ratio.where(~half_turn, 0.0).unsqueeze(-2)) @ vectors.mT
-    # Eigenvalues ascend: the half turns come first, and two neighbours make a plane.
-    pairs = y.shape[-1] // 2 * 2
-    even, odd = vectors[..., 0:pairs:2], vectors[..., 1:pairs:2]
-    planes = (odd * (half_turn[..., 1:pairs:2] * math.pi).unsqueeze(-2)) @ even.mT
-    return log + planes - planes.mT, half_turn.sum(-1) % 2 == 0
+    shape = y.shape
+    matrices = y.detach().cpu().reshape(-1, *shape[-2:]).numpy()
+    logs = np.zeros(matrices.shape)
+    exists = np.ones(len(matrices), dtype=bool)
+    for index, matrix in enumerate(matrices):
+        # The Schur form of an orthogonal matrix is block diagonal, to rounding: rotations of
+        # planes, 1 and -1.
+        form, vectors = scipy.linalg.schur(matrix, output="real")
+        generator = np.zeros_like(form)
+        low = np.flatnonzero(np.diagonal(form, -1))
+        high = low + 1
+        sine = form[high, low] - form[low, high]
+        generator[high, low] = np.arctan2(sine, form[low, low] + form[high, high])
+        single = np.setdiff1d(np.arange(len(form)), np.concatenate((low, high)))
+        turned = single[form[single, single] < 0]
+        exists[index] = len(turned) % 2 == 0
+        # Two eigenvalues -1 make a plane that turns by half.
+        pairs = len(turned) // 2 * 2
+        generator[turned[1:pairs:2], turned[0:pairs:2]] = math.pi
+        logs[index] = vectors @ (generator - generator.T) @ vectors.T
+    log = torch.from_numpy(logs).to(y).view(shape)
+    return log, torch.from_numpy(exists).to(y.device).view(shape[:-2])
 
 
 class GeodesicDistance(torch.autograd.Function):
@@ -90,5 +97,6 @@ class GeodesicDistance(torch.autograd.Function):
         """Return the gradients with respect to x and y."""
         x, y, distance = ctx.saved_tensors
         log, _ = unitary_log(y @ x.mH)
-        scale = torch.where(distance == 0, 0.0, grad / distance)[..., None, None].to(x.dtype)
+        same = distance <= x.shape[-1] * torch.finfo(x.dtype).eps
+        scale = torch.where(same, 0.0, grad / distance)[..., None, None].to(x.dtype)
         return -scale * (log @ x), scale * (log @ y)

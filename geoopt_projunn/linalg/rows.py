@@ -57,6 +57,22 @@ def generator_rows(rows: torch.Tensor, x: torch.Tensor, d: torch.Tensor) -> torc
     return (times_adjoint(rows @ x, d) - times_adjoint(rows @ d, x)) / 2
 
 
+def squared_column_norms(d: torch.Tensor) -> torch.Tensor:
+    """Return the squared norm of every column in float64, (*, n), without a temporary of d's size.
+
+    In float64 no entry of float32 overflows or underflows; and torch's norm along columns is
+    thirty times slower than along rows.
+    """
+    parts = d.split(max(1, d.shape[-2] // 16), dim=-2)
+    total = d.new_zeros((*d.shape[:-2], d.shape[-1]), dtype=torch.float64)
+    for part in parts:
+        squares = part.real.double().square()
+        if d.is_complex():
+            squares += part.imag.double().square()
+        total += squares.sum(-2)
+    return total
+
+
 def add_product_(x: torch.Tensor, rows: torch.Tensor, factor: torch.Tensor) -> None:
     r"""Add :math:`\text{rows}^H \text{factor}` to ``x`` in place, one pass for each rank.
 

@@ -17,13 +17,17 @@ _SECOND_MOMENTS = ("elementwise", "scalar")
 class _Adam:
     """Bias-corrected moments of ambient gradients."""
 
+    def buffer_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        names = ("exp_avg", "exp_avg_sq")
+        return (*names, "max_exp_avg_sq") if group["amsgrad"] else names
+
     def first_buffers(self, x: torch.Tensor, group: Mapping[str, Any]) -> Buffers:
         first = torch.zeros_like(x, memory_format=torch.contiguous_format)
         square = first.real if group["second_moment"] == "elementwise" else first.real[..., :1, :1]
-        buffers = {"exp_avg": first, "exp_avg_sq": torch.zeros_like(square)}
-        if group["amsgrad"]:
-            buffers["max_exp_avg_sq"] = torch.zeros_like(square)
-        return {name: buffer.contiguous() for name, buffer in buffers.items()}
+        return {
+            name: first if name == "exp_avg" else torch.zeros_like(square).contiguous()
+            for name in self.buffer_names(group)
+        }
 
     def propose(
         self, grad: torch.Tensor, buffers: Buffers, taken: torch.Tensor, group: Mapping[str, Any]
@@ -136,6 +140,8 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
 
     def _validate(self, group: dict[str, Any]) -> None:
         super()._validate(group)
+        if len(group["betas"]) != 2:
+            raise ValueError(f"`betas` must be a pair of numbers, got {group['betas']!r}.")
         for index, beta in enumerate(group["betas"]):
             check_range(f"betas[{index}]", beta, 0.0, 1.0)
         check_range("eps", group["eps"], 0.0)

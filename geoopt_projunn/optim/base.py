@@ -55,6 +55,13 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         super().__setstate__(state)
         self.__dict__.setdefault("_checked_for_manifold", False)
         self.__dict__.setdefault("_stabilize", None)
+        # torch leaves what is called "step" where a checkpoint had it.
+        for p, values in self.state.items():
+            if "skipped" in values:
+                values["step"] = values["step"].to(p.device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_stabilize": self._stabilize}
 
     def _validate(self, group: dict[str, Any]) -> None:
         """Raise ValueError for a hyperparameter out of range; subclasses add theirs."""
@@ -81,8 +88,12 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
 
         Reading it waits for the device.
         """
-        return sum(int(state["skipped"].sum()) for state in self.state.values() if "basis" in state)
+        return sum(
+            int(state["skipped"].sum()) for state in self.state.values() if "skipped" in state
+        )
 
+    # Under torch.compile geoopt's optimizers would take Euclidean steps without a word.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step with every parameter that has a gradient.
@@ -119,13 +130,11 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         plain: list[dict[str, Any]] = []
         riemannian: list[dict[str, Any]] = []
         for group in self.param_groups:
-            due = [p for p in group["params"] if p.grad is not None]
-            others = [p for p in due if not _is_low_rank(p)]
-            step_group(filter(_is_low_rank, due), self.state, self._rule, group)
-            plain.append({**group, "params": [p for p in others if manifold_of(p) is None]})
-            riemannian.append(
-                {"step": 0, **group, "params": [p for p in others if manifold_of(p) is not None]}
-            )
+            low_rank, others, euclidean = _sorted(group["params"])
+            due = [p for p in low_rank if p.grad is not None]
+            step_group(due, self.state, self._rule, group)
+            riemannian.append({"step": 0, **group, "params": others})
+            plain.append({**group, "params": euclidean})
         self._delegate(self._plain).step(self.state, plain)
         self._step_riemannian(riemannian)
         for group in self.param_groups:
@@ -136,16 +145,17 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
     def _step_riemannian(self, groups: list[dict[str, Any]]) -> None:
         # geoopt adds weight decay and momentum to the gradients themselves, and knows no
         # `maximize`: give it copies.
-        grads = {p: p.grad for group in groups for p in group["params"]}
+        grads = {p: p.grad for group in groups for p in group["params"] if p.grad is not None}
         try:
             for group in groups:
-                for p in group["params"]:
+                for p in grads.keys() & group["params"]:
                     p.grad = -p.grad if group["maximize"] else p.grad.clone()
             self._delegate(self._riemannian).step(self.state, groups)
         finally:
             for p, grad in grads.items():
                 p.grad = grad
 
+    @full_precision
     def _prepare(self) -> None:
         """Check everything that can go wrong, before anything changes."""
         fresh: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
@@ -154,17 +164,18 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
             self._validate(group)
             for p in group["params"]:
                 manifold = manifold_of(p)
-                low_rank = isinstance(manifold, LowRankUnitary)
-                holds_low_rank = holds_low_rank or low_rank
+                holds_low_rank = holds_low_rank or _involves_low_rank(manifold)
                 if p.grad is None:
                     continue
-                self._check_grad(p, manifold)
+                self._check_grad(p, manifold, group)
                 state = self.state.get(p, {})
                 if isinstance(manifold, LowRankUnitary):
                     manifold.assert_check_point(p)
-                    if "basis" not in state:
+                    if "skipped" not in state:
                         fresh[p] = first_state(p, manifold, self._rule, group)
-                elif "basis" in state:
+                    elif not state.keys() >= set(self._rule.buffer_names(group)):
+                        fresh[p] = {**self._rule.first_buffers(p.detach(), group), **state}
+                elif "skipped" in state:
                     raise RuntimeError(
                         f"A parameter of shape {tuple(p.shape)} was on LowRankUnitary and no "
                         "longer is: a conversion or a load dropped its manifold; make it a "
@@ -175,19 +186,28 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
                 f"No parameter of this {type(self).__name__} is on LowRankUnitary. If one should "
                 "be, a conversion or a load dropped its manifold: make it a "
                 "`geoopt.ManifoldParameter` again.",
-                stacklevel=3,
+                # The decorators of _prepare and step, and torch's hooks around it.
+                stacklevel=7,
             )
         self._checked_for_manifold = True
         for p, buffers in fresh.items():
             self.state[p].update(buffers)
 
-    def _check_grad(self, p: torch.Tensor, manifold: Manifold | None) -> None:
+    def _check_grad(
+        self, p: torch.Tensor, manifold: Manifold | None, group: dict[str, Any]
+    ) -> None:
         grad = p.grad
         assert grad is not None
-        if grad.is_sparse and (manifold is not None or not self._takes_sparse):
+        takes_sparse = self._takes_sparse and manifold is None and group["weight_decay"] == 0
+        if grad.is_sparse and not takes_sparse:
             raise TypeError(
                 f"`grad` of a parameter of shape {tuple(p.shape)} must be dense, got a sparse "
                 "gradient; use `sparse=False` in the layer that makes it."
+            )
+        if isinstance(manifold, LowRankUnitary) and grad.dtype != p.dtype:
+            raise TypeError(
+                f"`grad` of a parameter of shape {tuple(p.shape)} must have its dtype, {p.dtype}, "
+                f"got {grad.dtype}; convert it with `p.grad = p.grad.to(p.dtype)`."
             )
 
     def _delegate(self, kind: type[torch.optim.Optimizer]) -> Delegate:
@@ -197,18 +217,29 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
     def stabilize_group(self, group: dict[str, Any]) -> None:
         """Project the parameters of a group on their manifolds, with geoopt's buffers."""
         self._stabilize_low_rank(group)
-        others = [p for p in group["params"] if not _is_low_rank(p) and manifold_of(p) is not None]
+        _, others, _ = _sorted(group["params"])
         self._delegate(self._riemannian).stabilize(self.state, [{**group, "params": others}])
 
     @torch.no_grad()
     def _stabilize_low_rank(self, group: dict[str, Any]) -> None:
-        for p in group["params"]:
-            if _is_low_rank(p):
-                p.copy_(p.manifold.projx(p))
+        for p in _sorted(group["params"])[0]:
+            p.copy_(p.manifold.projx(p))
 
 
-def _is_low_rank(p: torch.Tensor) -> bool:
-    return isinstance(manifold_of(p), LowRankUnitary)
+def _sorted(params: list[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+    """Part the parameters on LowRankUnitary, those on other manifolds and plain ones."""
+    parts: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
+    for p in params:
+        manifold = manifold_of(p)
+        parts[2 if manifold is None else 0 if isinstance(manifold, LowRankUnitary) else 1].append(p)
+    return parts
+
+
+def _involves_low_rank(manifold: Manifold | None) -> bool:
+    """Return whether a manifold is LowRankUnitary, scales it or has it as a factor."""
+    return manifold is not None and any(
+        isinstance(part, LowRankUnitary) for part in manifold.modules()
+    )
 
 
 def check_range(name: str, value: Any, low: float, high: float = float("inf")) -> None:

@@ -24,7 +24,9 @@ class Delegate:
     def step(self, state: Any, groups: list[dict[str, Any]]) -> None:
         """Step the parameters of ``groups``, reading and writing ``state``."""
         if optimizer := self._over(state, groups):
-            optimizer.step()
+            # The step without torch's hooks, which are for the optimizer the user made.
+            step = type(optimizer).step
+            getattr(step, "__wrapped__", step)(optimizer)
 
     def stabilize(self, state: Any, groups: list[dict[str, Any]]) -> None:
         """Project the parameters of ``groups`` on their manifolds."""

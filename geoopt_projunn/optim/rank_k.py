@@ -9,7 +9,6 @@ import torch
 from ..drift import sweep_columns_
 from ..linalg.dense import estimate_orthogonality_error
 from ..manifold import LowRankUnitary
-from ..rotation import Rotation
 from .rules import Buffers, UpdateRule
 
 # Matrices below this size spend their step in launching operations: stacking pays.
@@ -30,7 +29,7 @@ def first_state(
     """
     batch, n = p.shape[:-2], p.shape[-1]
     x = p.detach()
-    if not x.is_meta:
+    if not x.is_meta and x.numel() > 0:
         error = float(estimate_orthogonality_error(x).max()) / math.sqrt(n)
         if not error <= _OFF_MANIFOLD:
             raise ValueError(
@@ -42,7 +41,6 @@ def first_state(
     return {
         "step": torch.zeros(batch, dtype=torch.int64, device=x.device),
         "skipped": torch.zeros(batch, dtype=x.real.dtype, device=x.device),
-        "basis": manifold.first_basis(x),
         **rule.first_buffers(x, group),
     }
 
@@ -57,7 +55,8 @@ def step_group(
     kinds: dict[Any, list[torch.Tensor]] = {}
     for p in parameters:
         stacks = p.shape[-1] < _STACK_BELOW
-        kind = (p.shape, p.dtype, p.device, p.manifold) if stacks else id(p)  # type: ignore[attr-defined]
+        alike = (p.shape, p.dtype, p.device, p.manifold, *states[p])  # type: ignore[attr-defined]
+        kind = alike if stacks else id(p)
         kinds.setdefault(kind, []).append(p)
     for members in kinds.values():
         _step_stack(members, [states[p] for p in members], rule, group)
@@ -108,19 +107,15 @@ def step_(
     """
     taken = buffers["step"]
     direction, proposed = rule.propose(grad, buffers, taken, group)
-    sketched = manifold.sketch_direction(x, direction, buffers["basis"], taken)
+    sketched = manifold.sketch_direction(x, direction, taken)
     length = group["lr"] if group["maximize"] else -group["lr"]
     rotation = manifold.rotation(sketched, length, x.dtype)
-    if manifold.basis_rows:
-        proposed["basis"] = sketched.basis
 
-    finite = _finite(rotation.delta)
-    if rotation.rows is not None:
-        finite = finite & _finite(rotation.rows)
+    finite = rotation.is_finite()
     for buffer in proposed.values():
-        finite = finite & _finite(buffer)
+        finite = finite & _is_finite(buffer)
 
-    _where(finite, rotation).apply_(x)
+    rotation.where(finite).apply_(x)
     if manifold.sweep:
         sweep_columns_(x, min(manifold.sweep, x.shape[-1]), taken, finite)
     for name, buffer in proposed.items():
@@ -129,16 +124,10 @@ def step_(
     buffers["skipped"].add_(~finite)
 
 
-def _finite(tensor: torch.Tensor) -> torch.Tensor:
-    # One pass, and nothing of the size of the tensor is created.
-    largest = torch.linalg.vector_norm(tensor.flatten(1), torch.inf, dim=-1)
-    return torch.isfinite(largest)
-
-
-def _where(finite: torch.Tensor, rotation: Rotation) -> Rotation:
-    mask = finite[:, None, None]
-    rows = rotation.rows
-    return Rotation(None if rows is None else rows.where(mask, 0), rotation.delta.where(mask, 0))
+def _is_finite(buffer: torch.Tensor) -> torch.Tensor:
+    # Two passes that create nothing of the buffer's size; the inf-norm is 20 times slower.
+    real = torch.view_as_real(buffer).flatten(-2) if buffer.is_complex() else buffer
+    return torch.isfinite(real.amax((-2, -1))) & torch.isfinite(real.amin((-2, -1)))
 
 
 def _gather(tensors: list[torch.Tensor], lead: int) -> torch.Tensor:

@@ -11,10 +11,13 @@ Buffers = dict[str, torch.Tensor]
 class UpdateRule(Protocol):
     """How a gradient becomes a direction in the ambient space."""
 
-    def first_buffers(self, x: torch.Tensor, group: Mapping[str, Any]) -> Buffers:
-        """Return the state of a fresh parameter of shape (*, n, n), by name.
+    def buffer_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the names of the state that this group's hyperparameters ask for."""
 
-        Each tensor's shape begins with the batch dimensions of ``x``.
+    def first_buffers(self, x: torch.Tensor, group: Mapping[str, Any]) -> Buffers:
+        """Return that state for a fresh parameter of shape (*, n, n).
+
+        Each tensor's shape begins with the batch dimensions of ``x``; two more follow.
         """
 
     def propose(

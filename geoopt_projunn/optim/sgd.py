@@ -15,10 +15,14 @@ __all__ = ["ProjUNNRiemannianSGD"]
 class _Momentum:
     """Heavy-ball or Nesterov momentum of ambient gradients, as in torch.optim.SGD."""
 
+    def buffer_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        return ("momentum_buffer",) if group["momentum"] else ()
+
     def first_buffers(self, x: torch.Tensor, group: Mapping[str, Any]) -> Buffers:
-        if group["momentum"] == 0:
-            return {}
-        return {"momentum_buffer": torch.zeros_like(x, memory_format=torch.contiguous_format)}
+        return {
+            name: torch.zeros_like(x, memory_format=torch.contiguous_format)
+            for name in self.buffer_names(group)
+        }
 
     def propose(
         self, grad: torch.Tensor, buffers: Buffers, taken: torch.Tensor, group: Mapping[str, Any]
@@ -27,7 +31,7 @@ class _Momentum:
         if momentum == 0:
             return grad, {}
         # torch's first step takes the gradient undamped.
-        share = torch.where(taken == 0, 1.0, 1.0 - group["dampening"]).to(grad.real.dtype)
+        share = (1 - group["dampening"] * (taken > 0).double()).to(grad.real.dtype)
         buffer = torch.addcmul(buffers["momentum_buffer"] * momentum, grad, share[:, None, None])
         direction = grad + momentum * buffer if group["nesterov"] else buffer
         return direction, {"momentum_buffer": buffer}

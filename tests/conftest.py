@@ -1,0 +1,21 @@
+"""One thread and one seed: every test draws the same numbers, alone or in any order."""
+
+import warnings
+
+import pytest
+import torch
+
+# geoopt scripts two functions as it is imported, which torch warns about.
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", ".*torch.jit.script", DeprecationWarning)
+    import geoopt  # noqa: F401
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)

@@ -1,0 +1,74 @@
+"""Ten thousand steps in single precision stay on the manifold."""
+
+import pytest
+import torch
+
+from geoopt_projunn import ProjUNNRiemannianSGD
+
+from ._helpers import RETRACTIONS, eps, orthogonality_error, unitary_parameter
+
+N = 128
+
+
+def wander(steps, dtype, retraction, sweep):
+    """Take random steps of length 1e-3 to 3; return the largest error seen on the way."""
+    p = unitary_parameter(N, N, dtype=dtype, retraction=retraction, sweep=sweep)
+    directions = [torch.randn(N, N, dtype=dtype) for _ in range(61)]
+    lengths = (10 ** (torch.rand(steps) * 3.5 - 3)).tolist()
+    optimizer = ProjUNNRiemannianSGD([p], lr=1.0)
+    worst = 0.0
+    for step, length in enumerate(lengths):
+        p.grad = directions[step % 61]
+        # A random tangent direction of rank one carries about 2 / n of the squared norm.
+        optimizer.param_groups[0]["lr"] = length / N**0.5
+        optimizer.step()
+        if step % 500 == 499:
+            worst = max(worst, orthogonality_error(p))
+    assert optimizer.skipped_steps == 0
+    return worst
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+@pytest.mark.parametrize("retraction", RETRACTIONS)
+def test_ten_thousand_random_steps_stay_on_the_manifold(retraction, dtype):
+    assert wander(10_000, dtype, retraction, sweep=1) < 1e-5
+
+
+@pytest.mark.parametrize("retraction", RETRACTIONS)
+def test_without_the_sweep_rounding_adds_up(retraction):
+    assert wander(2_000, torch.float32, retraction, sweep=0) > 1e-5
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.complex64])
+def test_more_columns_in_a_sweep_hold_the_error_lower(kind):
+    one, four = (wander(500, kind, "cayley", sweep) for sweep in (1, 4))
+    assert four < one
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64])
+def test_a_sweep_mends_an_error_that_is_already_there(dtype):
+    """Within two rounds of n steps, a relative error of 1e-5 is down to rounding."""
+    p = unitary_parameter(16, 16, dtype=dtype)
+    with torch.no_grad():
+        p.add_(1e-5 * torch.randn_like(p))
+    optimizer = ProjUNNRiemannianSGD([p], lr=0.1)
+    before = orthogonality_error(p)
+    for _ in range(32):
+        p.grad = torch.randn_like(p)
+        optimizer.step()
+    assert before > 1e-5
+    assert orthogonality_error(p) < 1e-8 + 30 * eps(dtype)
+
+
+def test_a_step_of_any_length_does_not_amplify_an_error():
+    """P is unitary to the rounding of float64: an error of x is carried along, not fed."""
+    for retraction in RETRACTIONS:
+        p = unitary_parameter(16, 16, dtype=torch.float64, retraction=retraction, sweep=0)
+        with torch.no_grad():
+            p.add_(1e-5 * torch.randn_like(p))
+        optimizer = ProjUNNRiemannianSGD([p], lr=1.0)
+        before = orthogonality_error(p)
+        for _ in range(500):
+            p.grad = torch.randn_like(p)
+            optimizer.step()
+        assert orthogonality_error(p) == pytest.approx(before, rel=1e-4)
