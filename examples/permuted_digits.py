@@ -118,7 +118,7 @@ def torch_init(hidden: int, k: int, lr: float) -> tuple[Classifier, torch.optim.
 
 # Each network, and its best learning rate of LEARNING_RATES on the validation split.
 NETWORKS = {
-    "orthogonal": (orthogonal, 3e-3),
+    "orthogonal": (orthogonal, 1e-2),
     "unconstrained": (unconstrained, 3e-3),
     "unconstrained, torch's init": (torch_init, 1e-3),
 }

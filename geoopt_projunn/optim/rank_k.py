@@ -35,8 +35,8 @@ def first_state(
             raise ValueError(
                 f"A parameter of shape {tuple(p.shape)} on {manifold} must satisfy xᴴx = I "
                 f"before its first step, but ‖xᴴx - I‖ / √n is about {error:.1e}; call "
-                "`proj_()` on it, or assign `manifold.projx(x)`, to start from the nearest "
-                "unitary matrix."
+                "`proj_()` on it under `torch.no_grad()`, or build it from `manifold.projx(x)`, "
+                "to start from the nearest unitary matrix."
             )
     return {
         "step": torch.zeros(batch, dtype=torch.int64, device=x.device),
