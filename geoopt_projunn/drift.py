@@ -4,6 +4,8 @@ import torch
 
 from .linalg.rows import times_adjoint
 
+_CONVERGES = 0.1
+
 
 def sweep_columns_(
     x: torch.Tensor, count: int, counter: torch.Tensor, active: torch.Tensor
@@ -23,7 +25,8 @@ def sweep_columns_(
     counter : torch.Tensor
         (b,), int64, the number of the step
     active : torch.Tensor
-        (b,), bool; where it is False x stays as it is, bit for bit
+        (b,), bool; where it is False x stays as it is, bit for bit. It also does where the
+        error of the columns is above 0.1, too far for the correction to converge
 
     Notes
     -----
@@ -38,4 +41,6 @@ def sweep_columns_(
     error = (rows @ x).scatter_add(-1, turn.unsqueeze(-1), -one)
     within = error.gather(-1, turn.unsqueeze(-2).expand(-1, count, -1))
     mended = rows - times_adjoint(error, x) + within @ rows / 2
-    x.scatter_(-1, pick, torch.where(active[:, None, None], mended, rows).mH)
+    # Far from the manifold, where a parameter was overwritten, the correction would diverge.
+    near = torch.linalg.matrix_norm(error) < _CONVERGES
+    x.scatter_(-1, pick, torch.where((active & near)[:, None, None], mended, rows).mH)

@@ -1,22 +1,19 @@
 r"""The manifold of unitary or orthogonal matrices, stepped at low rank."""
 
 import functools
-import math
 from collections.abc import Callable
 from numbers import Integral
 from typing import Any, TypeVar
 
-import geoopt
 import torch
 from geoopt.manifolds.base import Manifold
-from geoopt.utils import size2shape
 
-from .linalg.dense import estimate_orthogonality_error, haar, orthogonality_error, polar_factor
-from .linalg.logarithm import GeodesicDistance, unitary_log
-from .linalg.precision import WIDE, full_precision
-from .retractions import RETRACTIONS, long_exponential
+from .linalg.hashing import bits_of_row
+from .linalg.precision import full_precision
+from .retractions import RETRACTIONS
 from .rotation import Rotation
 from .sketches import SKETCHES, Sketched, exact, full_range
+from .unitary import UnitaryGeometry
 
 __all__ = ["LowRankUnitary"]
 
@@ -38,7 +35,7 @@ def _step(method: Callable[..., T]) -> Callable[..., T]:
     return full_precision(wrapped)
 
 
-class LowRankUnitary(Manifold):
+class LowRankUnitary(UnitaryGeometry):
     r"""Unitary (complex) or orthogonal (real) matrices whose steps have rank k.
 
     .. math::
@@ -98,7 +95,6 @@ class LowRankUnitary(Manifold):
     """
 
     name = "LowRankUnitary"
-    ndim = 2
     __scaling__ = Manifold.__scaling__.copy()
 
     def __init__(
@@ -181,7 +177,8 @@ class LowRankUnitary(Manifold):
         r"""Return the sketch of the Riemannian gradient, :math:`O(kn^2)`.
 
         :math:`W \operatorname{skewh}(K) W^H x`, of rank at most 2k; for k=None the exact
-        :math:`\frac12 (u - x u^H x)`.
+        :math:`\frac12 (u - x u^H x)`. Equal gradients have equal sketches; the test vectors
+        depend on u and differ from one gradient to the next.
 
         Parameters
         ----------
@@ -196,8 +193,8 @@ class LowRankUnitary(Manifold):
         if self.k is None:
             return self.proju(x, u)
         (x, u), shape = self._flatten(x=x, u=u)
-        counter = torch.zeros(x.shape[:1], dtype=torch.int64, device=x.device)
-        sketched = self.sketch_direction(x, u, counter)
+        # No step is numbered here; the bits of u change from one gradient to the next.
+        sketched = self.sketch_direction(x, u, bits_of_row(u))
         assert sketched.rows is not None
         generator = (sketched.core - sketched.core.mH) / 2
         rows = sketched.rows.to(x.dtype)
@@ -211,6 +208,8 @@ class LowRankUnitary(Manifold):
         Exact (to rounding) for a tangent vector of rank at most 2k, as ``egrad2rgrad`` returns
         them. Of a vector of higher rank, such as a sum of several, the part that touches 2k
         directions is followed, by the tangent sketch. A normal part of u is projected away.
+        Where ``retraction`` shortens a generator (the exponential beyond a Frobenius norm of
+        170), so does this; :meth:`expmap` is exact for any length.
 
         Parameters
         ----------
@@ -255,241 +254,14 @@ class LowRankUnitary(Manifold):
         (x, u, v), shape = self._flatten(x=x, u=u, v=v)
         return self._rotation_along(x, u)(v).view(shape)
 
-    @full_precision
-    def expmap(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-        r"""Return :math:`\exp(\operatorname{skewh}(u x^H))\, x`, exact, :math:`O(n^3)`."""
-        (x, u), shape = self._flatten(x=x, u=u)
-        return _exponential(x, u)(x).view(shape)
-
-    @full_precision
-    def expmap_transp(
-        self, x: torch.Tensor, u: torch.Tensor, v: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        r"""Follow the geodesic and carry v along by the same rotation, :math:`O(n^3)`."""
-        (x, u, v), shape = self._flatten(x=x, u=u, v=v)
-        rotation = _exponential(x, u)
-        return rotation(x).view(shape), rotation(v).view(shape)
-
-    @full_precision
-    def transp_follow_expmap(
-        self, x: torch.Tensor, u: torch.Tensor, v: torch.Tensor
-    ) -> torch.Tensor:
-        """Transport v along the geodesic of u, as :meth:`expmap_transp` does."""
-        (x, u, v), shape = self._flatten(x=x, u=u, v=v)
-        return _exponential(x, u)(v).view(shape)
-
-    @full_precision
-    def transp(self, x: torch.Tensor, y: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        r"""Transport v from x to y by the rotation that joins them, :math:`y x^H v`.
-
-        Isometric and exact; equal to :meth:`transp_follow_retr` where y is a retraction.
-        Without the step that led to y it costs :math:`O(n^3)`.
-        """
-        (x, y, v), shape = self._flatten(x=x, y=y, v=v)
-        return (y @ (x.mH @ v)).view(shape)
-
-    @full_precision
-    def logmap(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        r"""Return the shortest tangent vector that leads from x to y, :math:`\log(y x^H)\, x`.
-
-        Exact, :math:`O(n^3)`, not differentiable.
-
-        Raises
-        ------
-        ValueError
-            If x and y are real and their determinants differ in sign: no path joins them.
-        """
-        (x, y), shape = self._flatten(x=x, y=y)
-        log, exists = unitary_log(y @ x.mH)
-        if not bool(exists.all()):
-            raise ValueError(
-                "`x` and `y` must be joined by a path, but their determinants differ in sign; "
-                "negate one column of one of them."
-            )
-        return (log @ x).view(shape)
-
-    @full_precision
-    def dist(self, x: torch.Tensor, y: torch.Tensor, *, keepdim: bool = False) -> torch.Tensor:
-        r"""Return the geodesic distance :math:`\lVert \log(y x^H) \rVert_F`.
-
-        Infinite between real matrices whose determinants differ in sign. Differentiable.
-        :math:`O(n^3)`.
-
-        Parameters
-        ----------
-        x, y : torch.Tensor
-            (*, n, n), points
-        keepdim : bool
-            keep the last two dimensions, with size 1
-
-        Returns
-        -------
-        torch.Tensor
-            (*) or (*, 1, 1), real
-        """
-        (x, y), shape = self._flatten(x=x, y=y)
-        distance: torch.Tensor = GeodesicDistance.apply(x, y)  # type: ignore[no-untyped-call]
-        return distance.view((*shape[:-2], 1, 1) if keepdim else shape[:-2])
-
-    def inner(
-        self,
-        x: torch.Tensor,
-        u: torch.Tensor,
-        v: torch.Tensor | None = None,
-        *,
-        keepdim: bool = False,
-    ) -> torch.Tensor:
-        r"""Return :math:`\operatorname{Re tr}(u^H v)`, real, (*) or (*, 1, 1)."""
-        for name, vector in (("u", u), ("v", u if v is None else v)):
-            if vector.shape[-2:] != x.shape[-2:]:
-                raise ValueError(_shape_rule(name, vector, x))
-        product = u.conj() * (u if v is None else v)
-        return product.real.sum((-2, -1), keepdim=keepdim)
-
-    @full_precision
-    def proju(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-        r"""Project on the tangent space, :math:`\frac12 (u - x u^H x)`; exact, :math:`O(n^3)`."""
-        (x, u), shape = self._flatten(x=x, u=u)
-        return ((u - x @ (u.mH @ x)) / 2).view(shape)
-
-    @full_precision
-    def projx(self, x: torch.Tensor) -> torch.Tensor:
-        r"""Return the nearest unitary matrix.
-
-        A probe of :math:`O(n^2)` finds out whether the estimated :math:`\lVert x^H x - I
-        \rVert_F` is at most :math:`(n + 8)\varepsilon`, the rounding of a unitary matrix. If
-        so, the result is a copy; if not, the polar factor, :math:`O(n^3)`. The host reads the
-        probe's answer.
-        """
-        (flat,), shape = self._flatten(x=x)
-        tolerance = torch.finfo(x.dtype).eps * (x.shape[-1] + 8)
-        if bool((estimate_orthogonality_error(flat) <= tolerance).all()):
-            return flat.clone(memory_format=torch.contiguous_format).view(shape)
-        return polar_factor(flat).contiguous().view(shape)
-
-    def random(
-        self,
-        *size: int,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        **_: Any,
-    ) -> geoopt.ManifoldTensor:
-        """Draw points from the Haar measure; a real one has either sign of determinant.
-
-        Parameters
-        ----------
-        size : int
-            (*, n, n)
-        dtype, device
-            of the result; torch's default dtype if not given
-
-        Returns
-        -------
-        geoopt.ManifoldTensor
-            (*, n, n)
-        """
-        shape = self._created(size, dtype)
-        return geoopt.ManifoldTensor(haar(*shape, dtype=dtype, device=device), manifold=self)
-
-    def origin(
-        self,
-        *size: int,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        seed: int | None = 42,
-    ) -> geoopt.ManifoldTensor:
-        """Return identity matrices of shape (*, n, n); ``seed`` has no effect."""
-        shape = self._created(size, dtype)
-        eye = torch.eye(shape[-1], dtype=dtype, device=device).expand(shape).contiguous()
-        return geoopt.ManifoldTensor(eye, manifold=self)
-
-    @full_precision
-    @torch.no_grad()
-    def orthogonality_error(self, x: torch.Tensor) -> torch.Tensor:
-        r"""Measure :math:`\lVert x^H x - I \rVert_F`, (*), real; :math:`O(n^3)`, no gradient."""
-        return orthogonality_error(x)
-
-    # -- checks ------------------------------------------------------------------------
-
     def _check_shape(self, shape: tuple[int, ...], name: str) -> tuple[bool, str | None]:
-        if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] == 0:
-            return False, f"`{name}` must have shape (*, n, n), got {tuple(shape)}."
-        n = shape[-1]
-        if self.k is not None and self.k > n // 2:
+        ok, reason = super()._check_shape(shape, name)
+        if ok and self.k is not None and self.k > shape[-1] // 2:
             return False, (
-                f"`k` must satisfy 1 <= k <= n // 2 = {n // 2}, got {self.k}; "
+                f"`k` must satisfy 1 <= k <= n // 2 = {shape[-1] // 2}, got {self.k}; "
                 "use k=None for full rank."
             )
-        return True, None
-
-    def check_point(self, x: torch.Tensor, *, explain: bool = False) -> Any:
-        """Check dtype and shape of a point."""
-        ok, reason = (x.dtype in WIDE), None
-        if ok:
-            return super().check_point(x, explain=explain)
-        reason = _dtype_rule("x", x.dtype)
-        return (ok, reason) if explain else ok
-
-    def assert_check_point(self, x: torch.Tensor) -> None:
-        """Raise TypeError for an unsupported dtype, ValueError for an unsupported shape."""
-        if x.dtype not in WIDE:
-            raise TypeError(_dtype_rule("x", x.dtype))
-        super().assert_check_point(x)
-
-    def _check_point_on_manifold(
-        self, x: torch.Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
-    ) -> tuple[bool, str | None]:
-        if x.dtype not in WIDE:
-            return False, _dtype_rule("x", x.dtype)
-        eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-        product = x.mH @ x
-        if torch.allclose(product, eye.expand_as(product), atol=atol, rtol=rtol):
-            return True, None
-        worst = float((product - eye).abs().max())
-        return False, f"`xᴴx != I` by {worst:.1e} with atol={atol}, rtol={rtol}"
-
-    def _check_vector_on_tangent(
-        self, x: torch.Tensor, u: torch.Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
-    ) -> tuple[bool, str | None]:
-        product = x.mH @ u
-        normal = product + product.mH
-        if torch.allclose(normal, torch.zeros_like(normal), atol=atol, rtol=rtol):
-            return True, None
-        worst = float(normal.abs().max())
-        return False, f"`xᴴu + uᴴx != 0` by {worst:.1e} with atol={atol}, rtol={rtol}"
-
-    def _created(self, size: tuple[int, ...], dtype: torch.dtype | None) -> tuple[int, ...]:
-        shape: tuple[int, ...] = tuple(size2shape(*size))
-        if (dtype or torch.get_default_dtype()) not in WIDE:
-            raise TypeError(_dtype_rule("dtype", dtype or torch.get_default_dtype()))
-        self._assert_check_shape(shape, "size")
-        return shape
-
-    def _flatten(self, **tensors: torch.Tensor) -> tuple[list[torch.Tensor], torch.Size]:
-        """Check, broadcast and view as (b, n, n), contiguous."""
-        x = tensors["x"]
-        self.assert_check_point(x)
-        for name, tensor in tensors.items():
-            if tensor.dtype != x.dtype:
-                raise TypeError(
-                    f"`{name}` must have the dtype of `x`, {x.dtype}, got {tensor.dtype}; "
-                    f"convert it with `{name}.to({x.dtype})`."
-                )
-            if tensor.shape[-2:] != x.shape[-2:]:
-                raise ValueError(_shape_rule(name, tensor, x))
-        try:
-            expanded = torch.broadcast_tensors(*tensors.values())
-        except RuntimeError as error:
-            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors.values())
-            raise ValueError(f"The batch dimensions must broadcast, got {shapes}.") from error
-        shape = expanded[0].shape
-        count = math.prod(shape[:-2])
-        return [t.reshape(count, *shape[-2:]).contiguous() for t in expanded], shape
-
-
-def _exponential(x: torch.Tensor, u: torch.Tensor) -> Rotation:
-    # Not torch.linalg.matrix_exp: in torch 2.13 it loses up to half the digits of one matrix.
-    return Rotation(None, long_exponential(exact(x, u).core))
+        return ok, reason
 
 
 def _check_integer(name: str, value: object, *, least: int, remedy: str) -> None:
@@ -503,18 +275,3 @@ def _check_name(name: str, value: str, known: dict[str, Any]) -> None:
     if value not in list(known):
         choices = ", ".join(repr(choice) for choice in known)
         raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")
-
-
-def _shape_rule(name: str, tensor: torch.Tensor, x: torch.Tensor) -> str:
-    return (
-        f"`{name}` must have shape (*, {x.shape[-2]}, {x.shape[-1]}) like `x`, "
-        f"got {tuple(tensor.shape)}."
-    )
-
-
-def _dtype_rule(name: str, dtype: torch.dtype) -> str:
-    known = ", ".join(str(known).removeprefix("torch.") for known in WIDE)
-    return (
-        f"`{name}` must have one of the dtypes {known}, got {dtype}; half precision cannot hold "
-        "orthogonality, keep this parameter in float32."
-    )

@@ -97,7 +97,8 @@ def lsi(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> Sket
     r"""Sketch the ambient direction on random rows (the paper's LSI).
 
     :math:`D \approx (DV) V^H` with :math:`V = \operatorname{orth}(D^H H)`, :math:`H` a random
-    n x k matrix, a new one at each step.
+    n x k matrix, a new one at each step. What it keeps of a gradient with a large normal part
+    need not descend.
 
     Parameters as in :func:`tangent`.
 
@@ -117,7 +118,8 @@ def column(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> S
     r"""Sketch the ambient direction on k of its columns (the paper's column sampling).
 
     :math:`D \approx U (U^H D)`, :math:`U` an orthonormal basis of k columns drawn without
-    replacement with probabilities proportional to their squared norms.
+    replacement with probabilities proportional to their squared norms. As with :func:`lsi` the
+    step need not descend.
 
     Parameters as in :func:`tangent`.
 

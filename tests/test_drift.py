@@ -112,3 +112,12 @@ def test_a_sweep_creates_nothing_of_the_size_of_the_matrix_and_waits_for_nothing
         sweep_columns_(x, count, step, active)
     assert recorder.largest <= 2 * count * 64
     assert not recorder.forbidden
+
+
+@pytest.mark.parametrize("factor", [2.5, 10.0])
+def test_a_matrix_that_was_overwritten_is_left_to_its_owner(factor):
+    x = factor * unitary(1, 6, 6)
+    before = x.clone()
+    for number in range(20):
+        sweep_columns_(x, 1, torch.tensor([number]), torch.tensor([True]))
+    assert torch.equal(x, before)

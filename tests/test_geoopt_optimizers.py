@@ -219,3 +219,23 @@ def test_samplers_refuse_a_truncated_manifold(sampler):
     x = geoopt.ManifoldParameter(manifold.origin(2, 2), manifold=manifold)
     with pytest.raises(ValueError, match="reversible"):
         sampler([x])
+
+
+def test_geoopt_descends_where_fixed_test_vectors_would_stall():
+    # A large residual and momentum: with the same test vectors in every step the suboptimality
+    # stays near 1e-3.
+    torch.manual_seed(0)
+    n = 32
+    a = torch.randn(n, 2 * n, dtype=torch.float64) / (2 * n) ** 0.5
+    b = 2 * torch.randn(n, 2 * n, dtype=torch.float64) / (2 * n) ** 0.5 + a
+    gram, cross = a @ a.mT, b @ a.mT
+    u, s, vh = torch.linalg.svd(cross)
+    s[-1] *= torch.linalg.det(u @ vh).sign()
+    manifold = LowRankUnitary(1)
+    w = geoopt.ManifoldParameter(torch.eye(n, dtype=torch.float64), manifold=manifold)
+    optimizer = geoopt.optim.RiemannianSGD([w], lr=0.05, momentum=0.9)
+    for _ in range(2000):
+        w.grad = w.detach() @ gram - cross
+        optimizer.step()
+    gain = (w.detach() * cross).sum()
+    assert (s.sum() - gain) / s.sum() < 1e-6

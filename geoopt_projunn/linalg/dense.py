@@ -5,6 +5,7 @@ import math
 import torch
 
 from .hashing import uniform
+from .precision import WIDE
 from .rows import times_adjoint
 
 _PROBES = 4
@@ -72,6 +73,7 @@ def haar(
     without that the law depends on the routine's sign convention (Mezzadri, Notices of the
     AMS 54, 2007).
     """
-    q, r = torch.linalg.qr(torch.randn(*size, dtype=dtype, device=device))
+    gaussian = torch.randn(*size, dtype=dtype, device=device)
+    q, r = torch.linalg.qr(gaussian.to(WIDE[gaussian.dtype]))
     phases = r.diagonal(dim1=-2, dim2=-1).sgn()
-    return q * torch.where(phases == 0, 1, phases).unsqueeze(-2)
+    return (q * torch.where(phases == 0, 1, phases).unsqueeze(-2)).to(gaussian.dtype)

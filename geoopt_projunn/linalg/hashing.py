@@ -35,6 +35,17 @@ def uniform(counter: torch.Tensor, count: int) -> torch.Tensor:
     return (_shift(bits, 12).double() + 0.5) * 2.0**-51 - 1.0
 
 
+def bits_of_row(u: torch.Tensor) -> torch.Tensor:
+    """Return a counter that the first row of each matrix determines, (*), int64.
+
+    A sum of bits taken as integers: the same in any order, and so in any batch.
+    """
+    row = u[..., 0, :]
+    real = torch.view_as_real(row).flatten(-2) if row.is_complex() else row
+    integer = torch.int64 if real.dtype == torch.float64 else torch.int32
+    return real.contiguous().view(integer).sum(-1, dtype=torch.int64)
+
+
 def _shift(bits: torch.Tensor, by: int) -> torch.Tensor:
     """Shift right and fill with zeros; torch's own shift of int64 copies the sign."""
     return (bits >> by) & ((1 << (64 - by)) - 1)

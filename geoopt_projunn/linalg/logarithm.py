@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 import torch
+from torch.autograd.function import once_differentiable
 
 from .precision import WIDE
 
@@ -93,6 +94,7 @@ class GeodesicDistance(torch.autograd.Function):
         return distance.to(x.real.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the gradients with respect to x and y."""
         x, y, distance = ctx.saved_tensors

@@ -11,15 +11,16 @@ from .rules import Buffers
 
 __all__ = ["ProjUNNRiemannianAdam"]
 
-_SECOND_MOMENTS = ("elementwise", "scalar")
+# And what their state is called: a group that changes from one to the other starts afresh.
+_SECOND_MOMENTS = {"elementwise": "exp_avg_sq", "scalar": "exp_avg_norm_sq"}
 
 
 class _Adam:
     """Bias-corrected moments of ambient gradients."""
 
     def buffer_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
-        names = ("exp_avg", "exp_avg_sq")
-        return (*names, "max_exp_avg_sq") if group["amsgrad"] else names
+        second = _SECOND_MOMENTS[group["second_moment"]]
+        return ("exp_avg", second, f"max_{second}") if group["amsgrad"] else ("exp_avg", second)
 
     def first_buffers(self, x: torch.Tensor, group: Mapping[str, Any]) -> Buffers:
         first = torch.zeros_like(x, memory_format=torch.contiguous_format)
@@ -36,14 +37,12 @@ class _Adam:
         square = grad.real.square() if not grad.is_complex() else grad.real**2 + grad.imag**2
         if group["second_moment"] == "scalar":
             square = square.sum((-2, -1), keepdim=True)
-        proposed = {
-            "exp_avg": buffers["exp_avg"].lerp(grad, 1 - beta1),
-            "exp_avg_sq": buffers["exp_avg_sq"].lerp(square, 1 - beta2),
-        }
-        second = proposed["exp_avg_sq"]
+        name = _SECOND_MOMENTS[group["second_moment"]]
+        second = buffers[name].lerp(square, 1 - beta2)
+        proposed = {"exp_avg": buffers["exp_avg"].lerp(grad, 1 - beta1), name: second}
         if group["amsgrad"]:
-            second = torch.maximum(buffers["max_exp_avg_sq"], second)
-            proposed["max_exp_avg_sq"] = second
+            second = torch.maximum(buffers[f"max_{name}"], second)
+            proposed[f"max_{name}"] = second
         step = (taken + 1).to(torch.float64)
         correction1 = (1 - beta1**step).to(second.dtype)[:, None, None]
         correction2 = (1 - beta2**step).to(second.dtype)[:, None, None]
@@ -73,7 +72,8 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
     lr : float or torch.Tensor
         Learning rate; its unit on LowRankUnitary depends on ``second_moment``.
     betas : tuple of float
-        Decay of the moments; (0, α) is the paper's RMSprop with smoothing α.
+        Decay of the moments; (0, α) is the paper's RMSprop with smoothing α, with Adam's bias
+        correction.
     eps : float
         added to the denominator
     weight_decay : float
@@ -140,7 +140,7 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
 
     def _validate(self, group: dict[str, Any]) -> None:
         super()._validate(group)
-        if len(group["betas"]) != 2:
+        if not isinstance(group["betas"], (tuple, list)) or len(group["betas"]) != 2:
             raise ValueError(f"`betas` must be a pair of numbers, got {group['betas']!r}.")
         for index, beta in enumerate(group["betas"]):
             check_range(f"betas[{index}]", beta, 0.0, 1.0)

@@ -14,7 +14,7 @@ from .delegate import Delegate
 from .rank_k import first_state, step_group
 from .rules import UpdateRule
 
-_TORCH_ONLY = ("foreach", "fused", "capturable", "differentiable", "decoupled_weight_decay")
+_GROUP_KEYS = ("params", "param_names", "name", "stabilize", "step", "initial_lr")
 
 
 def manifold_of(p: torch.Tensor) -> Manifold | None:
@@ -55,6 +55,13 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         super().__setstate__(state)
         self.__dict__.setdefault("_checked_for_manifold", False)
         self.__dict__.setdefault("_stabilize", None)
+        # A checkpoint of another optimizer, or an older one, may lack some options. torch adds
+        # "differentiable" to the defaults here, which is no option of ours.
+        options = {**self.defaults, "stabilize": self._stabilize}
+        options.pop("differentiable", None)
+        for group in self.param_groups:
+            for name, value in options.items():
+                group.setdefault(name, value)
         # torch leaves what is called "step" where a checkpoint had it.
         for p, values in self.state.items():
             if "skipped" in values:
@@ -67,18 +74,21 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         """Raise ValueError for a hyperparameter out of range; subclasses add theirs."""
         for name in ("lr", "weight_decay"):
             check_range(name, group[name], 0.0)
-        if group["stabilize"] is not None and (
-            not isinstance(group["stabilize"], int) or group["stabilize"] < 1
+        every = group["stabilize"]
+        if every is not None and (
+            isinstance(every, bool) or not isinstance(every, int) or every < 1
         ):
-            raise ValueError(
-                f"`stabilize` must be None or a positive integer, got {group['stabilize']!r}."
-            )
-        for name in _TORCH_ONLY:
-            if group.get(name):
-                raise ValueError(f"{type(self).__name__} does not support `{name}`; remove it.")
+            raise ValueError(f"`stabilize` must be None or a positive integer, got {every!r}.")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, after checking its hyperparameters."""
+        known = {*self.defaults, *_GROUP_KEYS}
+        unknown = [] if not isinstance(param_group, dict) else sorted(param_group.keys() - known)
+        if unknown:
+            raise ValueError(
+                f"{type(self).__name__} does not support `{unknown[0]}`; remove it from the group. "
+                f"Supported are {', '.join((*self.defaults, 'stabilize'))}."
+            )
         self._validate({"stabilize": self._stabilize, **self.defaults, **param_group})
         super().add_param_group(param_group)
 
@@ -171,6 +181,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
                 state = self.state.get(p, {})
                 if isinstance(manifold, LowRankUnitary):
                     manifold.assert_check_point(p)
+                    self._check_state(p, state)
                     if "skipped" not in state:
                         fresh[p] = first_state(p, manifold, self._rule, group)
                     elif not state.keys() >= set(self._rule.buffer_names(group)):
@@ -192,6 +203,14 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         self._checked_for_manifold = True
         for p, buffers in fresh.items():
             self.state[p].update(buffers)
+
+    def _check_state(self, p: torch.Tensor, state: dict[str, Any]) -> None:
+        if "skipped" in state and state["skipped"].dtype != p.real.dtype:
+            raise TypeError(
+                f"The state of a parameter of shape {tuple(p.shape)} must have its precision, "
+                f"{p.real.dtype}, got {state['skipped'].dtype}: the parameter was converted after "
+                "its first step; rebuild the optimizer."
+            )
 
     def _check_grad(
         self, p: torch.Tensor, manifold: Manifold | None, group: dict[str, Any]
@@ -243,9 +262,12 @@ def _involves_low_rank(manifold: Manifold | None) -> bool:
 
 
 def check_range(name: str, value: Any, low: float, high: float = float("inf")) -> None:
-    """Raise ValueError unless low <= value < high; a tensor is taken as it is."""
-    # A learning rate that is a tensor may live on a device: its value is not read.
+    """Raise an error unless low <= value < high; the value of a tensor is not read."""
     if isinstance(value, torch.Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"`{name}` must be one number, got a tensor of {value.numel()}.")
         return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"`{name}` must be a number, got {value!r}.")
     if not low <= value or not (value < high or value == low):
         raise ValueError(f"`{name}` must lie in [{low}, {high}), got {value}.")

@@ -40,6 +40,7 @@ def first_state(
             )
     return {
         "step": torch.zeros(batch, dtype=torch.int64, device=x.device),
+        # Of a floating dtype, which is what torch makes of it when a checkpoint is loaded.
         "skipped": torch.zeros(batch, dtype=x.real.dtype, device=x.device),
         **rule.first_buffers(x, group),
     }

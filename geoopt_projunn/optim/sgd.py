@@ -30,7 +30,7 @@ class _Momentum:
         momentum = group["momentum"]
         if momentum == 0:
             return grad, {}
-        # torch's first step takes the gradient undamped.
+        # As in torch, the first step of a parameter takes the gradient undamped.
         share = (1 - group["dampening"] * (taken > 0).double()).to(grad.real.dtype)
         buffer = torch.addcmul(buffers["momentum_buffer"] * momentum, grad, share[:, None, None])
         direction = grad + momentum * buffer if group["nesterov"] else buffer

@@ -26,6 +26,7 @@ from ._helpers import (
 
 REAL_AND_COMPLEX = (torch.float64, torch.complex128)
 SECOND_MOMENTS = ("elementwise", "scalar")
+NAMES = {"elementwise": "exp_avg_sq", "scalar": "exp_avg_norm_sq"}
 OPTIONS = [
     {},
     {"betas": (0.5, 0.6)},
@@ -143,13 +144,14 @@ def test_second_moment_is_real_and_holds_the_squared_modulus(
     feed(optimizer, p, [grad])
     square = grad.abs() ** 2
     expected = square / 4 if size == (6, 6) else square.sum((-2, -1), keepdim=True) / 4
-    names = ["exp_avg_sq", "max_exp_avg_sq"] if amsgrad else ["exp_avg_sq"]
+    name = NAMES[second_moment]
+    names = [name, f"max_{name}"] if amsgrad else [name]
     for name in names:
         value = optimizer.state[p][name]
         assert value.dtype == grad.real.dtype
         assert value.shape == (*batch, *size)
         assert_within(value / expected, torch.ones(()), 20 * eps(dtype))
-    assert ("max_exp_avg_sq" in optimizer.state[p]) is amsgrad
+    assert (f"max_{NAMES[second_moment]}" in optimizer.state[p]) is amsgrad
     assert optimizer.state[p]["exp_avg"].dtype == dtype
     assert_within(optimizer.state[p]["exp_avg"], grad / 10, 10 * eps(dtype))
 
@@ -163,8 +165,9 @@ def test_amsgrad_never_divides_by_less_than_before(second_moment):
     largest = torch.zeros(())
     for grad in gradients(p, 8):
         feed(optimizer, p, [grad * torch.rand(())])
-        largest = torch.maximum(largest, optimizer.state[p]["exp_avg_sq"])
-        assert_same_bits(optimizer.state[p]["max_exp_avg_sq"], largest)
+        name = NAMES[second_moment]
+        largest = torch.maximum(largest, optimizer.state[p][name])
+        assert_same_bits(optimizer.state[p][f"max_{name}"], largest)
 
 
 @pytest.mark.parametrize("k", [1, 2, None])
@@ -238,3 +241,17 @@ def test_second_moments_may_differ_between_groups():
         optimizer.step()
     assert_same_bits(first, apart[0])
     assert_same_bits(second, apart[1])
+
+
+@pytest.mark.parametrize("first", SECOND_MOMENTS)
+def test_a_group_may_change_its_second_moment(first):
+    (second,) = set(SECOND_MOMENTS) - {first}
+    p = unitary_parameter(6, 6)
+    optimizer = ProjUNNRiemannianAdam([p], second_moment=first)
+    feed(optimizer, p, gradients(p, 2))
+    optimizer.param_groups[0]["second_moment"] = second
+    grads = gradients(p, 1)
+    feed(optimizer, p, grads)
+    square = grads[0] ** 2 if second == "elementwise" else (grads[0] ** 2).sum()
+    assert_within(optimizer.state[p][NAMES[second]] / (square * 1e-3), torch.ones(()), 1e-4)
+    assert optimizer.skipped_steps == 0

@@ -1,0 +1,305 @@
+r"""The exact geometry of unitary or orthogonal matrices."""
+
+import math
+from typing import Any
+
+import geoopt
+import torch
+from geoopt.manifolds.base import Manifold
+from geoopt.utils import size2shape
+
+from .linalg.dense import (
+    estimate_orthogonality_error,
+    haar,
+    orthogonality_error,
+    polar_factor,
+)
+from .linalg.logarithm import GeodesicDistance, unitary_log
+from .linalg.precision import WIDE, full_precision
+from .retractions import long_exponential
+from .rotation import Rotation
+from .sketches import exact
+
+
+class UnitaryGeometry(Manifold):
+    r"""What does not depend on how a step is taken: :math:`O(n^3)`, exact.
+
+    Points x satisfy :math:`x^H x = I`, shape (*, n, n); tangent vectors at x are
+    :math:`\Omega x`, :math:`\Omega` skew-Hermitian; the metric is
+    :math:`\operatorname{Re tr}(u^H v)`.
+    """
+
+    ndim = 2
+
+    @full_precision
+    def expmap(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        r"""Return :math:`\exp(\operatorname{skewh}(u x^H))\, x`, exact, :math:`O(n^3)`."""
+        (x, u), shape = self._flatten(x=x, u=u)
+        return _exponential(x, u)(x).view(shape)
+
+    @full_precision
+    def expmap_transp(
+        self, x: torch.Tensor, u: torch.Tensor, v: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        r"""Follow the geodesic and carry v along by the same rotation, :math:`O(n^3)`."""
+        (x, u, v), shape = self._flatten(x=x, u=u, v=v)
+        rotation = _exponential(x, u)
+        return rotation(x).view(shape), rotation(v).view(shape)
+
+    @full_precision
+    def transp_follow_expmap(
+        self, x: torch.Tensor, u: torch.Tensor, v: torch.Tensor
+    ) -> torch.Tensor:
+        """Transport v along the geodesic of u, as :meth:`expmap_transp` does."""
+        (x, u, v), shape = self._flatten(x=x, u=u, v=v)
+        return _exponential(x, u)(v).view(shape)
+
+    @full_precision
+    def transp(self, x: torch.Tensor, y: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        r"""Transport v from x to y by the rotation that joins them, :math:`y x^H v`.
+
+        Isometric and exact; equal to :meth:`transp_follow_retr` where y is a retraction.
+        Without the step that led to y it costs :math:`O(n^3)`.
+        """
+        (x, y, v), shape = self._flatten(x=x, y=y, v=v)
+        return (y @ (x.mH @ v)).view(shape)
+
+    @full_precision
+    @torch.no_grad()
+    def logmap(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        r"""Return the shortest tangent vector that leads from x to y, :math:`\log(y x^H)\, x`.
+
+        Exact, :math:`O(n^3)`; the result carries no gradient.
+
+        Raises
+        ------
+        ValueError
+            If x and y are real and their determinants differ in sign: no path joins them.
+        """
+        (x, y), shape = self._flatten(x=x, y=y)
+        log, exists = unitary_log(y @ x.mH)
+        if not bool(exists.all()):
+            raise ValueError(
+                "`x` and `y` must be joined by a path, but their determinants differ in sign; "
+                "negate one column of one of them."
+            )
+        return (log @ x).view(shape)
+
+    @full_precision
+    def dist(self, x: torch.Tensor, y: torch.Tensor, *, keepdim: bool = False) -> torch.Tensor:
+        r"""Return the geodesic distance :math:`\lVert \log(y x^H) \rVert_F`.
+
+        Infinite between real matrices whose determinants differ in sign. Differentiable.
+        :math:`O(n^3)`.
+
+        Parameters
+        ----------
+        x, y : torch.Tensor
+            (*, n, n), points
+        keepdim : bool
+            keep the last two dimensions, with size 1
+
+        Returns
+        -------
+        torch.Tensor
+            (*) or (*, 1, 1), real
+        """
+        (x, y), shape = self._flatten(x=x, y=y)
+        distance: torch.Tensor = GeodesicDistance.apply(x, y)  # type: ignore[no-untyped-call]
+        return distance.view((*shape[:-2], 1, 1) if keepdim else shape[:-2])
+
+    def inner(
+        self,
+        x: torch.Tensor,
+        u: torch.Tensor,
+        v: torch.Tensor | None = None,
+        *,
+        keepdim: bool = False,
+    ) -> torch.Tensor:
+        r"""Return :math:`\operatorname{Re tr}(u^H v)`, real, (*) or (*, 1, 1)."""
+        for name, vector in (("u", u), ("v", u if v is None else v)):
+            if vector.shape[-2:] != x.shape[-2:]:
+                raise ValueError(_shape_rule(name, vector, x))
+        product = u.conj() * (u if v is None else v)
+        return product.real.sum((-2, -1), keepdim=keepdim)
+
+    @full_precision
+    def proju(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        r"""Project on the tangent space, :math:`\frac12 (u - x u^H x)`; exact, :math:`O(n^3)`."""
+        (x, u), shape = self._flatten(x=x, u=u)
+        return ((u - x @ (u.mH @ x)) / 2).view(shape)
+
+    @full_precision
+    @torch.no_grad()
+    def projx(self, x: torch.Tensor) -> torch.Tensor:
+        r"""Return the nearest unitary matrix.
+
+        A probe of :math:`O(n^2)` finds out whether the estimated :math:`\lVert x^H x - I
+        \rVert_F` is at most :math:`(4 \sqrt n + 8)\varepsilon`, a few times the rounding of a
+        unitary matrix. If so, the result is a copy; if not, the polar factor, :math:`O(n^3)`.
+        The host reads the probe's answer. The result carries no gradient.
+
+        Raises
+        ------
+        ValueError
+            If x is not finite.
+        """
+        (flat,), shape = self._flatten(x=x)
+        error = estimate_orthogonality_error(flat)
+        if not bool(error.isfinite().all()):
+            raise ValueError(
+                "`x` must be finite, but has infinite or NaN entries, or entries whose squares "
+                "overflow; start again from `manifold.random` or a checkpoint."
+            )
+        tolerance = torch.finfo(x.dtype).eps * (4 * math.sqrt(x.shape[-1]) + 8)
+        if bool((error <= tolerance).all()):
+            return flat.clone(memory_format=torch.contiguous_format).view(shape)
+        return polar_factor(flat).contiguous().view(shape)
+
+    def random(
+        self,
+        *size: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> geoopt.ManifoldTensor:
+        """Draw points from the Haar measure; a real one has either sign of determinant.
+
+        Parameters
+        ----------
+        size : int
+            (*, n, n)
+        dtype, device
+            of the result; torch's default dtype if not given
+
+        Returns
+        -------
+        geoopt.ManifoldTensor
+            (*, n, n)
+        """
+        shape = self._created(size, dtype)
+        return geoopt.ManifoldTensor(haar(*shape, dtype=dtype, device=device), manifold=self)
+
+    def origin(
+        self,
+        *size: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        seed: int | None = 42,
+    ) -> geoopt.ManifoldTensor:
+        """Return identity matrices of shape (*, n, n); ``seed`` has no effect."""
+        shape = self._created(size, dtype)
+        eye = torch.eye(shape[-1], dtype=dtype, device=device).expand(shape).contiguous()
+        return geoopt.ManifoldTensor(eye, manifold=self)
+
+    @full_precision
+    @torch.no_grad()
+    def orthogonality_error(self, x: torch.Tensor) -> torch.Tensor:
+        r"""Measure :math:`\lVert x^H x - I \rVert_F`, (*), real; :math:`O(n^3)`, no gradient."""
+        return orthogonality_error(x)
+
+    # -- checks ------------------------------------------------------------------------
+
+    def _check_shape(self, shape: tuple[int, ...], name: str) -> tuple[bool, str | None]:
+        if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] == 0:
+            return False, (
+                f"`{name}` must have shape (*, n, n), got {tuple(shape)}; for rectangular "
+                "matrices use geoopt.Stiefel."
+            )
+        return True, None
+
+    def check_point(self, x: torch.Tensor, *, explain: bool = False) -> Any:
+        """Check dtype and shape of a point."""
+        ok, reason = (x.dtype in WIDE), None
+        if ok:
+            return super().check_point(x, explain=explain)
+        reason = _dtype_rule("x", x.dtype)
+        return (ok, reason) if explain else ok
+
+    def assert_check_point(self, x: torch.Tensor) -> None:
+        """Raise TypeError for an unsupported dtype, ValueError for an unsupported shape."""
+        if x.dtype not in WIDE:
+            raise TypeError(_dtype_rule("x", x.dtype))
+        super().assert_check_point(x)
+
+    def _check_point_on_manifold(
+        self, x: torch.Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
+    ) -> tuple[bool, str | None]:
+        if x.dtype not in WIDE:
+            return False, _dtype_rule("x", x.dtype)
+        eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        product = x.mH @ x
+        if torch.allclose(product, eye.expand_as(product), atol=atol, rtol=rtol):
+            return True, None
+        worst = float((product - eye).abs().max())
+        return False, f"`xᴴx != I` by {worst:.1e} with atol={atol}, rtol={rtol}"
+
+    def _check_vector_on_tangent(
+        self, x: torch.Tensor, u: torch.Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
+    ) -> tuple[bool, str | None]:
+        if u.dtype != x.dtype:
+            return False, _same_dtype_rule("u", u, x)
+        if u.shape[-2:] != x.shape[-2:]:
+            return False, _shape_rule("u", u, x)
+        product = x.mH @ u
+        normal = product + product.mH
+        if torch.allclose(normal, torch.zeros_like(normal), atol=atol, rtol=rtol):
+            return True, None
+        worst = float(normal.abs().max())
+        return False, f"`xᴴu + uᴴx != 0` by {worst:.1e} with atol={atol}, rtol={rtol}"
+
+    def _created(self, size: tuple[int, ...], dtype: torch.dtype | None) -> tuple[int, ...]:
+        shape: tuple[int, ...] = tuple(size2shape(*size))
+        if (dtype or torch.get_default_dtype()) not in WIDE:
+            raise TypeError(_dtype_rule("dtype", dtype or torch.get_default_dtype()))
+        self._assert_check_shape(shape, "size")
+        return shape
+
+    def _flatten(self, **tensors: torch.Tensor) -> tuple[list[torch.Tensor], torch.Size]:
+        """Check, broadcast and view as (b, n, n), contiguous."""
+        x = tensors["x"]
+        self.assert_check_point(x)
+        for name, tensor in tensors.items():
+            if tensor.dtype != x.dtype:
+                raise TypeError(_same_dtype_rule(name, tensor, x))
+            if tensor.shape[-2:] != x.shape[-2:]:
+                raise ValueError(_shape_rule(name, tensor, x))
+        try:
+            expanded = torch.broadcast_tensors(*tensors.values())
+        except RuntimeError as error:
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors.values())
+            raise ValueError(
+                f"The batch dimensions must broadcast, got {shapes}; make them equal "
+                "or 1 where they differ."
+            ) from error
+        shape = expanded[0].shape
+        count = math.prod(shape[:-2])
+        return [t.reshape(count, *shape[-2:]).contiguous() for t in expanded], shape
+
+
+def _exponential(x: torch.Tensor, u: torch.Tensor) -> Rotation:
+    # Not torch.linalg.matrix_exp: in torch 2.13 it loses up to half the digits of one matrix.
+    return Rotation(None, long_exponential(exact(x, u).core))
+
+
+def _shape_rule(name: str, tensor: torch.Tensor, x: torch.Tensor) -> str:
+    return (
+        f"`{name}` must have shape (*, {x.shape[-2]}, {x.shape[-1]}) like `x`, "
+        f"got {tuple(tensor.shape)}."
+    )
+
+
+def _same_dtype_rule(name: str, tensor: torch.Tensor, x: torch.Tensor) -> str:
+    return (
+        f"`{name}` must have the dtype of `x`, {x.dtype}, got {tensor.dtype}; "
+        f"convert it with `{name}.to({x.dtype})`."
+    )
+
+
+def _dtype_rule(name: str, dtype: torch.dtype) -> str:
+    known = ", ".join(str(known).removeprefix("torch.") for known in WIDE)
+    remedy = (
+        "half precision cannot hold orthogonality, keep this parameter in float32"
+        if dtype.is_floating_point or dtype.is_complex
+        else "convert it with `.to(torch.float32)`"
+    )
+    return f"`{name}` must have one of the dtypes {known}, got {dtype}; {remedy}."
