@@ -220,3 +220,41 @@ def test_a_refusal_changes_nothing():
         with pytest.raises((ValueError, TypeError), match="`u` must have"):
             weight.retr(bad)
     assert torch.equal(weight.detach(), before)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_point_that_is_not_finite_has_no_projection(value):
+    x = torch.eye(4)
+    x[1, 2] = value
+    with pytest.raises(ValueError, match=r"`x` must be finite.*checkpoint"):
+        LowRankUnitary().projx(x)
+
+
+def test_checks_of_a_vector_give_their_reason_for_dtype_and_shape():
+    manifold, x = LowRankUnitary(), torch.eye(4)
+    ok, reason = manifold.check_vector_on_tangent(x, torch.zeros(4, 4).double(), explain=True)
+    assert not ok
+    assert "`u` must have the dtype of `x`" in reason
+    ok, reason = manifold.check_vector_on_tangent(x, torch.zeros(7, 7), explain=True)
+    assert not ok
+    assert "`u` must have shape (*, 4, 4) like `x`, got (7, 7)" in reason
+
+
+def test_an_integer_point_is_told_to_become_a_float():
+    with pytest.raises(TypeError, match=r"got torch.int64; convert it with `.to\(torch.float32\)`"):
+        LowRankUnitary().projx(torch.eye(4).long())
+
+
+def test_random_refuses_an_unknown_argument():
+    with pytest.raises(TypeError, match="dtpe"):
+        LowRankUnitary().random(4, 4, dtpe=torch.float64)
+
+
+def test_a_second_derivative_of_the_squared_distance_is_refused():
+    manifold = LowRankUnitary()
+    x = manifold.random(4, 4, dtype=torch.float64)
+    y = manifold.expmap(x, 0.1 * manifold.proju(x, torch.randn(4, 4, dtype=torch.float64)))
+    y = y.detach().requires_grad_()
+    (grad,) = torch.autograd.grad(manifold.dist2(x, y), y, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()

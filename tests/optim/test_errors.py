@@ -371,3 +371,46 @@ def test_a_warning_made_an_error_leaves_everything_as_it_is(kind):
         with pytest.raises(UserWarning, match="No parameter"):
             optimizer.step()
     before.assert_unchanged()
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_an_unknown_key_of_a_group_is_refused_and_the_group_not_added(kind):
+    optimizer = kind([unitary_parameter(6, 6)])
+    with pytest.raises(ValueError, match=r"does not support `momentumm`; remove it from the group"):
+        optimizer.add_param_group({"params": [unitary_parameter(6, 6)], "momentumm": 0.9})
+    assert len(optimizer.param_groups) == 1
+    optimizer.add_param_group({"params": [unitary_parameter(6, 6)], "name": "second"})
+    assert len(optimizer.param_groups) == 2
+
+
+@pytest.mark.parametrize("value", ["1e-3", None, True, 1j])
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_learning_rate_that_is_no_number_is_refused(kind, value):
+    with pytest.raises(TypeError, match=r"`lr` must be a number, got "):
+        kind([unitary_parameter(6, 6)], lr=value)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_tensor_of_several_learning_rates_is_refused(kind):
+    with pytest.raises(ValueError, match=r"`lr` must be one number, got a tensor of 2"):
+        kind([unitary_parameter(6, 6)], lr=torch.tensor([1e-2, 1e-1]))
+
+
+@pytest.mark.parametrize("betas", [None, 0.9, (0.9,), (0.9, 0.99, 0.999)])
+def test_betas_that_are_no_pair_are_refused(betas):
+    with pytest.raises(ValueError, match=r"`betas` must be a pair of numbers, got "):
+        ProjUNNRiemannianAdam([unitary_parameter(6, 6)], betas=betas)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_parameter_converted_after_its_first_step_is_refused(kind):
+    p, q = unitary_parameter(6, 6), unitary_parameter(6, 6)
+    optimizer = kind([q, p])
+    p.grad, q.grad = torch.randn(6, 6), torch.randn(6, 6)
+    optimizer.step()
+    p.data = p.data.double()
+    p.grad = torch.randn(6, 6, dtype=torch.float64)
+    before = q.detach().clone()
+    with pytest.raises(TypeError, match=r"must have its precision, torch.float64.*rebuild"):
+        optimizer.step()
+    assert torch.equal(q, before)

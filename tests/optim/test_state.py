@@ -508,3 +508,19 @@ def test_steps_of_plain_and_unitary_parameters_are_independent(kind):
             other.step()
     for p, q in zip(params, apart, strict=True):
         assert_same_bits(p, q)
+
+
+@pytest.mark.parametrize(
+    "other", [torch.optim.Adam, geoopt.optim.RiemannianAdam, ProjUNNRiemannianSGD]
+)
+def test_options_that_a_checkpoint_lacks_take_their_defaults(other):
+    p, q = unitary_parameter(6, 6), unitary_parameter(6, 6)
+    optimizer = ProjUNNRiemannianAdam([p], second_moment="scalar", stabilize=4)
+    optimizer.load_state_dict(other([q], lr=0.25).state_dict())
+    (group,) = optimizer.param_groups
+    assert group["lr"] == 0.25
+    assert group["second_moment"] == "scalar"
+    before = p.detach().clone()
+    feed(optimizer, p, gradients(p, 2))
+    assert not torch.equal(p, before)
+    assert optimizer.skipped_steps == 0
