@@ -37,8 +37,10 @@ def sweep_columns_(
     turn = (counter.unsqueeze(-1) * count + torch.arange(count, device=x.device)) % n
     pick = turn.unsqueeze(-2).expand(-1, n, -1)
     rows = x.gather(-1, pick).mH.contiguous()
-    one = torch.ones((), dtype=x.dtype, device=x.device).expand(*turn.shape, 1)
-    error = (rows @ x).scatter_add(-1, turn.unsqueeze(-1), -one)
+    product = rows @ x
+    own = turn.unsqueeze(-1)
+    # Not scatter_add, which has no deterministic kernel on every device.
+    error = product.scatter(-1, own, product.gather(-1, own) - 1)
     within = error.gather(-1, turn.unsqueeze(-2).expand(-1, count, -1))
     mended = rows - times_adjoint(error, x) + within @ rows / 2
     # Far from the manifold, where a parameter was overwritten, the correction would diverge.
