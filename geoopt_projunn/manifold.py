@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from geoopt.manifolds.base import Manifold
 
+from .linalg.dense import skewh
 from .linalg.hashing import bits_of_row
 from .linalg.precision import full_precision
 from .retractions import RETRACTIONS
@@ -196,7 +197,7 @@ class LowRankUnitary(UnitaryGeometry):
         # No step is numbered here; the bits of u change from one gradient to the next.
         sketched = self.sketch_direction(x, u, bits_of_row(u))
         assert sketched.rows is not None
-        generator = (sketched.core - sketched.core.mH) / 2
+        generator = skewh(sketched.core)
         rows = sketched.rows.to(x.dtype)
         factor = (generator @ (rows @ x).to(generator.dtype)).to(x.dtype)
         return (rows.mH @ factor).view(shape)

@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from .linalg.dense import skewh
+
 Retraction = Callable[[torch.Tensor], torch.Tensor]
 
 # Numerator of the [13/13] Pade approximant of exp (Higham, SIAM J. Matrix Anal. 26, 2005).
@@ -41,11 +43,6 @@ _LONGEST_EXPONENTIAL = 170.0
 _LONGEST_CAYLEY = 1e8
 # Frobenius-scaled Newton needs nine iterations at condition number 1e14.
 _NEWTON_ITERATIONS = 10
-
-
-def skewh(a: torch.Tensor) -> torch.Tensor:
-    r"""Return the skew-Hermitian part :math:`\frac12 (a - a^H)`."""
-    return (a - a.mH) / 2
 
 
 def exponential(core: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 
 from .linalg.basis import orthonormalize
+from .linalg.dense import skewh
 from .linalg.hashing import uniform
 from .linalg.precision import WIDE
 from .linalg.rows import generator_rows, squared_column_norms, times_adjoint
@@ -142,8 +143,8 @@ def column(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> S
 
 def exact(x: torch.Tensor, d: torch.Tensor) -> Sketched:
     r"""Return the whole generator :math:`\operatorname{skewh}(d x^H)`, in :math:`O(n^3)`."""
-    product = d.to(WIDE[x.dtype]) @ x.to(WIDE[x.dtype]).mH
-    return Sketched(None, (product - product.mH) / 2)
+    wide = WIDE[x.dtype]
+    return Sketched(None, skewh(d.to(wide) @ x.to(wide).mH))
 
 
 def _ambient(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> Sketched:

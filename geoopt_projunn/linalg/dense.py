@@ -11,6 +11,11 @@ from .rows import times_adjoint
 _PROBES = 4
 
 
+def skewh(a: torch.Tensor) -> torch.Tensor:
+    r"""Return the skew-Hermitian part :math:`\frac12 (a - a^H)`."""
+    return (a - a.mH) / 2
+
+
 def estimate_orthogonality_error(x: torch.Tensor) -> torch.Tensor:
     r"""Estimate :math:`\lVert x^H x - I \rVert_F` from four test vectors, in :math:`O(n^2)`.
 

@@ -8,6 +8,7 @@ import scipy.linalg
 import torch
 from torch.autograd.function import once_differentiable
 
+from .dense import skewh
 from .precision import WIDE
 
 
@@ -37,7 +38,7 @@ def unitary_log(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     wide = y.to(WIDE[y.dtype])
     log, exists = (_complex_log if y.is_complex() else _real_log)(wide)
-    return ((log - log.mH) / 2).to(y.dtype), exists
+    return skewh(log).to(y.dtype), exists
 
 
 def _complex_log(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
