@@ -1,9 +1,11 @@
 """Count the steps that rank-k methods need, beside full-rank ones.
 
-Every method runs every problem at every learning rate of one printed grid, on several seeds.
-A method's figure is the median number of steps (over the seeds) after which the suboptimality
-is below a fraction of its initial value, at the learning rate that is best for that method and
-fraction. Runs are recorded one by one in a JSON-lines file; a second call continues it.
+Every method runs every problem at every learning rate of its family's grid, which is printed,
+on several seeds at once (as one batch of matrices). A method's figure is the median number of
+steps, over the seeds, after which the suboptimality is below a fraction of its initial value,
+at the learning rate that is best for that method and fraction. Seconds are steps times the
+median time of a step of one matrix. Runs are recorded one by one in a JSON-lines file; a
+second call continues it.
 
     python benchmarks/learning.py                     # the table of the documentation
     python benchmarks/learning.py --smoke             # seconds, for a test
@@ -14,241 +16,221 @@ import json
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import product
 from pathlib import Path
 
-import geoopt
 import matplotlib as mpl
 import torch
+from methods import GRIDS, Method, methods
 from problems import PROBLEMS, Problem
-from torch.nn.utils import parametrizations
 from tqdm import tqdm
-
-from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 FRACTIONS = (1e-1, 1e-2, 1e-3)
-CHECK_EVERY = 10
-# Each family of methods has the same number of learning rates, spaced alike.
-GRIDS = {
-    "sgd": (0.1, 0.18, 0.3, 0.55, 1.0, 1.8, 3.0),
-    "momentum": (0.01, 0.018, 0.03, 0.055, 0.1, 0.18, 0.3),
-    "adam": (3e-3, 5.5e-3, 1e-2, 1.8e-2, 3e-2, 5.5e-2, 1e-1),
-}
-
-Make = Callable[[torch.Tensor, float], tuple[Callable[[], torch.Tensor], torch.optim.Optimizer]]
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to train one matrix."""
-
-    name: str
-    family: str
-    make: Make
-    takes_complex: bool = True
+CHECK_EVERY = 5
+TIMED_STEPS = 15
+NEVER = float("inf")
 
 
 @dataclass
 class Run:
-    """What one run reached: the steps at which it fell below each fraction, or None."""
+    """One method on one problem at one learning rate, on all seeds."""
 
     problem: str
+    n: int
     method: str
     lr: float
-    seed: int
-    hits: list[int | None]
-    curve: list[float]
-    seconds: float
+    seeds: int
+    curves: list[list[float]]
+    """For each seed, suboptimality relative to the start, every CHECK_EVERY steps."""
+    step_seconds: float
+
+    def steps_to(self, fraction: float) -> float:
+        """Return the median over the seeds of the steps to a fraction; infinite for never."""
+        reached = [
+            next((CHECK_EVERY * i for i, value in enumerate(curve) if value < fraction), NEVER)
+            for curve in self.curves
+        ]
+        return statistics.median(reached)
 
 
-def on_manifold(
-    manifold: geoopt.Manifold, optimizer: Callable[..., torch.optim.Optimizer], **options: object
-) -> Make:
-    """Make a ManifoldParameter and its optimizer."""
-
-    def make(
-        start: torch.Tensor, lr: float
-    ) -> tuple[Callable[[], torch.Tensor], torch.optim.Optimizer]:
-        weight = geoopt.ManifoldParameter(start.clone(), manifold=manifold)
-        return lambda: weight, optimizer([weight], lr=lr, **options)
-
-    return make
-
-
-def parametrized(
-    start: torch.Tensor, lr: float
-) -> tuple[Callable[[], torch.Tensor], torch.optim.Optimizer]:
-    """Make torch's orthogonal parametrization and Adam on its raw weight."""
-    layer = torch.nn.Linear(*start.shape, bias=False)
-    layer.weight.data = start.clone()
-    parametrizations.orthogonal(layer, orthogonal_map="matrix_exp")
-    layer.weight = start.clone()
-    return lambda: layer.weight, torch.optim.Adam(layer.parameters(), lr=lr)
-
-
-def methods() -> Iterator[Method]:
-    """Yield all methods: ours for each sketch and rank, and what a user might take instead."""
-    families = {
-        "sgd": (ProjUNNRiemannianSGD, {}),
-        "momentum": (ProjUNNRiemannianSGD, {"momentum": 0.9}),
-        "adam": (ProjUNNRiemannianAdam, {}),
-    }
-    for family, (optimizer, options) in families.items():
-        for sketch, k in product(("tangent", "lsi", "column"), (1, 4, 16)):
-            manifold = LowRankUnitary(k, sketch=sketch)
-            make = on_manifold(manifold, optimizer, **options)
-            yield Method(f"{family}, {sketch}, k = {k}", family, make)
-        make = on_manifold(LowRankUnitary(None), optimizer, **options)
-        yield Method(f"{family}, full rank", family, make)
-    stiefel = geoopt.EuclideanStiefel()
-    sgd, adam = geoopt.optim.RiemannianSGD, geoopt.optim.RiemannianAdam
-    yield Method("sgd, geoopt Stiefel", "sgd", on_manifold(stiefel, sgd), False)
-    yield Method("adam, geoopt Stiefel", "adam", on_manifold(stiefel, adam), False)
-    yield Method("adam, torch parametrization", "adam", parametrized, False)
-
-
-def run(problem: Problem, method: Method, lr: float, most: int) -> tuple[list, list, float]:
-    """Train until the last fraction, divergence, or the most steps allowed."""
+def time_step(problem: Problem, method: Method, lr: float) -> float:
+    """Return the median seconds of a backward pass and a step of one matrix, warm."""
     weight, optimizer = method.make(problem.start, lr)
-    first = problem.suboptimality(problem.start)
-    hits: list[int | None] = [None] * len(FRACTIONS)
-    curve = [1.0]
-    spent = 0.0
-    for step in range(1, most + 1):
+    times = []
+    for _ in range(TIMED_STEPS):
         optimizer.zero_grad()
         point = weight()
         grad = problem.gradient(point.detach())
         begun = time.perf_counter()
         point.backward(grad)
         optimizer.step()
-        spent += time.perf_counter() - begun
-        if step % CHECK_EVERY:
-            continue
-        curve.append(problem.suboptimality(weight().detach()) / first)
-        if not curve[-1] < 10:
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times[TIMED_STEPS // 3 :])
+
+
+def train(problems: list[Problem], method: Method, lr: float, most: int) -> list[list[float]]:
+    """Train one matrix for each problem until the last fraction, divergence, or the end."""
+    weight, optimizer = method.make(torch.stack([problem.start for problem in problems]), lr)
+    firsts = [problem.suboptimality(problem.start) for problem in problems]
+    curves = [[1.0] for _ in problems]
+    for step in range(1, most + 1):
+        live = [FRACTIONS[-1] <= curve[-1] < 10 for curve in curves]
+        if not any(live):
             break
-        for index, fraction in enumerate(FRACTIONS):
-            if hits[index] is None and curve[-1] < fraction:
-                hits[index] = step
-        if hits[-1] is not None:
-            break
-    return hits, curve, spent
+        optimizer.zero_grad()
+        points = weight()
+        grad = torch.zeros_like(points)
+        for seed, problem in enumerate(problems):
+            if live[seed]:
+                grad[seed] = problem.gradient(points[seed].detach())
+        points.backward(grad)
+        optimizer.step()
+        if step % CHECK_EVERY == 0:
+            for seed, point in enumerate(weight().detach()):
+                if live[seed]:
+                    value = problems[seed].suboptimality(point) / firsts[seed]
+                    curves[seed].append(float(f"{value:.4g}"))
+    return curves
 
 
 def record(options: argparse.Namespace) -> list[Run]:
     """Run what the file does not hold yet, and return everything it holds."""
     path: Path = options.output / "learning.jsonl"
     options.output.mkdir(parents=True, exist_ok=True)
-    runs = (
-        [Run(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
-    )
-    done = {(one.problem, one.method, one.lr, one.seed) for one in runs}
-    chosen = [one for one in methods() if one.family in options.families]
+    lines = path.read_text().splitlines() if path.exists() else []
+    runs = [Run(**json.loads(line)) for line in lines]
+    done = {(one.problem, one.n, one.method, one.lr, one.seeds) for one in runs}
     todo = [
-        (name, method, lr, seed)
-        for name, method, seed in product(options.problems, chosen, range(options.seeds))
-        for lr in GRIDS[method.family][:: options.thin]
-        if (name, method.name, lr, seed) not in done
+        (name, method, lr)
+        for name in options.problems
+        for method in methods()
+        if method.family in options.families
+        and any(text in method.variant for text in options.methods)
         and (method.takes_complex or name != "random unitary")
+        for lr in GRIDS[method.family][:: options.thin]
+        if (name, options.n, method.name, lr, options.seeds) not in done
     ]
     with path.open("a") as file:
-        for name, method, lr, seed in (progress := tqdm(todo, unit="run")):
-            progress.set_postfix_str(f"{name}: {method.name}")
-            torch.manual_seed(seed)
-            hits, curve, seconds = run(PROBLEMS[name](options.n), method, lr, options.steps)
-            runs.append(Run(name, method.name, lr, seed, hits, curve, seconds))
-            file.write(json.dumps(asdict(runs[-1])) + "\n")
+        for name, method, lr in (progress := tqdm(todo, unit="run")):
+            progress.set_postfix_str(f"{name}, {method.name}")
+            drawn = [
+                PROBLEMS[name](torch.Generator().manual_seed(seed), options.n)
+                for seed in range(options.seeds)
+            ]
+            # Curves first: timing draws mini-batches too.
+            curves = train(drawn, method, lr, options.steps)
+            seconds = time_step(drawn[0], method, lr)
+            run = Run(name, options.n, method.name, lr, options.seeds, curves, seconds)
+            runs.append(run)
+            file.write(json.dumps(asdict(run)) + "\n")
             file.flush()
     return runs
 
 
-def median_steps(runs: list[Run], fraction: int) -> float:
-    """Return the median step of a fraction over seeds; infinite if most never got there."""
-    return statistics.median(
-        float("inf") if one.hits[fraction] is None else one.hits[fraction] for one in runs
-    )
-
-
-def best(runs: list[Run], fraction: int) -> tuple[float, float]:
+def best(runs: list[Run], fraction: float) -> tuple[float, float]:
     """Return the fewest median steps over the learning rates, and that learning rate."""
-    by_lr = defaultdict(list)
-    for one in runs:
-        by_lr[one.lr].append(one)
-    return min((median_steps(group, fraction), lr) for lr, group in by_lr.items())
+    return min((run.steps_to(fraction), run.lr) for run in runs)
+
+
+def grouped(runs: list[Run]) -> dict[tuple[str, int, str], list[Run]]:
+    """Collect the learning rates of each method on each problem."""
+    groups = defaultdict(list)
+    for run in runs:
+        groups[run.problem, run.n, run.method].append(run)
+    return groups
 
 
 def table(runs: list[Run]) -> str:
-    """Return a Markdown table: steps to each fraction, and the learning rate of the last."""
-    groups = defaultdict(list)
-    for one in runs:
-        groups[one.problem, one.method].append(one)
-    lines = ["| problem | method | " + " | ".join(f"{f:g}" for f in FRACTIONS) + " | lr |"]
-    lines.append("|---" * (len(FRACTIONS) + 3) + "|")
-    for (problem, method), group in groups.items():
-        found = [best(group, index) for index in range(len(FRACTIONS))]
-        steps = ["–" if count == float("inf") else f"{count:g}" for count, _ in found]
-        lines.append(f"| {problem} | {method} | {' | '.join(steps)} | {found[-1][1]:g} |")
+    """Return a Markdown table: steps to each fraction, and ms for a step of one matrix."""
+    heads = [f"{fraction:g} (lr)" for fraction in FRACTIONS]
+    lines = [f"| problem | n | method | {' | '.join(heads)} | ms/step |"]
+    lines.append("|---" * (len(FRACTIONS) + 4) + "|")
+    order = [m.name for family in GRIDS for m in methods() if m.family == family]
+    rows = sorted(
+        grouped(runs).items(),
+        key=lambda row: (list(PROBLEMS).index(row[0][0]), row[0][1], order.index(row[0][2])),
+    )
+    for (problem, n, method), group in rows:
+        found = [best(group, fraction) for fraction in FRACTIONS]
+        cells = ["–" if steps == NEVER else f"{steps:g} ({lr:g})" for steps, lr in found]
+        ms = 1e3 * statistics.median(run.step_seconds for run in group)
+        lines.append(f"| {problem} | {n} | {method} | {' | '.join(cells)} | {ms:.2f} |")
     return "\n".join(lines)
 
 
+def median_curve(run: Run) -> list[float]:
+    """Return the median over the seeds; a seed that has ended keeps its last value."""
+    length = max(len(curve) for curve in run.curves)
+    padded = [curve + [curve[-1]] * (length - len(curve)) for curve in run.curves]
+    return [statistics.median(values) for values in zip(*padded, strict=True)]
+
+
 def draw(runs: list[Run], family: str, path: Path) -> None:
-    """Draw suboptimality against steps, each method at its best learning rate."""
-    shown = [f"{family}, {name}" for name in ("tangent, k = 1", "tangent, k = 4", "full rank")]
-    shown += [f"{family}, lsi, k = 1", f"{family}, lsi, k = 4"]
-    problems = list(dict.fromkeys(one.problem for one in runs))
-    rows = -(-len(problems) // 4)
+    """Draw suboptimality against steps (above) and seconds (below), at the best rates."""
+    groups = grouped(runs)
+    problems = list(dict.fromkeys((problem, n) for problem, n, _ in groups))
+    ranks = ("tangent, k = 1", "tangent, k = 4", "lsi, k = 1", "lsi, k = 4", "full rank")
     figure, grid = plt.subplots(
-        rows, min(4, len(problems)), figsize=(14, 3.4 * rows), squeeze=False, layout="constrained"
+        2,
+        len(problems),
+        figsize=(3.2 * len(problems), 6),
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
     )
-    for axes in grid.flat[len(problems) :]:
-        axes.axis("off")
-    for axes, problem in zip(grid.flat, problems, strict=False):
-        for method in shown:
-            group = [one for one in runs if (one.problem, one.method) == (problem, method)]
-            if not group:
+    for (problem, n), (above, below) in zip(problems, grid.T, strict=True):
+        for method in methods():
+            group = groups.get((problem, n, method.name))
+            if not group or not method.variant.removeprefix("nesterov, ").startswith(ranks):
                 continue
-            reached = [index for index in range(3) if best(group, index)[0] < float("inf")]
-            lr = best(group, max(reached, default=0))[1]
-            one = next(one for one in group if one.lr == lr and one.seed == 0)
-            steps = [CHECK_EVERY * index for index in range(len(one.curve))]
-            style = "--" if "lsi" in method else "-"
-            axes.loglog(steps[1:], one.curve[1:], style, label=method.removeprefix(f"{family}, "))
-        axes.set(title=problem, xlabel="steps", ylim=(5e-4, 2))
-        axes.grid(alpha=0.3)
-    grid.flat[0].set_ylabel("suboptimality / initial")
-    grid.flat[0].legend(fontsize="small")
-    figure.savefig(path, dpi=150)
+            reached = [f for f in FRACTIONS if best(group, f)[0] < NEVER]
+            lr = best(group, min(reached, default=FRACTIONS[0]))[1]
+            run = next(one for one in group if one.lr == lr)
+            curve = median_curve(run)[1:]
+            steps = [CHECK_EVERY * (index + 1) for index in range(len(curve))]
+            seconds = statistics.median(one.step_seconds for one in group)
+            style = "--" if "lsi" in method.variant else "-"
+            above.loglog(steps, curve, style, label=method.variant)
+            below.loglog([seconds * step for step in steps], curve, style)
+        above.set(title=f"{problem}\nn = {n}", xlabel="steps", ylim=(5e-4, 2))
+        below.set(xlabel="seconds of backward and step")
+        for axes in (above, below):
+            axes.grid(alpha=0.3)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("suboptimality / initial")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 def main(arguments: list[str] | None = None) -> list[Run]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--n", type=int, default=64, help="size of the matrix")
-    parser.add_argument("--steps", type=int, default=2000, help="most steps of a run")
+    parser.add_argument("--steps", type=int, default=1500, help="most steps of a run")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--thin", type=int, default=1, help="take every nth learning rate")
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
-    parser.add_argument("--families", nargs="+", choices=GRIDS, default=["sgd"])
+    parser.add_argument("--families", nargs="+", choices=GRIDS, default=list(GRIDS))
+    parser.add_argument("--methods", nargs="+", default=[""], help="parts of methods' names")
     parser.add_argument("--output", type=Path, default=Path("outputs/learning"))
     parser.add_argument("--smoke", action="store_true", help="seconds, for a test")
     options = parser.parse_args(arguments)
     if options.smoke:
-        options.n, options.steps, options.seeds, options.thin = 34, 20, 1, 6
+        options.n, options.steps, options.seeds, options.thin = 34, 20, 2, 6
     torch.set_num_threads(1)
-    print(
-        "Learning rates:", {family: GRIDS[family][:: options.thin] for family in options.families}
-    )
+    for family in options.families:
+        print(f"Learning rates, {family}:", *GRIDS[family][:: options.thin])
     runs = record(options)
     text = table(runs)
     (options.output / "learning.md").write_text(text + "\n")
     for family in options.families:
-        of_family = [one for one in runs if one.method.startswith(family)]
-        draw(of_family, family, options.output / f"learning_{family}.png")
+        of_family = [one for one in runs if one.method.startswith(f"{family}: ")]
+        if of_family:
+            name = family.replace(", ", "_")
+            draw(of_family, family, options.output / f"learning_{name}.png")
     print(text)
     return runs
 

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 import torch
 from geoopt.manifolds.base import Manifold
 
-from .linalg.dense import skewh
 from .linalg.hashing import bits_of_row
 from .linalg.precision import full_precision
 from .retractions import RETRACTIONS
@@ -197,10 +196,7 @@ class LowRankUnitary(UnitaryGeometry):
         # No step is numbered here; the bits of u change from one gradient to the next.
         sketched = self.sketch_direction(x, u, bits_of_row(u))
         assert sketched.rows is not None
-        generator = skewh(sketched.core)
-        rows = sketched.rows.to(x.dtype)
-        factor = (generator @ (rows @ x).to(generator.dtype)).to(x.dtype)
-        return (rows.mH @ factor).view(shape)
+        return (sketched.rows.to(x.dtype).mH @ sketched.velocity(x)).view(shape)
 
     @_step
     def retr(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ from .linalg.basis import orthonormalize
 from .linalg.dense import skewh
 from .linalg.hashing import uniform
 from .linalg.precision import WIDE
-from .linalg.rows import generator_rows, squared_column_norms, times_adjoint
+from .linalg.rows import add_product_, generator_rows, squared_column_norms, times_adjoint
 
 
 class Sketched(NamedTuple):
@@ -30,6 +30,23 @@ class Sketched(NamedTuple):
     """(b, r, n), orthonormal, float64 or complex128; None stands for the identity."""
     core: torch.Tensor
     """(b, r, r), float64 or complex128."""
+
+    def velocity(self, x: torch.Tensor) -> torch.Tensor:
+        r"""Return :math:`\operatorname{skewh}(K) W^H x`, (b, r, n) in the dtype of x.
+
+        :math:`W` times this is the velocity of :math:`x` in a step of unit length.
+        """
+        generator = skewh(self.core)
+        small = x if self.rows is None else self.rows.to(x.dtype) @ x
+        return (generator @ small.to(generator.dtype)).to(x.dtype)
+
+    def add_velocity_(self, v: torch.Tensor, x: torch.Tensor, scale: float) -> None:
+        """Add ``scale`` times the velocity of x to v, (b, n, n), in place."""
+        velocity = scale * self.velocity(x)
+        if self.rows is None:
+            v.add_(velocity)
+        else:
+            add_product_(v, self.rows.to(x.dtype), velocity)
 
 
 Sketch = Callable[[torch.Tensor, torch.Tensor, int, torch.Tensor], Sketched]

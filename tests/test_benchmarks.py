@@ -25,20 +25,33 @@ def load(name):
 
 
 problems = load("problems")
+methods = load("methods")
 learning = load("learning")
+
+
+def draw(name, n=12, seed=0):
+    return problems.PROBLEMS[name](torch.Generator().manual_seed(seed), n)
 
 
 @pytest.mark.parametrize("name", problems.PROBLEMS)
 def test_a_problem_starts_on_the_manifold_above_its_minimum(name):
-    problem = problems.PROBLEMS[name](12)
+    problem = draw(name)
     x = problem.start
     assert torch.linalg.matrix_norm(x.mH @ x - torch.eye(12)) < 1e-5
     assert problem.suboptimality(x) > 1e-3
 
 
+@pytest.mark.parametrize("name", problems.PROBLEMS)
+def test_a_seed_fixes_a_problem_and_its_batches(name):
+    first, second = draw(name), draw(name)
+    for _ in range(2):
+        torch.rand(3)
+        assert torch.equal(first.gradient(first.start), second.gradient(second.start))
+
+
 @pytest.mark.parametrize("name", FULL_BATCH)
 def test_the_gradient_is_that_of_the_loss(name):
-    problem = problems.PROBLEMS[name](12)
+    problem = draw(name)
     x = problem.start
     direction = torch.randn(12, 12)
     h = 1e-2
@@ -49,9 +62,9 @@ def test_the_gradient_is_that_of_the_loss(name):
     assert slope == pytest.approx(expected, rel=2e-2)
 
 
-@pytest.mark.parametrize("name", ["regression", "random unitary"])
+@pytest.mark.parametrize("name", [name for name in problems.PROBLEMS if name not in FULL_BATCH])
 def test_the_mean_gradient_of_mini_batches_descends(name):
-    problem = problems.PROBLEMS[name](12)
+    problem = draw(name)
     mean = sum(problem.gradient(problem.start) for _ in range(200)) / 200
     step = 1e-3 / float(mean.abs().max())
     assert problem.suboptimality(problem.start - step * mean) < problem.suboptimality(problem.start)
@@ -66,17 +79,33 @@ def test_a_second_call_runs_nothing_again_and_repeats_the_table(tmp_path, capsys
     assert (tmp_path / "learning.jsonl").read_text() == lines
     table = (tmp_path / "learning.md").read_text()
     assert table in capsys.readouterr().out
-    for method in learning.methods():
-        assert (f"| {method.name} |" in table) == (method.family == "sgd")
-    assert (tmp_path / "learning_sgd.png").read_bytes().startswith(b"\x89PNG")
+    for method in methods.methods():
+        assert f"| {method.name} |" in table
+    for family in ("sgd", "momentum", "adam", "adam_scalar"):
+        assert (tmp_path / f"learning_{family}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_family_gives_its_methods_the_same_number_of_trials():
+    assert {method.family for method in methods.methods()} == set(methods.GRIDS)
+    assert len({len(grid) for grid in methods.GRIDS.values()}) == 1
+
+
+def test_seeds_do_not_see_each_other():
+    method = next(methods.methods())
+    together = learning.train([draw("Brockett", seed=s) for s in (0, 1)], method, 0.1, 20)
+    for seed, curve in enumerate(together):
+        (alone,) = learning.train([draw("Brockett", seed=seed)], method, 0.1, 20)
+        assert curve == pytest.approx(alone, rel=1e-3)
 
 
 def test_the_figure_of_a_method_is_that_of_its_best_learning_rate():
-    def one(lr, seed, *hits):
-        return learning.Run("p", "m", lr, seed, list(hits), [1.0], 0.0)
+    every = learning.CHECK_EVERY
 
-    runs = [one(0.1, 0, 10, None, None), one(0.1, 1, 30, None, None)]
-    runs += [one(0.3, 0, 40, 50, None), one(0.3, 1, 40, 70, None)]
-    assert learning.best(runs, 0) == (20, 0.1)
-    assert learning.best(runs, 1) == (60, 0.3)
-    assert learning.best(runs, 2)[0] == float("inf")
+    def one(lr, *curves):
+        return learning.Run("p", 4, "m", lr, len(curves), [list(c) for c in curves], 1.0)
+
+    slow = one(0.1, (1, 0.5, 0.05), (1, 0.5, 0.5, 0.05), (1, 1, 1, 1))
+    quick = one(0.3, (1, 0.5, 0.5, 0.5, 5e-3), (1, 0.5, 0.5, 0.5, 5e-3), (1, 1, 1, 1))
+    assert learning.best([slow, quick], 1e-1) == (3 * every, 0.1)
+    assert learning.best([slow, quick], 1e-2) == (4 * every, 0.3)
+    assert learning.best([slow, quick], 1e-3)[0] == float("inf")

@@ -49,6 +49,9 @@ class _Adam:
         scale = correction1 * ((second / correction2).sqrt_() + group["eps"])
         return proposed["exp_avg"] / scale, proposed
 
+    def withdrawn(self, group: Mapping[str, Any]) -> Mapping[str, float]:
+        return {}
+
 
 class ProjUNNRiemannianAdam(ProjUNNOptimizer):
     r"""Adam with rank-k steps on LowRankUnitary.

@@ -111,6 +111,8 @@ def step_(
     sketched = manifold.sketch_direction(x, direction, taken)
     length = group["lr"] if group["maximize"] else -group["lr"]
     rotation = manifold.rotation(sketched, length, x.dtype)
+    for name, share in rule.withdrawn(group).items():
+        sketched.add_velocity_(proposed[name], x, -share)
 
     finite = rotation.is_finite()
     for buffer in proposed.values():

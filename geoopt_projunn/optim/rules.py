@@ -38,3 +38,6 @@ class UpdateRule(Protocol):
         group : mapping
             hyperparameters
         """
+
+    def withdrawn(self, group: Mapping[str, Any]) -> Mapping[str, float]:
+        """Return the buffers that lose what a step has carried, and which share of it."""

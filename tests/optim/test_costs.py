@@ -13,6 +13,7 @@ from ._helpers import OPTIMIZERS, RETRACTIONS, SKETCHES
 SETTINGS = {
     "sgd": (ProjUNNRiemannianSGD, {}),
     "momentum": (ProjUNNRiemannianSGD, {"momentum": 0.9}),
+    "feedback": (ProjUNNRiemannianSGD, {"momentum": 0.9, "error_feedback": 0.99}),
     "adam": (ProjUNNRiemannianAdam, {}),
     "scalar": (ProjUNNRiemannianAdam, {"second_moment": "scalar", "amsgrad": True}),
 }
@@ -227,7 +228,9 @@ def test_the_profiler_sees_a_copy_of_the_matrix():
     assert max(allocations(lambda: x.mT.contiguous())) == 512 * 512 * 4
 
 
-@pytest.mark.parametrize(("name", "most"), [("momentum", 3), ("adam", 9), ("scalar", 5)])
+@pytest.mark.parametrize(
+    ("name", "most"), [("momentum", 3), ("feedback", 3), ("adam", 9), ("scalar", 5)]
+)
 def test_memory_beside_the_state_is_a_few_matrices(name, most):
     n = 512
     kind, options = SETTINGS[name]
@@ -236,7 +239,9 @@ def test_memory_beside_the_state_is_a_few_matrices(name, most):
     assert len(large) <= most
 
 
-@pytest.mark.parametrize(("name", "matrices"), [("sgd", 0), ("momentum", 1), ("adam", 2)])
+@pytest.mark.parametrize(
+    ("name", "matrices"), [("sgd", 0), ("momentum", 1), ("feedback", 1), ("adam", 2)]
+)
 def test_state_holds_the_promised_number_of_matrices(name, matrices):
     n = 256
     kind, options = SETTINGS[name]

@@ -209,6 +209,16 @@ OF_SGD = [
         {"nesterov": True, "momentum": 0.9, "dampening": 0.1},
         "`nesterov` needs .* got momentum=0.9, dampening=0.1",
     ),
+    ({"error_feedback": 1.0}, r"`error_feedback` must lie in \[0.0, 1.0\), got 1.0"),
+    ({"error_feedback": -0.1}, r"`error_feedback` must lie in \[0.0, 1.0\), got -0.1"),
+    (
+        {"error_feedback": 0.9, "momentum": 0.9, "nesterov": True},
+        "`error_feedback` needs .* got nesterov=True, dampening=0.0; leave `error_feedback` at N",
+    ),
+    (
+        {"error_feedback": 0.9, "momentum": 0.9, "dampening": 0.5},
+        "`error_feedback` needs .* got nesterov=False, dampening=0.5",
+    ),
 ]
 OF_ADAM = [
     ({"betas": (-0.1, 0.9)}, r"`betas\[0\]` must lie in \[0.0, 1.0\), got -0.1"),

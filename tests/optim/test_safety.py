@@ -28,6 +28,7 @@ from ._helpers import (
 SETTINGS = [
     (ProjUNNRiemannianSGD, {"lr": 0.1}),
     (ProjUNNRiemannianSGD, {"lr": 0.1, "momentum": 0.9}),
+    (ProjUNNRiemannianSGD, {"lr": 0.1, "error_feedback": 0.9}),
     (ProjUNNRiemannianAdam, {"lr": 0.1, "amsgrad": True}),
     (ProjUNNRiemannianAdam, {"lr": 0.1, "second_moment": "scalar"}),
 ]
