@@ -81,6 +81,16 @@ class Recurrent(KeepsManifolds):
             else:
                 p.zero_()
 
+    def _taken(self, x: Tensor) -> Tensor:
+        """Take real numbers as complex ones of the same precision, under autocast of any."""
+        if x.is_complex() and not self.is_complex:
+            return x
+        dtype = next(self.parameters()).dtype
+        same_precision = x.dtype == dtype.to_real()
+        if same_precision or torch.is_autocast_enabled(x.device.type):
+            return x.to(dtype)
+        return x
+
     def _describe(self, weight: Any) -> str:
         manifold = getattr(weight, "manifold", None)
         said = f", nonlinearity={self.nonlinearity}"
