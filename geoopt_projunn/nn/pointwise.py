@@ -67,6 +67,11 @@ class ModReLU(Pointwise):
         assert self._along is not None
         return self._along.sum(0)
 
+    def _watch(self, along: Tensor) -> None:
+        if self._along is not None:
+            total = self._along if len(along) == len(self._along) else self._along[: len(along)]
+            total += along
+
 
 class _RealModReLU(ModReLU):
     """The derivative is 1 where h is not 0."""
@@ -77,9 +82,10 @@ class _RealModReLU(ModReLU):
         z.relu_().mul_(sign)
 
     def backward_(self, grad: Tensor, h: Tensor) -> None:
-        torch.ops.aten.hardshrink_backward.grad_input(grad, h, 0, grad_input=grad)
-        if self._along is not None:
-            self._along[: len(h)].addcmul_(grad, h.sgn())
+        sign = h.sgn()
+        grad.mul_(sign)
+        self._watch(grad)
+        grad.mul_(sign)
 
 
 class _ComplexModReLU(ModReLU):
@@ -104,10 +110,9 @@ class _ComplexModReLU(ModReLU):
         modulus = _modulus(h)
         phase = h * modulus.clamp(min=self._tiny).reciprocal_()
         ratio = modulus.div_(torch.maximum(modulus - self.offset, self._floor))
-        along = torch.mul(grad, phase.conj(), out=grad)
-        if self._along is not None:
-            self._along[: len(h)].add_(along.real)
-        along.imag.mul_(ratio)
+        grad.mul_(phase.conj())
+        self._watch(grad.real)
+        grad.imag.mul_(ratio)
         grad.mul_(phase)
 
 

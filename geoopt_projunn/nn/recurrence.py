@@ -83,7 +83,7 @@ def _steps(batch_sizes: list[int], reverse: bool) -> Iterator[_Step]:
 
 
 def _rows(x: Tensor, start: int, stop: int) -> Tensor:
-    # A slice costs as much as a small product.
+    # A slice costs as much as a small operation.
     return x if start == 0 and stop == len(x) else x[start:stop]
 
 

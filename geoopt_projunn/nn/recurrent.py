@@ -86,8 +86,8 @@ class Recurrent(KeepsManifolds):
         if x.is_complex() and not self.is_complex:
             return x
         dtype = next(self.parameters()).dtype
-        same_precision = x.dtype == dtype.to_real()
-        if same_precision or torch.is_autocast_enabled(x.device.type):
+        # As torch.nn.RNN asks: torch.is_autocast_enabled raises an error for the meta device.
+        if x.dtype == dtype.to_real() or torch._C._is_any_autocast_enabled():
             return x.to(dtype)
         return x
 
