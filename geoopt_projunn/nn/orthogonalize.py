@@ -145,6 +145,7 @@ def orthogonality_errors(module: torch.nn.Module) -> dict[str, float]:
 
     Examples
     --------
+    >>> from geoopt_projunn.nn import OrthogonalRNN
     >>> errors = orthogonality_errors(OrthogonalRNN(3, 8))
     >>> list(errors), max(errors.values()) < 1e-5
     (['weight_hh_l0'], True)

@@ -123,6 +123,7 @@ class _Recurrence(torch.autograd.Function):
         return u, final
 
     @staticmethod
+    @torch.compiler.disable  # which would trace it inside a compiled train step
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor | None, grad_final: Tensor | None) -> tuple[Any, ...]:
         u, weight, offset, h0 = ctx.saved_tensors

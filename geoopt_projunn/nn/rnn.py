@@ -52,6 +52,7 @@ class _RNN(Recurrent, torch.nn.RNN):
             **unsupported,
         )
         self._finish(nonlinearity, manifold, [names[1] for names in self._all_weights])
+        self.mode = f"RNN_{nonlinearity.upper()}"
 
     @property
     def _fused(self) -> bool:
@@ -251,10 +252,13 @@ class OrthogonalRNN(_RNN):
     On a CUDA device, "relu" and "tanh" run torch's own kernels. Everything else is one
     differentiable function that keeps the states only and has first derivatives only; under
     autocast it stays in the precision of the parameters. modReLU's derivative is taken to be 0
-    where the state is 0.
+    where the state is 0. torch.compile runs the layer as it is, between compiled parts.
 
-    A conversion never loses the manifold (:class:`geoopt_projunn.nn.keeping.KeepsManifolds`);
-    one to half or complex precision is an error.
+    Conversions and loads never lose the manifold; one to half or complex precision is an error.
+    Like torch's, ``.to("meta")``, ``to_empty`` and ``load_state_dict(assign=True)`` make new
+    parameters, and an optimizer made before holds the old ones. After ``to_empty`` call
+    ``reset_parameters`` or load. The weights of a torch.nn.RNN can be loaded, and are then off
+    the manifold: call ``orthogonalize_(layer, "weight_hh_l0")``.
 
     Examples
     --------
@@ -287,6 +291,7 @@ class UnitaryRNN(_RNN):
 
     Examples
     --------
+    >>> from geoopt_projunn.nn import RealReadout
     >>> layer, readout = UnitaryRNN(3, 8), RealReadout(8, 2)
     >>> states, last = layer(torch.randn(5, 2, 3))
     >>> states.dtype, readout(states).shape

@@ -252,8 +252,8 @@ def test_copies(name):
     for duplicate in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         assert_kept(duplicate)
         for n, p in duplicate.named_parameters():
-            assert torch.equal(p, dict(module.named_parameters())[n])
-            assert p is not dict(module.named_parameters())[n]
+            assert torch.equal(p, module.get_parameter(n))
+            assert p is not module.get_parameter(n)
         train_a_step(duplicate)
 
 

@@ -83,6 +83,14 @@ def test_the_module_trains_on_the_manifold(name):
     assert_unitary(weight.detach(), ulps=100)
 
 
+def test_the_weights_of_a_torch_layer_can_be_taken_over():
+    layer = OrthogonalRNN(3, 8, nonlinearity="tanh")
+    layer.load_state_dict(torch.nn.RNN(3, 8).state_dict())
+    assert orthogonality_errors(layer)["weight_hh_l0"] > 0.1
+    orthogonalize_(layer, "weight_hh_l0")
+    assert orthogonality_errors(layer)["weight_hh_l0"] < 1e-5
+
+
 def test_an_optimizer_made_before_holds_it_still():
     module = torch.nn.Linear(8, 8)
     optimizer = ProjUNNRiemannianSGD(module.parameters(), lr=0.1)

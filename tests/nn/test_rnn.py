@@ -159,6 +159,22 @@ def test_sequences_of_a_packed_batch_do_not_see_each_other(kind, nonlinearity):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("lengths", [(1,), (4, 4), (5, 1), (7, 5, 5, 2, 1, 1), (2, 3, 9)], ids=str)
+def test_gradients_of_a_packed_batch_are_the_sums_of_its_sequences(kind, lengths):
+    layer = make(kind, 1, bidirectional=True)
+    sequences = [torch.randn(length, INPUTS, dtype=wide(kind)) for length in lengths]
+    h0 = torch.randn(2, len(lengths), HIDDEN, dtype=wide(kind))
+
+    def loss(states, last):
+        return (states - 1).abs().square().sum() + (last - 2).abs().square().sum()
+
+    packed, last = layer(pack_sequence(sequences, enforce_sorted=False), h0)
+    whole = torch.autograd.grad(loss(packed.data, last), list(layer.parameters()))
+    alone = sum(loss(*layer(x, h0[:, i])) for i, x in enumerate(sequences))
+    assert_same(whole, torch.autograd.grad(alone, list(layer.parameters())))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_forms_of_the_input_change_nothing_but_the_form(kind):
     for options in ({}, {"bidirectional": True}):
         first, second = (make(kind, 2, batch_first=flag, **options) for flag in (False, True))
