@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ..linalg.precision import full_precision
 from ..manifold import LowRankUnitary
 from .recurrence import recur
-from .recurrent import Recurrent
+from .recurrent import Recurrent, taken_as
 
 __all__ = ["OrthogonalRNN", "UnitaryRNN"]
 
@@ -109,7 +109,8 @@ class _RNN(Recurrent, torch.nn.RNN):
                 f"For {'' if batched else 'un'}batched {input.dim()}-D input, hx should also be "
                 f"{input.dim()}-D but got {hx.dim()}-D tensor"
             )
-        x, hx = self._taken(input), None if hx is None else self._taken(hx)
+        dtype = self.weight_hh_l0.dtype
+        x, hx = taken_as(input, dtype), None if hx is None else taken_as(hx, dtype)
         if not batched:
             x = x.unsqueeze(0 if self.batch_first else 1)
             hx = None if hx is None else hx.unsqueeze(1)
@@ -125,9 +126,10 @@ class _RNN(Recurrent, torch.nn.RNN):
         return (states.transpose(0, 1) if self.batch_first else states), last
 
     def _run_packed(self, packed: PackedSequence, hx: Tensor | None) -> Any:
-        x = self._taken(packed.data)
+        dtype = self.weight_hh_l0.dtype
+        x = taken_as(packed.data, dtype)
         if hx is not None:
-            hx = self._taken(self.permute_hidden(hx, packed.sorted_indices))
+            hx = taken_as(self.permute_hidden(hx, packed.sorted_indices), dtype)
         self.check_forward_args(x, hx, packed.batch_sizes)
         batch_sizes = packed.batch_sizes.tolist()
         if batch_sizes != sorted(batch_sizes, reverse=True):
