@@ -1,0 +1,146 @@
+"""One step of a recurrent layer."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from ..linalg.precision import full_precision
+from ..manifold import LowRankUnitary
+from .activation import modrelu
+from .recurrent import Recurrent, taken_as
+
+__all__ = ["OrthogonalRNNCell", "UnitaryRNNCell"]
+
+
+class _RNNCell(Recurrent, torch.nn.RNNCell):
+    offset: Tensor
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "modrelu",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        k: int | None = 1,
+        retraction: str = "exponential",
+        sketch: str = "tangent",
+        init: str = "henaff",
+    ) -> None:
+        manifold = LowRankUnitary(k, retraction=retraction, sketch=sketch)
+        known, dtype = self._options(nonlinearity, init, dtype)
+        super().__init__(input_size, hidden_size, bias, known, device=device, dtype=dtype)
+        self._finish(nonlinearity, manifold, ["weight_hh"])
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Take one step, as torch.nn.RNNCell does.
+
+        Parameters
+        ----------
+        input : torch.Tensor
+            (N, input_size) or (input_size)
+        hx : torch.Tensor, optional
+            (N, hidden_size) or (hidden_size); zero if not given
+
+        Returns
+        -------
+        torch.Tensor
+            the next state, in the form of ``hx``
+
+        Raises
+        ------
+        ValueError, RuntimeError
+            If a dtype or a shape does not fit, as torch.nn.RNNCell raises them.
+        """
+        for name, x in (("input", input), ("hidden", hx)):
+            if x is not None and x.dim() not in (1, 2):
+                raise ValueError(f"RNNCell: Expected {name} to be 1D or 2D, got {x.dim()}D instead")
+        if input.dim() == 1:
+            return self(input.unsqueeze(0), None if hx is None else hx.unsqueeze(0)).squeeze(0)
+        if input.is_complex() and not self.is_complex:
+            raise ValueError(
+                f"RNNCell input dtype ({input.dtype}) is complex but {type(self).__name__} is "
+                "real. Use UnitaryRNNCell, or give it a real input"
+            )
+        if not self.is_complex and self.nonlinearity != "modrelu":
+            return super().forward(input, hx)
+        dtype = self.weight_hh.dtype
+        return self._run(taken_as(input, dtype), None if hx is None else taken_as(hx, dtype))
+
+    @full_precision
+    def _run(self, x: Tensor, hx: Tensor | None) -> Tensor:
+        if x.shape[1] != self.input_size:
+            raise RuntimeError(
+                f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}"
+            )
+        z = linear(x, self.weight_ih, self.bias_ih)
+        if hx is not None:
+            self._check_hidden(hx, len(x))
+            z = z + linear(hx, self.weight_hh, self.bias_hh)
+        elif self.bias_hh is not None:
+            z = z + self.bias_hh
+        if self.nonlinearity == "modrelu":
+            return modrelu(z, self.offset)
+        function = torch.relu if self.nonlinearity == "relu" else torch.tanh
+        return torch.view_as_complex(function(torch.view_as_real(z)))
+
+    def _check_hidden(self, hx: Tensor, batch: int) -> None:
+        if len(hx) != batch:
+            raise RuntimeError(
+                f"Input batch size {batch} doesn't match hidden0 batch size {len(hx)}"
+            )
+        if hx.shape[1:] != (self.hidden_size,):
+            raise RuntimeError(
+                f"hidden0 has inconsistent hidden_size: got {hx.shape[-1]}, "
+                f"expected {self.hidden_size}"
+            )
+
+    def extra_repr(self) -> str:
+        """Return torch's description, and what is particular to these cells."""
+        plain = torch.nn.RNNCell.extra_repr(self).split(", nonlinearity=")[0]
+        return plain + self._describe(self.weight_hh)
+
+
+class OrthogonalRNNCell(_RNNCell):
+    r"""A torch.nn.RNNCell whose recurrent weight is orthogonal.
+
+    One time step of :class:`OrthogonalRNN`, differentiable any number of times. Arguments, inputs
+    and outputs are those of torch.nn.RNNCell; ``nonlinearity`` and what follows ``dtype`` are
+    those of :class:`OrthogonalRNN`. A loop of cells is slower than the layer and keeps more.
+
+    Attributes
+    ----------
+    weight_ih, bias_ih, bias_hh : torch.nn.Parameter
+        (n, inputs), (n,), (n,)
+    weight_hh : geoopt.ManifoldParameter
+        (n, n)
+    offset : torch.nn.Parameter
+        (n,), of a modReLU
+
+    Examples
+    --------
+    >>> cell = OrthogonalRNNCell(3, 8)
+    >>> h = cell(torch.randn(2, 3))
+    >>> cell(torch.randn(2, 3), h).shape
+    torch.Size([2, 8])
+    """
+
+    is_complex: ClassVar[bool] = False
+
+
+class UnitaryRNNCell(_RNNCell):
+    """A recurrent cell with a complex state and a unitary recurrent weight.
+
+    One time step of :class:`UnitaryRNN`, as :class:`OrthogonalRNNCell` is of OrthogonalRNN.
+
+    Examples
+    --------
+    >>> UnitaryRNNCell(3, 8)(torch.randn(2, 3)).dtype
+    torch.complex64
+    """
+
+    is_complex: ClassVar[bool] = True

@@ -1,0 +1,113 @@
+"""Recurrent layers with orthogonal or unitary recurrent weights."""
+
+from typing import ClassVar
+
+from .layer import RecurrentLayer
+
+__all__ = ["OrthogonalRNN", "UnitaryRNN"]
+
+
+class OrthogonalRNN(RecurrentLayer):
+    r"""A torch.nn.RNN whose recurrent weights are orthogonal.
+
+    .. math::
+
+        h_t = \varphi(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh}), \quad W_{hh}^\top W_{hh} = I
+
+    Arguments, inputs, outputs and names of parameters are those of torch.nn.RNN; with equal
+    weights and the nonlinearity "relu" or "tanh", so are the values. The recurrent weights are
+    geoopt.ManifoldParameter on :class:`LowRankUnitary`: train the layer with an optimizer of
+    this package, or of geoopt.
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+        features of the input and of the state, n
+    num_layers : int
+        stacked layers
+    nonlinearity : {"modrelu", "relu", "tanh"}
+        modReLU moves the modulus of a state by a learned offset and keeps its sign (the phase,
+        in a complex layer). Its offsets ``offset_l0``, … start at 0, where it is the identity:
+        the layer starts as an exact isometry of its state.
+    bias, batch_first, dropout, bidirectional
+        as in torch.nn.RNN
+    device, dtype
+        of the parameters; float32 or float64
+    k : int or None
+        rank of a step, 1 <= k <= n // 2; None for full rank
+    retraction, sketch : str
+        of :class:`LowRankUnitary`
+    init : {"henaff", "cayley", "identity", "haar"}
+        recurrent weights to start from, see :mod:`geoopt_projunn.init`. A step never changes
+        the sign of their determinant: the first three start at +1, "haar" at either.
+
+    Attributes
+    ----------
+    weight_ih_l0, … : torch.nn.Parameter
+        (n, inputs), initialised by Glorot and Bengio's uniform law
+    weight_hh_l0, … : geoopt.ManifoldParameter
+        (n, n)
+    bias_ih_l0, bias_hh_l0, … : torch.nn.Parameter
+        (n,), initialised to 0
+    offset_l0, … : torch.nn.Parameter
+        (n,), of a modReLU, also with ``bias=False``; initialised to 0
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is unknown or out of range.
+
+    Notes
+    -----
+    On a CUDA device, "relu" and "tanh" run torch's own kernels. Everything else is one
+    differentiable function that keeps the states only and has first derivatives only; under
+    autocast it stays in the precision of the parameters. modReLU's derivative is taken to be 0
+    where the state is 0. torch.compile runs the layer as it is, between compiled parts.
+
+    Conversions and loads never lose the manifold; one to half or complex precision is an error.
+    Like torch's, ``.to("meta")``, ``to_empty`` and ``load_state_dict(assign=True)`` make new
+    parameters, and an optimizer made before holds the old ones. After ``to_empty`` call
+    ``reset_parameters`` or load. The weights of a torch.nn.RNN can be loaded, and are then off
+    the manifold: call ``orthogonalize_(layer, "weight_hh_l0")``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> layer = OrthogonalRNN(3, 8)
+    >>> states, last = layer(torch.randn(5, 2, 3))
+    >>> states.shape, last.shape
+    (torch.Size([5, 2, 8]), torch.Size([1, 2, 8]))
+    >>> layer.weight_hh_l0.manifold
+    LowRankUnitary(k=1, retraction=exponential, sketch=tangent) manifold
+    """
+
+    is_complex: ClassVar[bool] = False
+
+
+class UnitaryRNN(RecurrentLayer):
+    r"""A recurrent layer with complex states and unitary recurrent weights.
+
+    As :class:`OrthogonalRNN`, with :math:`W_{hh}^H W_{hh} = I` and
+
+    - dtype complex64 (the default for torch's default dtype float32) or complex128;
+    - complex input, or real input of the same precision, which is taken as complex;
+    - "relu" and "tanh" applied to the real and imaginary parts separately;
+    - complex biases, real offsets, and the Glorot variance shared by the two parts of an input
+      weight.
+
+    The states are complex. :class:`RealReadout` makes real outputs of them.
+
+    A conversion changes the precision and stays complex: ``.double()`` and
+    ``.to(torch.float64)`` make complex128.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from geoopt_projunn.nn import RealReadout
+    >>> layer, readout = UnitaryRNN(3, 8), RealReadout(8, 2)
+    >>> states, last = layer(torch.randn(5, 2, 3))
+    >>> states.dtype, readout(states).shape
+    (torch.complex64, torch.Size([5, 2, 2]))
+    """
+
+    is_complex: ClassVar[bool] = True
