@@ -1,5 +1,6 @@
 """Train unitary and orthogonal matrices by rank-k steps, as a plugin for geoopt."""
 
+from . import nn
 from .manifold import LowRankUnitary
 from .optim import ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
 
@@ -9,4 +10,5 @@ __all__ = [
     "ProjUNNRiemannianAdam",
     "ProjUNNRiemannianSGD",
     "__version__",
+    "nn",
 ]

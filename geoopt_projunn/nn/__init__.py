@@ -1,5 +1,7 @@
-"""Layers whose weights are orthogonal or unitary, and stay so in training."""
+"""Modules that hold unitary or orthogonal parameters."""
 
+from .activation import ModReLU, modrelu
+from .cell import OrthogonalRNNCell, UnitaryRNNCell
 from .conv import (
     OrthogonalConv1d,
     OrthogonalConv2d,
@@ -8,12 +10,21 @@ from .conv import (
     UnitaryConv2d,
     UnitaryConv3d,
 )
+from .readout import RealReadout
+from .rnn import OrthogonalRNN, UnitaryRNN
 
 __all__ = [
+    "ModReLU",
     "OrthogonalConv1d",
     "OrthogonalConv2d",
     "OrthogonalConv3d",
+    "OrthogonalRNN",
+    "OrthogonalRNNCell",
+    "RealReadout",
     "UnitaryConv1d",
     "UnitaryConv2d",
     "UnitaryConv3d",
+    "UnitaryRNN",
+    "UnitaryRNNCell",
+    "modrelu",
 ]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import geoopt
 import torch
 
-from ..linalg.dense import haar
+from ..init import INITS
 from ..linalg.precision import WIDE, full_precision
 from ..manifold import LowRankUnitary
 from .channels import channels_to_pixels, pixels_to_channels
@@ -30,8 +30,6 @@ __all__ = [
     "UnitaryConv3d",
 ]
 
-_INITS = ("identity", "haar")
-_NAMES = ("Unitary", "Orthogonal")
 _PLAIN = {1: torch.nn.Conv1d, 2: torch.nn.Conv2d, 3: torch.nn.Conv3d}
 
 
@@ -57,12 +55,17 @@ class _Multiply(torch.autograd.Function):
         return grad_x, grad_w
 
 
+def _multiply(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    return _Multiply.apply(x, w)  # type: ignore[no-untyped-call]
+
+
 class _FullWidthConv(KeepsManifolds):
     """What all layers share; a subclass says how a signal becomes coordinates and back."""
 
     _dims: ClassVar[int]
     _complex: ClassVar[bool]
     weight: geoopt.ManifoldParameter
+    bias: torch.nn.Parameter | None
 
     def __init__(
         self,
@@ -89,21 +92,20 @@ class _FullWidthConv(KeepsManifolds):
                 f"`stride` must divide `size` = {self.size} on every axis, got {stride}; "
                 "choose another stride, or pad the input to a multiple of it."
             )
-        if init not in _INITS:
-            choices = ", ".join(repr(choice) for choice in _INITS)
+        if init not in INITS:
+            choices = ", ".join(repr(choice) for choice in INITS)
             raise ValueError(f"`init` must be one of {choices}, got {init!r}.")
         self.init = init
         manifold = LowRankUnitary(k, retraction=retraction, sketch=sketch)
-        factory = {"dtype": self._checked_dtype(dtype), "device": device}
+        dtype = self._checked_dtype(dtype)
         for name, count in self._counts().items():
-            empty = torch.empty(count, self.channels, self.channels, **factory)
-            if name == "weight" and not self._complex:
-                empty = torch.complex(empty, empty)
+            shape = (count, self.channels, self.channels)
+            of_weight = dtype.to_complex() if name == "weight" else dtype
+            empty = torch.empty(shape, dtype=of_weight, device=device)
             manifold.assert_check_point(empty)
             setattr(self, name, geoopt.ManifoldParameter(empty, manifold=manifold))
-        self.register_parameter(
-            "bias", torch.nn.Parameter(torch.empty(out_channels, **factory)) if bias else None
-        )
+        offset = torch.empty(self.out_channels, dtype=dtype, device=device) if bias else None
+        self.bias = None if offset is None else torch.nn.Parameter(offset)
         self.reset_parameters()
 
     @property
@@ -118,13 +120,10 @@ class _FullWidthConv(KeepsManifolds):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Set all matrices to the identity, or draw them anew, and the bias to zero."""
+        """Set the matrices to ``init``, drawn anew, and the bias to zero."""
         for name in self._counts():
             weight = getattr(self, name)
-            if self.init == "haar":
-                weight.copy_(haar(*weight.shape, dtype=weight.dtype, device=weight.device))
-            else:
-                weight.copy_(torch.eye(self.channels, dtype=weight.dtype, device=weight.device))
+            weight.copy_(INITS[self.init](*weight.shape, dtype=weight.dtype, device=weight.device))
         if self.bias is not None:
             self.bias.zero_()
 
@@ -178,7 +177,8 @@ class _FullWidthConv(KeepsManifolds):
         A direct convolution with such a kernel costs the square of the number of pixels; this
         layer is faster.
         """
-        count, factory = self.out_channels, {"dtype": self._dtype, "device": self.weight.device}
+        count = self.out_channels
+        factory: dict[str, Any] = {"dtype": self._dtype, "device": self.weight.device}
         # What the output at the origin sees of each input: a row of the layer's matrix.
         unit = torch.zeros(count, count, *self.grid, **factory)
         unit.flatten(2)[..., 0] = torch.eye(count, **factory)
@@ -186,7 +186,8 @@ class _FullWidthConv(KeepsManifolds):
         left = [(n - self.stride + 1) // 2 for n in self.size]
         if self.stride == 1:
             left = [(n - 1) // 2 for n in self.size]
-        conv = _PLAIN[self._dims](
+        plain: Any = _PLAIN[self._dims]
+        conv: torch.nn.Module = plain(
             self.in_channels,
             count,
             self.size,
@@ -196,9 +197,8 @@ class _FullWidthConv(KeepsManifolds):
             padding_mode="circular",
             **factory,
         )
-        conv.weight.copy_(rows.roll(left, tuple(range(2, 2 + self._dims))))
-        if self.bias is not None:
-            conv.bias.copy_(self.bias)
+        kernel = {"weight": rows.roll(left, tuple(range(2, 2 + self._dims)))}
+        conv.load_state_dict(kernel if self.bias is None else {**kernel, "bias": self.bias})
         return conv
 
     def extra_repr(self) -> str:
@@ -237,7 +237,7 @@ class _FullWidthConv(KeepsManifolds):
     def _convolve(self, x: torch.Tensor) -> torch.Tensor:
         parts = self._coordinates(pixels_to_channels(x, self.stride))
         pairs = zip(parts, self._blocks(), strict=True)
-        return self._signal([_Multiply.apply(part, block) for part, block in pairs])
+        return self._signal([_multiply(part, block) for part, block in pairs])
 
     @full_precision
     def _convolve_back(self, y: torch.Tensor) -> torch.Tensor:
@@ -251,7 +251,7 @@ class _FullWidthConv(KeepsManifolds):
         """Return x with a batch dimension and the layer's dtype, or raise."""
         kind = "complex" if self._complex else "real"
         if x.is_complex() != self._complex:
-            other = type(self).__name__.replace(*_NAMES[:: 1 if self._complex else -1])
+            other = f"{'Orthogonal' if self._complex else 'Unitary'}Conv{self._dims}d"
             raise TypeError(
                 f"`{name}` must be {kind} for {type(self).__name__}, got {x.dtype}; "
                 f"use {other}, or convert it to {self._dtype}."
@@ -347,10 +347,10 @@ class OrthogonalConv2d(_RealConv):
         a divisor of the size, on every axis
     bias : bool
         add a learned constant to each output channel; it starts at zero
-    init : {"identity", "haar"}
-        Start at W(f) = I, the convolution that copies channels, or at independent Haar samples,
-        a kernel of noise as wide as the image. Steps do not change the sign of the determinant
-        of a real matrix: from the identity all stay at 1.
+    init : {"identity", "haar", "henaff", "cayley"}
+        Start at W(f) = I, the convolution that copies channels, or at independent samples, a
+        kernel of noise as wide as the image; see :mod:`geoopt_projunn.init`. Steps do not change
+        the sign of the determinant of a real matrix: from the identity all stay at 1.
     k, retraction, sketch
         of the manifold, :class:`~geoopt_projunn.LowRankUnitary`; k=None for full rank
     device, dtype

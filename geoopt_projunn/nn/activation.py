@@ -1,0 +1,85 @@
+"""The modReLU, which keeps the phase of a state."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["ModReLU", "modrelu"]
+
+
+def modrelu(z: Tensor, offset: Tensor) -> Tensor:
+    r"""Shift the modulus and keep the phase, :math:`\frac{z}{|z|} \max(0, |z| + b)`; 0 at 0.
+
+    Parameters
+    ----------
+    z : torch.Tensor
+        (*, n), real or complex
+    offset : torch.Tensor
+        (n,), real, the b of the formula: a modulus below -b becomes 0
+
+    Returns
+    -------
+    torch.Tensor
+        (*, n). The derivative is taken to be 0 where the result is 0.
+
+    References
+    ----------
+    Arjovsky, Shah, Bengio, *Unitary Evolution Recurrent Neural Networks*, arXiv:1511.06464.
+    """
+    return z.sgn() * torch.relu(z.abs() + offset)
+
+
+class ModReLU(torch.nn.Module):
+    r"""Apply :func:`modrelu` with a learned offset for each feature.
+
+    Parameters
+    ----------
+    num_features : int
+        size n of the last dimension of the input
+    device, dtype
+        of the offset; real
+
+    Attributes
+    ----------
+    offset : torch.nn.Parameter
+        (n,). It starts at 0, where modReLU is the identity.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(
+                f"`dtype` must be real, got {dtype}; the offset of a complex modulus is real, "
+                f"use `dtype={dtype.to_real()}`."
+                if dtype.is_complex
+                else f"`dtype` must be a floating point type, got {dtype}."
+            )
+        self.num_features = num_features
+        self.offset = torch.nn.Parameter(torch.empty(num_features, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the offset to 0."""
+        torch.nn.init.zeros_(self.offset)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Apply to a tensor (*, n), real or complex."""
+        return modrelu(z, self.offset)
+
+    def extra_repr(self) -> str:
+        """Return the number of features."""
+        return f"{self.num_features}"
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        # `.to(torch.complex64)` of a model must not make the offset complex.
+        return super()._apply(lambda t: _real(fn(t)), recurse)  # type: ignore[no-untyped-call]
+
+
+def _real(t: Tensor) -> Tensor:
+    return t.real.contiguous() if t.is_complex() else t

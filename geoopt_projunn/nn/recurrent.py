@@ -1,0 +1,93 @@
+"""What recurrent layers and cells share: their parameters and where these start."""
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..init import INITS
+from ..linalg.precision import WIDE
+from ..manifold import LowRankUnitary
+from .keeping import KeepsManifolds, put_on
+
+NONLINEARITIES = ("modrelu", "relu", "tanh")
+
+
+class Recurrent(KeepsManifolds):
+    """Mixed in before torch's class: unitary recurrent weights, modReLU offsets, inits.
+
+    The names of its parameters tell what they are: ``weight_hh…``, ``weight_ih…``, ``bias…`` and
+    ``offset…``.
+    """
+
+    is_complex: ClassVar[bool]
+    hidden_size: int
+    nonlinearity: str
+    init: str
+
+    def _options(
+        self, nonlinearity: str, init: str, dtype: torch.dtype | None
+    ) -> tuple[str, torch.dtype]:
+        """Check what torch's class would not, before it builds anything; return what to tell it."""
+        if nonlinearity not in NONLINEARITIES:
+            raise ValueError(
+                f"Unknown nonlinearity '{nonlinearity}'. Select from 'modrelu', 'relu' or 'tanh'."
+            )
+        if init not in INITS:
+            names = ", ".join(f"'{name}'" for name in INITS)
+            raise ValueError(f"Unknown init '{init}'. Select from {names}.")
+        if dtype is None:
+            dtype = torch.get_default_dtype()
+            dtype = dtype.to_complex() if self.is_complex else dtype
+        if dtype not in WIDE or dtype.is_complex != self.is_complex:
+            known = [str(d) for d in WIDE if d.is_complex == self.is_complex]
+            raise TypeError(
+                f"`dtype` of {type(self).__name__} must be {' or '.join(known)}, got {dtype}."
+            )
+        # reset_parameters, which torch's constructor calls, needs it.
+        self.init = init
+        return ("relu" if nonlinearity == "modrelu" else nonlinearity), dtype
+
+    def _finish(self, nonlinearity: str, manifold: LowRankUnitary, names: list[str]) -> None:
+        """Put the recurrent weights on the manifold and add the offsets of a modReLU."""
+        self.nonlinearity = nonlinearity
+        for name in names:
+            weight = getattr(self, name)
+            manifold.assert_check_point(weight)
+            put_on(weight, manifold)
+            if nonlinearity == "modrelu":
+                offset = torch.zeros(
+                    self.hidden_size, dtype=weight.real.dtype, device=weight.device
+                )
+                self.register_parameter(
+                    name.replace("weight_hh", "offset"), torch.nn.Parameter(offset)
+                )
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        r"""Draw all parameters anew.
+
+        Recurrent weights by ``init``; input weights uniformly with Glorot's variance
+        :math:`E |w|^2 = 2 / (\text{inputs} + \text{outputs})`, which the two parts of a complex
+        one share; biases and offsets 0.
+        """
+        for name, p in self.named_parameters(recurse=False):
+            if name.startswith("weight_hh"):
+                p.copy_(INITS[self.init](*p.shape, dtype=p.dtype, device=p.device))
+            elif name.startswith("weight_ih"):
+                bound = math.sqrt((3 if self.is_complex else 6) / sum(p.shape))
+                _parts(p).uniform_(-bound, bound)
+            else:
+                p.zero_()
+
+    def _describe(self, weight: Any) -> str:
+        manifold = getattr(weight, "manifold", None)
+        said = f", nonlinearity={self.nonlinearity}"
+        if isinstance(manifold, LowRankUnitary):
+            said += f", {manifold.extra_repr()}"
+        return f"{said}, init={self.init}"
+
+
+def _parts(x: Tensor) -> Tensor:
+    return torch.view_as_real(x) if x.is_complex() else x
