@@ -70,13 +70,15 @@ def stored_frequencies(
     )
 
 
-def analyse(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def analyse(x: torch.Tensor, weight: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the coordinates of a real signal.
 
     Parameters
     ----------
     x : torch.Tensor
         (b, c, *grid), real
+    weight : float
+        multiplies the coordinates of the pairs
 
     Returns
     -------
@@ -85,12 +87,14 @@ def analyse(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     pairs : torch.Tensor
         (pairs of frequencies, b, c), complex
     """
-    return _Analysis.apply(x)  # type: ignore[no-untyped-call]
+    return _Analysis.apply(x, weight)  # type: ignore[no-untyped-call]
 
 
-def synthesise(own: torch.Tensor, pairs: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
-    """Return the real signal, (b, c, *grid), that has these coordinates."""
-    return _Synthesis.apply(own, pairs, grid)  # type: ignore[no-untyped-call]
+def synthesise(
+    own: torch.Tensor, pairs: torch.Tensor, grid: tuple[int, ...], weight: float = 1.0
+) -> torch.Tensor:
+    """Return the real signal, (b, c, *grid), of the coordinates ``own`` and ``weight * pairs``."""
+    return _Synthesis.apply(own, pairs, grid, weight)  # type: ignore[no-untyped-call]
 
 
 def analyse_complex(x: torch.Tensor) -> torch.Tensor:
@@ -106,15 +110,14 @@ def synthesise_complex(coordinates: torch.Tensor, grid: tuple[int, ...]) -> torc
 
 
 # The backward of torch's own rfftn transforms the whole spectrum, at twice the cost and memory.
-# As the coordinates are orthonormal but for the weight of the pairs, the adjoint of either
-# function is the other.
+# The adjoint of either function is the other, but that each pair counts twice in the norm.
 
 
 class _Analysis(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(x: torch.Tensor, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
         grid = x.shape[2:]
         half = _frequencies_first(torch.fft.rfftn(x, dim=_axes(grid), norm="ortho"))
         own, boxes = regions(tuple(grid))
@@ -123,23 +126,27 @@ class _Analysis(torch.autograd.Function):
         pairs = half.new_empty(count, *half.shape[-2:])
         for part, place in zip(parts, _places(pairs, parts), strict=True):
             place.copy_(part)
-        return torch.stack([half[index].real for index in own]), pairs
+        return torch.stack([half[index].real for index in own]), _weighted(pairs, weight)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[torch.Tensor], output: Any) -> None:
-        ctx.grid = tuple(inputs[0].shape[2:])
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, float], output: Any) -> None:
+        x, ctx.weight = inputs
+        ctx.grid = tuple(x.shape[2:])
 
     @staticmethod
-    def backward(ctx: Any, own: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
-        return synthesise(own, pairs / 2, ctx.grid)
+    def backward(ctx: Any, own: torch.Tensor, pairs: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return synthesise(own, pairs, ctx.grid, ctx.weight / 2), None
 
 
 class _Synthesis(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(own: torch.Tensor, pairs: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
+    def forward(
+        own: torch.Tensor, pairs: torch.Tensor, grid: tuple[int, ...], weight: float
+    ) -> torch.Tensor:
         singles, boxes = regions(grid)
+        pairs = _weighted(pairs, weight)
         shape = (*pairs.shape[1:], *grid[:-1], grid[-1] // 2 + 1)
         spectrum = pairs.new_empty(shape)
         half = _frequencies_first(spectrum)
@@ -154,16 +161,22 @@ class _Synthesis(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: torch.Tensor) -> None:
-        pass
+        *_, ctx.weight = inputs
 
     @staticmethod
-    def backward(ctx: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        own, pairs = analyse(x)
-        return own, pairs * 2, None
+    def backward(ctx: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+        return *analyse(x, 2 * ctx.weight), None, None
 
 
 def _axes(grid: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(range(2, 2 + len(grid)))
+
+
+def _weighted(pairs: torch.Tensor, weight: float) -> torch.Tensor:
+    if weight == 1:
+        return pairs
+    # As real numbers: torch multiplies complex ones by a complex weight.
+    return torch.view_as_complex(torch.view_as_real(pairs.resolve_conj()) * weight)
 
 
 def _frequencies_first(spectrum: torch.Tensor) -> torch.Tensor:

@@ -76,11 +76,17 @@ def test_the_norm_counts_each_pair_twice(grid):
 @pytest.mark.parametrize("grid", [(5,), (4,), (3, 4), (4, 4), (2, 3, 4), (4, 4, 2)])
 def test_both_have_first_and_second_derivatives(grid):
     x = torch.randn(1, 2, *grid, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(analyse, (x,))
-    assert torch.autograd.gradgradcheck(analyse, (x,))
+    for weight in (1.0, 0.7):
+        assert torch.autograd.gradcheck(lambda x, w=weight: analyse(x, w), (x,))
+        assert torch.autograd.gradgradcheck(lambda x, w=weight: analyse(x, w), (x,))
     coordinates = tuple(part.detach().requires_grad_() for part in analyse(x))
-    assert torch.autograd.gradcheck(lambda a, b: synthesise(a, b, grid), coordinates)
-    assert torch.autograd.gradgradcheck(lambda a, b: synthesise(a, b, grid), coordinates)
+    for weight in (1.0, 0.7):
+
+        def of(a, b, weight=weight):
+            return synthesise(a, b, grid, weight)
+
+        assert torch.autograd.gradcheck(of, coordinates)
+        assert torch.autograd.gradgradcheck(of, coordinates)
 
 
 def test_analysis_maps_over_a_batch_of_batches():
