@@ -80,3 +80,20 @@ def test_the_figure_of_a_method_is_that_of_its_best_learning_rate():
     assert learning.best(runs, 0) == (20, 0.1)
     assert learning.best(runs, 1) == (60, 0.3)
     assert learning.best(runs, 2)[0] == float("inf")
+
+
+def test_the_convolutions_are_timed_side_by_side(capsys):
+    conv = load("conv")
+    (table,) = conv.main(["--smoke"])
+    assert table in capsys.readouterr().out
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in table.splitlines()[2:]}
+    assert rows[conv.PLAIN].endswith("| 1.00 |")
+    for name in ("OrthogonalConv2d, k = 1, SGD", "OrthogonalConv2d, k = 4, Adam", "Cayley layer"):
+        assert float(rows[name].split(" | ")[-1].removesuffix(" |")) > 0
+
+
+def test_the_cayley_layer_of_the_benchmark_is_orthogonal():
+    layer = load("conv").CayleyConv(2, 4)
+    impulses = torch.eye(32).view(32, 2, 4, 4)
+    values = torch.linalg.svdvals(layer(impulses).flatten(1))
+    assert (values - 1).abs().max() < 1e-5
