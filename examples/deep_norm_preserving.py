@@ -1,11 +1,12 @@
 """Train networks of a hundred convolutions, without normalization or shortcuts.
 
-Two networks of the same shape see scikit-learn's digits: a first layer, a hundred convolutions
-with activations that sort channels in pairs and so preserve norms, and a linear readout.
+Three networks of the same shape see scikit-learn's digits: a hundred convolutions with
+activations that sort channels in pairs and so preserve norms, and a linear readout.
 
-- orthogonal: OrthogonalConv2d, stepped at rank k by ProjUNNRiemannianSGD;
+- orthogonal: OrthogonalConv2d from the identity, stepped at rank k by ProjUNNRiemannianSGD;
 - unconstrained: torch's circular 3 x 3 convolutions with torch's own initial weights and SGD,
-  which forget their input before they reach the hundredth layer.
+  which forget their input before they reach the hundredth layer;
+- unconstrained, identity: the same, each convolution starting at the identity.
 
 The script writes a table, a CSV file and a picture.
 """
@@ -28,7 +29,7 @@ from geoopt_projunn.nn import OrthogonalConv2d
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-LEARNING_RATES = {"orthogonal": 0.1, "unconstrained": 0.1}
+LEARNING_RATES = {"orthogonal": 0.05, "unconstrained": 0.05, "unconstrained, identity": 0.01}
 
 
 @dataclass
@@ -59,8 +60,12 @@ class Deep(torch.nn.Module):
 
         def layer(inputs: int) -> torch.nn.Module:
             if name == "orthogonal":
-                return OrthogonalConv2d(inputs, channels, 4, init="haar", k=k)
-            return torch.nn.Conv2d(inputs, channels, 3, padding=1, padding_mode="circular")
+                return OrthogonalConv2d(inputs, channels, 4, bias=False, k=k)
+            conv = torch.nn.Conv2d(inputs, channels, 3, padding=1, padding_mode="circular")
+            if name == "unconstrained, identity":
+                torch.nn.init.dirac_(conv.weight)
+                torch.nn.init.zeros_(conv.bias)
+            return conv
 
         self.layers = torch.nn.ModuleList(layer(channels if i else 4) for i in range(depth))
         self.sorted = Sorted()
@@ -153,10 +158,10 @@ def main(arguments: list[str] | None = None) -> list[Record]:
         writer.writeheader()
         writer.writerows(vars(record) for record in records)
     draw(records, options.output / "deep_norm_preserving.png", options.depth)
-    print(f"\n{'network':<16}{'test accuracy':>14}{'first / last gradient':>24}")
+    print(f"\n{'network':<26}{'test accuracy':>14}{'first / last gradient':>24}")
     for name in LEARNING_RATES:
         last = [record for record in records if record.network == name][-1]
-        print(f"{name:<16}{last.test_accuracy:>14.1%}{last.gradient_ratio:>24.1e}")
+        print(f"{name:<26}{last.test_accuracy:>14.1%}{last.gradient_ratio:>24.1e}")
     return records
 
 
