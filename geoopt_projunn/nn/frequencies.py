@@ -49,7 +49,6 @@ def regions(grid: tuple[int, ...]) -> tuple[tuple[Index, ...], tuple[Index, ...]
     )
 
 
-@functools.lru_cache
 def stored_frequencies(
     grid: tuple[int, ...],
 ) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
