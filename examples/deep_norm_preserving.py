@@ -29,7 +29,7 @@ from geoopt_projunn.nn import OrthogonalConv2d
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-LEARNING_RATES = {"orthogonal": 0.05, "unconstrained": 0.05, "unconstrained, identity": 0.01}
+LEARNING_RATES = {"orthogonal": 0.05, "unconstrained": 0.05, "unconstrained, identity": 1e-3}
 
 
 @dataclass

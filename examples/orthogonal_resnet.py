@@ -3,8 +3,9 @@
 Three networks of the same width see the same batches:
 
 - unconstrained: torch's 3 x 3 convolutions with circular padding;
-- orthogonal, k = 1 and k = 4: OrthogonalConv2d from the identity, whose matrices
-  ProjUNNRiemannianSGD steps at rank k beside all other weights.
+- orthogonal, k = 1 and k = 4: OrthogonalConv2d, whose matrices ProjUNNRiemannianSGD steps at
+  rank k beside all other weights. They start at random: from the identity new channels would be
+  zero, and the normalization after them blow up what is not there.
 
 scikit-learn's digits by default; ``--data`` names a file with the arrays x_train, y_train, x_test,
 y_test: Keras' mnist.npz, or CIFAR10 or CIFAR100 saved so by numpy.savez, images (m, h, w) or
@@ -79,7 +80,7 @@ class Block(torch.nn.Module):
                 ins, outs, 3, padding=1, padding_mode="circular", bias=False
             )
         else:
-            self.conv = OrthogonalConv2d(ins, outs, size, bias=False, k=k)
+            self.conv = OrthogonalConv2d(ins, outs, size, bias=False, init="haar", k=k)
         self.norm = torch.nn.BatchNorm2d(outs)
         self.pool = pool
         self.probe = (ins, size, size)
