@@ -10,6 +10,7 @@ from .conv import (
     UnitaryConv2d,
     UnitaryConv3d,
 )
+from .orthogonalize import orthogonality_errors, orthogonalize_
 from .readout import RealReadout
 from .rnn import OrthogonalRNN, UnitaryRNN
 
@@ -27,4 +28,6 @@ __all__ = [
     "UnitaryRNN",
     "UnitaryRNNCell",
     "modrelu",
+    "orthogonality_errors",
+    "orthogonalize_",
 ]

@@ -89,5 +89,15 @@ class Recurrent(KeepsManifolds):
         return f"{said}, init={self.init}"
 
 
+def taken_as(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Take real numbers as complex ones of the same precision, under autocast of any."""
+    if x.is_complex() and not dtype.is_complex:
+        return x
+    # As torch.nn.RNN asks: torch.is_autocast_enabled raises an error for the meta device.
+    if x.dtype == dtype.to_real() or torch._C._is_any_autocast_enabled():
+        return x.to(dtype)
+    return x
+
+
 def _parts(x: Tensor) -> Tensor:
     return torch.view_as_real(x) if x.is_complex() else x

@@ -1,193 +1,13 @@
 """Recurrent layers with orthogonal or unitary recurrent weights."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
-from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
-
-from ..linalg.precision import full_precision
-from ..manifold import LowRankUnitary
-from .recurrence import recur
-from .recurrent import Recurrent
+from .layer import RecurrentLayer
 
 __all__ = ["OrthogonalRNN", "UnitaryRNN"]
 
 
-class _RNN(Recurrent, torch.nn.RNN):
-    weight_hh_l0: Tensor
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        nonlinearity: str = "modrelu",
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        k: int | None = 1,
-        retraction: str = "exponential",
-        sketch: str = "tangent",
-        init: str = "henaff",
-        **unsupported: Any,
-    ) -> None:
-        manifold = LowRankUnitary(k, retraction=retraction, sketch=sketch)
-        known, dtype = self._options(nonlinearity, init, dtype)
-        super().__init__(
-            input_size,
-            hidden_size,
-            num_layers,
-            known,
-            bias=bias,
-            batch_first=batch_first,
-            dropout=dropout,
-            bidirectional=bidirectional,
-            device=device,
-            dtype=dtype,
-            **unsupported,
-        )
-        self._finish(nonlinearity, manifold, [names[1] for names in self._all_weights])
-
-    @property
-    def _fused(self) -> bool:
-        """Whether to run torch's kernels; on a CPU those are slower than ours and keep more."""
-        known = not self.is_complex and self.nonlinearity != "modrelu"
-        return known and self.weight_hh_l0.is_cuda
-
-    def flatten_parameters(self) -> None:
-        """Do what torch.nn.RNN does where torch's kernels are used, nothing elsewhere."""
-        if self._fused:
-            super().flatten_parameters()
-
-    def forward(self, input: Any, hx: Tensor | None = None) -> Any:
-        """Run over a batch, a single sequence or a PackedSequence, as torch.nn.RNN does.
-
-        Parameters
-        ----------
-        input : torch.Tensor or PackedSequence
-            (L, N, input_size), (N, L, input_size) with ``batch_first``, or (L, input_size)
-        hx : torch.Tensor, optional
-            (num_layers * directions, N, hidden_size), or without N for a single sequence; zero
-            if not given
-
-        Returns
-        -------
-        tuple
-            The states of the last layer, in the form of the input, and the last states of all
-            layers, in the form of ``hx``.
-
-        Raises
-        ------
-        ValueError, RuntimeError
-            If a dtype or a shape does not fit, as torch.nn.RNN raises them.
-        """
-        if self._fused:
-            return super().forward(input, hx)
-        return self._run(input, hx)
-
-    @full_precision
-    def _run(self, input: Any, hx: Tensor | None) -> Any:
-        packed = input if isinstance(input, PackedSequence) else None
-        if packed is not None:
-            x = self._matching(packed.data)
-            hx = None if hx is None else self.permute_hidden(hx, packed.sorted_indices)
-            batched = True
-            self._check(x, hx, packed.batch_sizes)
-            batch_sizes = packed.batch_sizes.tolist()
-        else:
-            if input.dim() not in (2, 3):
-                raise ValueError(
-                    f"RNN: Expected input to be 2D or 3D, got {input.dim()}D tensor instead"
-                )
-            batched = input.dim() == 3
-            if hx is not None and hx.dim() != input.dim():
-                kind = "batched" if batched else "unbatched"
-                raise RuntimeError(
-                    f"For {kind} {input.dim()}-D input, hx should also be {input.dim()}-D but "
-                    f"got {hx.dim()}-D tensor"
-                )
-            x = self._matching(input)
-            if not batched:
-                x = x.unsqueeze(0 if self.batch_first else 1)
-                hx = None if hx is None else hx.unsqueeze(1)
-            self._check(x, hx, None)
-            x = x.transpose(0, 1) if self.batch_first else x
-            batch_sizes = [x.shape[1]] * x.shape[0]
-            x = x.flatten(0, 1)
-        hx = None if hx is None else self._matching(hx)
-        states, final = self._layers(x, hx, batch_sizes)
-        if packed is not None:
-            return (
-                PackedSequence(
-                    states, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices
-                ),
-                self.permute_hidden(final, packed.unsorted_indices),
-            )
-        states = states.unflatten(0, (len(batch_sizes), -1))
-        if not batched:
-            return states.squeeze(1), final.squeeze(1)
-        return (states.transpose(0, 1) if self.batch_first else states), final
-
-    def _layers(
-        self, x: Tensor, hx: Tensor | None, batch_sizes: list[int]
-    ) -> tuple[Tensor, Tensor]:
-        directions = 2 if self.bidirectional else 1
-        finals: list[Tensor] = []
-        for layer in range(self.num_layers):
-            if layer > 0 and self.dropout > 0:
-                x = _dropout(x, self.dropout, self.training)
-            outputs = []
-            for direction in range(directions):
-                suffix = f"l{layer}" + ("_reverse" if direction else "")
-                bias = None
-                if self.bias:
-                    bias = getattr(self, f"bias_ih_{suffix}") + getattr(self, f"bias_hh_{suffix}")
-                states, final = recur(
-                    torch.nn.functional.linear(x, getattr(self, f"weight_ih_{suffix}"), bias),
-                    getattr(self, f"weight_hh_{suffix}"),
-                    getattr(self, f"offset_{suffix}", None),
-                    None if hx is None else hx[len(finals)],
-                    nonlinearity=self.nonlinearity,
-                    batch_sizes=batch_sizes,
-                    reverse=bool(direction),
-                )
-                outputs.append(states)
-                finals.append(final)
-            x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
-        return x, torch.stack(finals)
-
-    def _check(self, x: Tensor, hx: Tensor | None, batch_sizes: Tensor | None) -> None:
-        self.check_input(x, batch_sizes)
-        if hx is not None:
-            self.check_hidden_size(hx, self.get_expected_hidden_size(x, batch_sizes))
-
-    def _matching(self, x: Tensor) -> Tensor:
-        """Take real numbers as complex ones of the same precision; under autocast any precision."""
-        dtype = self.weight_hh_l0.dtype
-        if self.is_complex and x.dtype == dtype.to_real():
-            return x.to(dtype)
-        return x
-
-    def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
-        """Check the input's dtype and shape."""
-        if input.is_complex() and not self.is_complex:
-            raise ValueError(
-                f"RNN input dtype ({input.dtype}) is complex but {type(self).__name__} is real. "
-                "Use UnitaryRNN, or give it a real input"
-            )
-        super().check_input(input, batch_sizes)
-
-    def extra_repr(self) -> str:
-        """Return torch's description, and what is particular to these layers."""
-        return super().extra_repr() + self._describe(self.weight_hh_l0)
-
-
-class OrthogonalRNN(_RNN):
+class OrthogonalRNN(RecurrentLayer):
     r"""A torch.nn.RNN whose recurrent weights are orthogonal.
 
     .. math::
@@ -242,13 +62,17 @@ class OrthogonalRNN(_RNN):
     On a CUDA device, "relu" and "tanh" run torch's own kernels. Everything else is one
     differentiable function that keeps the states only and has first derivatives only; under
     autocast it stays in the precision of the parameters. modReLU's derivative is taken to be 0
-    where the state is 0.
+    where the state is 0. torch.compile runs the layer as it is, between compiled parts.
 
-    A conversion never loses the manifold (:class:`geoopt_projunn.nn.keeping.KeepsManifolds`);
-    one to half or complex precision is an error.
+    Conversions and loads never lose the manifold; one to half or complex precision is an error.
+    Like torch's, ``.to("meta")``, ``to_empty`` and ``load_state_dict(assign=True)`` make new
+    parameters, and an optimizer made before holds the old ones. After ``to_empty`` call
+    ``reset_parameters`` or load. The weights of a torch.nn.RNN can be loaded, and are then off
+    the manifold: call ``orthogonalize_(layer, "weight_hh_l0")``.
 
     Examples
     --------
+    >>> import torch
     >>> layer = OrthogonalRNN(3, 8)
     >>> states, last = layer(torch.randn(5, 2, 3))
     >>> states.shape, last.shape
@@ -260,7 +84,7 @@ class OrthogonalRNN(_RNN):
     is_complex: ClassVar[bool] = False
 
 
-class UnitaryRNN(_RNN):
+class UnitaryRNN(RecurrentLayer):
     r"""A recurrent layer with complex states and unitary recurrent weights.
 
     As :class:`OrthogonalRNN`, with :math:`W_{hh}^H W_{hh} = I` and
@@ -278,6 +102,8 @@ class UnitaryRNN(_RNN):
 
     Examples
     --------
+    >>> import torch
+    >>> from geoopt_projunn.nn import RealReadout
     >>> layer, readout = UnitaryRNN(3, 8), RealReadout(8, 2)
     >>> states, last = layer(torch.randn(5, 2, 3))
     >>> states.dtype, readout(states).shape
@@ -285,10 +111,3 @@ class UnitaryRNN(_RNN):
     """
 
     is_complex: ClassVar[bool] = True
-
-
-def _dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    if not (x.is_complex() and training):
-        return torch.nn.functional.dropout(x, p, training)
-    # Both parts of a complex number go together.
-    return x * torch.nn.functional.dropout(torch.ones_like(x.real), p)
