@@ -2,7 +2,7 @@ r"""Drift control: keep rounding from adding up, in :math:`O(n^2)` a step."""
 
 import torch
 
-from .linalg.rows import times_adjoint
+from .linalg.rows import row_norms, times_adjoint
 
 _CONVERGES = 0.1
 
@@ -44,5 +44,5 @@ def sweep_columns_(
     within = error.gather(-1, turn.unsqueeze(-2).expand(-1, count, -1))
     mended = rows - times_adjoint(error, x) + within @ rows / 2
     # Far from the manifold, where a parameter was overwritten, the correction would diverge.
-    near = torch.linalg.matrix_norm(error) < _CONVERGES
+    near = torch.linalg.vector_norm(row_norms(error), dim=(-2, -1)) < _CONVERGES
     x.scatter_(-1, pick, torch.where((active & near)[:, None, None], mended, rows).mH)

@@ -20,7 +20,13 @@ from .linalg.basis import orthonormalize
 from .linalg.dense import skewh
 from .linalg.hashing import uniform
 from .linalg.precision import WIDE
-from .linalg.rows import add_product_, generator_rows, squared_column_norms, times_adjoint
+from .linalg.rows import (
+    add_product_,
+    generator_rows,
+    row_norms,
+    squared_column_norms,
+    times_adjoint,
+)
 
 
 class Sketched(NamedTuple):
@@ -184,7 +190,7 @@ def _unit(rows: torch.Tensor) -> torch.Tensor:
     # In float64: the squares of large or small float32 entries leave its range.
     wide = rows.to(WIDE[rows.dtype])
     tiny = torch.finfo(wide.dtype).tiny
-    return torch.nn.functional.normalize(wide, dim=-1, eps=tiny).to(rows.dtype)
+    return (wide / row_norms(wide).clamp(min=tiny)).to(rows.dtype)
 
 
 SKETCHES: dict[str, Sketch] = {"tangent": tangent, "lsi": lsi, "column": column}

@@ -113,6 +113,23 @@ def test_the_figure_of_a_method_is_that_of_its_best_learning_rate():
     assert learning.best([slow, quick], 1e-3)[0] == float("inf")
 
 
+def test_the_convolutions_are_timed_side_by_side(capsys):
+    conv = load("conv")
+    (table,) = conv.main(["--smoke"])
+    assert table in capsys.readouterr().out
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in table.splitlines()[2:]}
+    assert rows[conv.PLAIN].endswith("| 1.00 |")
+    for name in ("OrthogonalConv2d, k = 1, SGD", "OrthogonalConv2d, k = 4, Adam", "Cayley layer"):
+        assert float(rows[name].split(" | ")[-1].removesuffix(" |")) > 0
+
+
+def test_the_cayley_layer_of_the_benchmark_is_orthogonal():
+    layer = load("conv").CayleyConv(2, 4)
+    impulses = torch.eye(32).view(32, 2, 4, 4)
+    values = torch.linalg.svdvals(layer(impulses).flatten(1))
+    assert (values - 1).abs().max() < 1e-5
+
+
 def test_every_recurrent_layer_takes_its_turn(tmp_path, capsys):
     results = rnn.main(["--smoke", "--output", str(tmp_path)])
     known, absent = rnn.available()

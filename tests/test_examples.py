@@ -4,6 +4,7 @@ import csv
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -73,3 +74,42 @@ def test_an_example_refuses_an_unknown_option(name, capsys):
     with pytest.raises(SystemExit):
         load(name).main(["--unknown"])
     assert "unrecognized arguments: --unknown" in capsys.readouterr().err
+
+
+def test_orthogonal_resnet_keeps_the_gain_of_its_convolutions_at_one(tmp_path, capsys):
+    example = load("orthogonal_resnet")
+    records = example.main(["--smoke", "--output", str(tmp_path)])
+    with (tmp_path / "orthogonal_resnet.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(records) == 3 * len(example.NETWORKS)
+    assert (tmp_path / "orthogonal_resnet.png").read_bytes().startswith(PNG)
+    printed = capsys.readouterr().out
+    for name in example.NETWORKS:
+        assert name in printed
+    for record in records:
+        assert (abs(record.gain - 1) < 1e-4) == record.network.startswith("orthogonal")
+
+
+def test_orthogonal_resnet_reads_images_from_a_file(tmp_path):
+    example = load("orthogonal_resnet")
+    arrays = {
+        f"{name}_{part}": values
+        for part in ("train", "test")
+        for name, values in (
+            ("x", np.full((6, 8, 8, 3), 255, dtype="uint8")),
+            ("y", np.arange(6)[:, None] % 2),
+        )
+    }
+    np.savez(tmp_path / "images.npz", **arrays)
+    (images, labels), _ = example.load(tmp_path / "images.npz")
+    assert images.shape == (6, 3, 8, 8)
+    assert images.unique().item() == 1
+    assert labels.tolist() == [0, 1, 0, 1, 0, 1]
+
+
+def test_deep_norm_preserving_passes_gradients_to_its_first_layer(tmp_path):
+    example = load("deep_norm_preserving")
+    records = example.main(["--smoke", "--output", str(tmp_path)])
+    assert (tmp_path / "deep_norm_preserving.png").read_bytes().startswith(PNG)
+    assert len(records) == 2 * len(example.LEARNING_RATES)
+    ratios = {record.network: record.gradient_ratio for record in records}
+    assert ratios["unconstrained"] < 0.2 < ratios["orthogonal"] < 5

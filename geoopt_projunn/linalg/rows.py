@@ -57,6 +57,16 @@ def generator_rows(rows: torch.Tensor, x: torch.Tensor, d: torch.Tensor) -> torc
     return (times_adjoint(rows @ x, d) - times_adjoint(rows @ d, x)) / 2
 
 
+def row_norms(rows: torch.Tensor) -> torch.Tensor:
+    """Return the norm of every row, (*, k, 1), real.
+
+    Of the real and imaginary parts as one row: torch's norm of complex rows is thirty times
+    slower on a CPU.
+    """
+    real = torch.view_as_real(rows).flatten(-2) if rows.is_complex() else rows
+    return torch.linalg.vector_norm(real, dim=-1, keepdim=True)
+
+
 def squared_column_norms(d: torch.Tensor) -> torch.Tensor:
     """Return the squared norm of every column in float64, (*, n), without a temporary of d's size.
 

@@ -2,15 +2,29 @@
 
 from .activation import ModReLU, modrelu
 from .cell import OrthogonalRNNCell, UnitaryRNNCell
+from .conv import (
+    OrthogonalConv1d,
+    OrthogonalConv2d,
+    OrthogonalConv3d,
+    UnitaryConv1d,
+    UnitaryConv2d,
+    UnitaryConv3d,
+)
 from .orthogonalize import orthogonality_errors, orthogonalize_
 from .readout import RealReadout
 from .rnn import OrthogonalRNN, UnitaryRNN
 
 __all__ = [
     "ModReLU",
+    "OrthogonalConv1d",
+    "OrthogonalConv2d",
+    "OrthogonalConv3d",
     "OrthogonalRNN",
     "OrthogonalRNNCell",
     "RealReadout",
+    "UnitaryConv1d",
+    "UnitaryConv2d",
+    "UnitaryConv3d",
     "UnitaryRNN",
     "UnitaryRNNCell",
     "modrelu",

@@ -103,5 +103,8 @@ def _convert(fn: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     if not plain.is_complex():
         converted = fn(plain)
         return converted.real.contiguous() if converted.is_complex() else converted
-    converted = fn(torch.view_as_real(plain))
-    return fn(plain) if converted.is_complex() else torch.view_as_complex(converted)
+    # On one axis: to a tensor of four or five a memory format for images would apply.
+    converted = fn(torch.view_as_real(plain).reshape(-1))
+    if converted.is_complex():
+        return fn(plain)
+    return torch.view_as_complex(converted.view(*plain.shape, 2))

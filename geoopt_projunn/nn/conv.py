@@ -1,0 +1,169 @@
+r"""Convolutions that are orthogonal or unitary by construction, and stay so in training."""
+
+import math
+from collections.abc import Sequence
+
+import geoopt
+import torch
+
+from .frequencies import analyse, analyse_complex, synthesise, synthesise_complex
+from .full_width import FullWidthConv
+
+__all__ = [
+    "OrthogonalConv1d",
+    "OrthogonalConv2d",
+    "OrthogonalConv3d",
+    "UnitaryConv1d",
+    "UnitaryConv2d",
+    "UnitaryConv3d",
+]
+
+
+class _RealConv(FullWidthConv):
+    _complex = False
+    weight_real: geoopt.ManifoldParameter
+
+    def _counts(self) -> dict[str, int]:
+        own = math.prod(1 if n % 2 else 2 for n in self.grid)
+        return {"weight_real": own, "weight": (math.prod(self.grid) - own) // 2}
+
+    def _coordinates(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return analyse(x)
+
+    def _signal(self, coordinates: Sequence[torch.Tensor]) -> torch.Tensor:
+        own, pairs = coordinates
+        return synthesise(own, pairs, self.grid)
+
+
+class _ComplexConv(FullWidthConv):
+    _complex = True
+
+    def _counts(self) -> dict[str, int]:
+        return {"weight": math.prod(self.grid)}
+
+    def _coordinates(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (analyse_complex(x),)
+
+    def _signal(self, coordinates: Sequence[torch.Tensor]) -> torch.Tensor:
+        return synthesise_complex(coordinates[0], self.grid)
+
+
+class OrthogonalConv2d(_RealConv):
+    r"""A real convolution that is an orthogonal linear map, by construction.
+
+    The kernel is as wide as the image, the padding circular. The discrete Fourier transform then
+    splits the convolution into one matrix for each frequency,
+
+    .. math:: \hat y(f) = W(f)\, \hat x(f), \qquad W(-f) = \overline{W(f)},
+
+    and it is orthogonal if and only if each :math:`W(f)` is unitary. The matrices are parameters
+    on :class:`~geoopt_projunn.LowRankUnitary`: those of self-mirrored frequencies are real
+    (``weight_real``), of every other pair of frequencies one is stored, complex (``weight``).
+    :class:`~geoopt_projunn.ProjUNNRiemannianSGD` and ``ProjUNNRiemannianAdam`` step each of the
+    two as one batch, and the layer stays orthogonal whatever the learning rate.
+
+    With other channel counts, n = max(in_channels * stride\ :sup:`2`, out_channels), the input is
+    padded by channels of zeros, or the output cut to its first channels: for out_channels = n the
+    layer preserves norms, otherwise its singular values are 0 and 1. With a stride, blocks of
+    pixels become channels first (:func:`torch.nn.functional.pixel_unshuffle`), a permutation.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        number of channels
+    size : int or tuple of int
+        Spatial size of the input, the only one that the layer takes.
+    stride : int
+        a divisor of the size, on every axis
+    bias : bool
+        add a learned constant to each output channel; it starts at zero
+    init : {"identity", "haar", "henaff", "cayley"}
+        Start at W(f) = I, the convolution that copies channels, or at independent samples, a
+        kernel of noise as wide as the image; see :mod:`geoopt_projunn.init`. Steps do not change
+        the sign of the determinant of a real matrix: from the identity all stay at 1.
+    k, retraction, sketch
+        of the manifold, :class:`~geoopt_projunn.LowRankUnitary`; k=None for full rank
+    device, dtype
+        of the parameters; ``dtype`` is that of the input
+
+    Attributes
+    ----------
+    weight : geoopt.ManifoldParameter
+        (p, n, n), complex; p is about half the number of output pixels
+    weight_real : geoopt.ManifoldParameter
+        (s, n, n), real; s is 1, 2 or 4, twice 1 for each even axis of the output
+    bias : torch.nn.Parameter or None
+        (out_channels,)
+    grid : tuple of int
+        spatial size of the output, ``size / stride``
+    channels : int
+        the n above
+
+    Raises
+    ------
+    TypeError
+        for an argument of another type, and for an input of another dtype; under autocast the
+        input is converted
+    ValueError
+        for an argument out of range, and for an input of another shape
+
+    Notes
+    -----
+    With P output pixels and batch size b, forward and backward cost
+    :math:`O(bPn (\log P + n))`, a step :math:`O(kPn^2)`. The parameters are Pn²/2 complex
+    numbers. Beside the output, forward makes complex intermediates of three times the input's
+    memory, of which the coordinates, once the input's memory, are kept for backward.
+
+    References
+    ----------
+    Kiani et al., arXiv:2203.05483, section 4. Trockman and Kolter, arXiv:2104.07167.
+
+    Examples
+    --------
+    >>> layer = OrthogonalConv2d(3, 16, size=8)
+    >>> x = torch.randn(2, 3, 8, 8)
+    >>> y = layer(x)
+    >>> y.shape
+    torch.Size([2, 16, 8, 8])
+    >>> torch.allclose(y.norm(), x.norm())
+    True
+    >>> torch.allclose(layer.adjoint(y), x, atol=1e-6)
+    True
+    """
+
+    _dims = 2
+
+
+class OrthogonalConv1d(_RealConv):
+    """A real convolution of sequences that is orthogonal; see :class:`OrthogonalConv2d`."""
+
+    _dims = 1
+
+
+class OrthogonalConv3d(_RealConv):
+    """A real convolution of volumes that is orthogonal; see :class:`OrthogonalConv2d`."""
+
+    _dims = 3
+
+
+class UnitaryConv2d(_ComplexConv):
+    r"""A complex convolution that is a unitary linear map, by construction.
+
+    As :class:`OrthogonalConv2d`, with one complex matrix for each frequency: ``weight`` has shape
+    (P, n, n), P the number of output pixels in the order of :func:`torch.fft.fftn`, and there is
+    no ``weight_real``. Twice the memory and twice the cost of the real layer.
+    """
+
+    _dims = 2
+
+
+class UnitaryConv1d(_ComplexConv):
+    """A complex convolution of sequences that is unitary; see :class:`UnitaryConv2d`."""
+
+    _dims = 1
+
+
+class UnitaryConv3d(_ComplexConv):
+    """A complex convolution of volumes that is unitary; see :class:`UnitaryConv2d`."""
+
+    _dims = 3

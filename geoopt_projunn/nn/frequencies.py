@@ -1,0 +1,208 @@
+r"""The coordinates of a signal on a torus: one vector of channels for each frequency.
+
+Of a real signal the discrete Fourier transform satisfies :math:`X(-f) = \overline{X(f)}`. A
+frequency that is its own mirror (0, and half of an even size, on every axis) has a real value; of
+every other pair one is stored, with a complex value. The transform is orthonormal, so that
+
+.. math:: \lVert x \rVert^2 = \sum_{f = -f} |X(f)|^2 + 2 \sum_{\text{pairs}} |X(f)|^2 .
+
+Signals have shape (b, c, \*grid), coordinates (frequencies, b, c): a matrix for each frequency
+multiplies them as one batch, and no matrix is ever copied for a mirror.
+"""
+
+import functools
+import math
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import torch
+
+Index = tuple[int | slice, ...]
+
+
+@functools.lru_cache
+def regions(grid: tuple[int, ...]) -> tuple[tuple[Index, ...], tuple[Index, ...]]:
+    """Return where torch.fft.rfftn puts the frequencies that determine all others.
+
+    Parameters
+    ----------
+    grid : tuple of int
+        the size of each axis
+
+    Returns
+    -------
+    tuple of tuples
+        Indices into the frequency axes of the half spectrum: the self-mirrored frequencies, one
+        by one, and boxes of frequencies that hold one of each pair.
+    """
+    if not grid:
+        return ((),), ()
+    *rest, n = grid
+    # Mirroring maps each of these hyperplanes to itself, and the interior out of the half.
+    planes = (0,) if n % 2 else (0, n // 2)
+    own, boxes = regions(tuple(rest))
+    interior = ((*(slice(None) for _ in rest), slice(1, (n + 1) // 2)),) if n > 2 else ()
+    return (
+        tuple((*index, plane) for plane in planes for index in own),
+        interior + tuple((*index, plane) for plane in planes for index in boxes),
+    )
+
+
+def stored_frequencies(
+    grid: tuple[int, ...],
+) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
+    """Return the self-mirrored frequencies and one of each pair, in the order of storage."""
+    own, boxes = regions(grid)
+    half = (*grid[:-1], grid[-1] // 2 + 1)
+
+    def points(index: Index) -> Iterator[tuple[int, ...]]:
+        axes = (
+            range(*at.indices(n)) if isinstance(at, slice) else (at,)
+            for at, n in zip(index, half, strict=True)
+        )
+        return product(*axes)
+
+    return (
+        tuple(point for index in own for point in points(index)),
+        tuple(point for index in boxes for point in points(index)),
+    )
+
+
+def analyse(x: torch.Tensor, weight: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the coordinates of a real signal.
+
+    Parameters
+    ----------
+    x : torch.Tensor
+        (b, c, *grid), real
+    weight : float
+        multiplies the coordinates of the pairs
+
+    Returns
+    -------
+    own : torch.Tensor
+        (self-mirrored frequencies, b, c), real
+    pairs : torch.Tensor
+        (pairs of frequencies, b, c), complex
+    """
+    return _Analysis.apply(x, weight)  # type: ignore[no-untyped-call]
+
+
+def synthesise(
+    own: torch.Tensor, pairs: torch.Tensor, grid: tuple[int, ...], weight: float = 1.0
+) -> torch.Tensor:
+    """Return the real signal, (b, c, *grid), of the coordinates ``own`` and ``weight * pairs``."""
+    return _Synthesis.apply(own, pairs, grid, weight)  # type: ignore[no-untyped-call]
+
+
+def analyse_complex(x: torch.Tensor) -> torch.Tensor:
+    """Return the coordinates of a complex signal (b, c, *grid), (frequencies, b, c)."""
+    spectrum = torch.fft.fftn(x, dim=_axes(x.shape[2:]), norm="ortho")
+    return spectrum.flatten(2).permute(2, 0, 1).contiguous()
+
+
+def synthesise_complex(coordinates: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
+    """Return the complex signal, (b, c, *grid), that has these coordinates."""
+    spectrum = coordinates.permute(1, 2, 0).unflatten(-1, grid)
+    return torch.fft.ifftn(spectrum, dim=_axes(grid), norm="ortho")
+
+
+# The backward of torch's own rfftn transforms the whole spectrum, at twice the cost and memory.
+# The adjoint of either function is the other, but that each pair counts twice in the norm.
+
+
+class _Analysis(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: torch.Tensor, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+        grid = x.shape[2:]
+        half = _frequencies_first(torch.fft.rfftn(x, dim=_axes(grid), norm="ortho"))
+        own, boxes = regions(tuple(grid))
+        parts = [half[index] for index in boxes]
+        count = sum(math.prod(part.shape[:-2]) for part in parts)
+        pairs = half.new_empty(count, *half.shape[-2:])
+        for part, place in zip(parts, _places(pairs, parts), strict=True):
+            place.copy_(part)
+        return torch.stack([half[index].real for index in own]), _weighted(pairs, weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, float], output: Any) -> None:
+        x, ctx.weight = inputs
+        ctx.grid = tuple(x.shape[2:])
+
+    @staticmethod
+    def backward(ctx: Any, own: torch.Tensor, pairs: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return synthesise(own, pairs, ctx.grid, ctx.weight / 2), None
+
+
+class _Synthesis(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        own: torch.Tensor, pairs: torch.Tensor, grid: tuple[int, ...], weight: float
+    ) -> torch.Tensor:
+        singles, boxes = regions(grid)
+        pairs = _weighted(pairs, weight)
+        shape = (*pairs.shape[1:], *grid[:-1], grid[-1] // 2 + 1)
+        spectrum = pairs.new_empty(shape)
+        half = _frequencies_first(spectrum)
+        for index, value in zip(singles, own, strict=True):
+            half[index].copy_(value)
+        parts = [half[index] for index in boxes]
+        for index, part, place in zip(boxes, parts, _places(pairs, parts), strict=True):
+            part.copy_(place)
+            if isinstance(index[-1], int):
+                _mirror(half, index, grid).copy_(_mirrored(place, index).conj())
+        return torch.fft.irfftn(spectrum, s=grid, dim=_axes(grid), norm="ortho")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: torch.Tensor) -> None:
+        *_, ctx.weight = inputs
+
+    @staticmethod
+    def backward(ctx: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+        return *analyse(x, 2 * ctx.weight), None, None
+
+
+def _axes(grid: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(range(2, 2 + len(grid)))
+
+
+def _weighted(pairs: torch.Tensor, weight: float) -> torch.Tensor:
+    if weight == 1:
+        return pairs
+    # As real numbers: torch multiplies complex ones by a complex weight.
+    return torch.view_as_complex(torch.view_as_real(pairs.resolve_conj()) * weight)
+
+
+def _frequencies_first(spectrum: torch.Tensor) -> torch.Tensor:
+    """View (b, c, *half) as (*half, b, c)."""
+    return spectrum.permute(*range(2, spectrum.dim()), 0, 1)
+
+
+def _places(pairs: torch.Tensor, parts: list[torch.Tensor]) -> list[torch.Tensor]:
+    """View the stored pairs as one tensor for each box, of the box's shape."""
+    counts = [math.prod(part.shape[:-2]) for part in parts]
+    places = pairs.split(counts) if counts else ()
+    return [place.view(part.shape) for place, part in zip(places, parts, strict=True)]
+
+
+def _mirror(half: torch.Tensor, index: Index, grid: tuple[int, ...]) -> torch.Tensor:
+    """View the mirror image of a box within a hyperplane that is its own mirror."""
+    return half[
+        tuple(
+            slice(n // 2 + 1, n) if isinstance(at, slice) and at.start else at
+            for at, n in zip(index, grid, strict=True)
+        )
+    ]
+
+
+def _mirrored(box: torch.Tensor, index: Index) -> torch.Tensor:
+    """Reverse the axes of a box; frequency 0 of a whole axis stays where it is."""
+    slices = [at for at in index if isinstance(at, slice)]
+    whole = [axis for axis, at in enumerate(slices) if at.start is None]
+    flipped = box.flip(tuple(range(len(slices))))
+    return flipped.roll((1,) * len(whole), whole) if whole else flipped

@@ -1,0 +1,289 @@
+r"""What orthogonal convolutions of all dimensions, real or complex, have in common."""
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any, ClassVar
+
+import geoopt
+import torch
+
+from ..init import INITS
+from ..linalg.precision import WIDE, full_precision
+from ..manifold import LowRankUnitary
+from .channels import channels_to_pixels, pixels_to_channels
+from .keeping import KeepsManifolds
+
+__all__ = ["FullWidthConv"]
+
+_PLAIN = {1: torch.nn.Conv1d, 2: torch.nn.Conv2d, 3: torch.nn.Conv3d}
+
+
+class _Multiply(torch.autograd.Function):
+    """Multiply the channels at every frequency: (f, b, c) by (f, d, c) to (f, b, d)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return x @ w.mT
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: torch.Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        x, w = ctx.saved_tensors
+        # Conjugate the signals and not the matrices, of which there is more.
+        grad_x = (grad.conj() @ w).conj() if ctx.needs_input_grad[0] else None
+        grad_w = grad.mT @ x.conj() if ctx.needs_input_grad[1] else None
+        return grad_x, grad_w
+
+
+def _multiply(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    return _Multiply.apply(x, w)  # type: ignore[no-untyped-call]
+
+
+class FullWidthConv(KeepsManifolds):
+    """What all layers share; a subclass says how a signal becomes coordinates and back."""
+
+    _dims: ClassVar[int]
+    _complex: ClassVar[bool]
+    weight: geoopt.ManifoldParameter
+    bias: torch.nn.Parameter | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        size: int | Sequence[int],
+        stride: int = 1,
+        bias: bool = True,
+        *,
+        init: str = "identity",
+        k: int | None = 1,
+        retraction: str = "exponential",
+        sketch: str = "tangent",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_channels = _positive("in_channels", in_channels)
+        self.out_channels = _positive("out_channels", out_channels)
+        self.size = _positive_tuple("size", size, self._dims)
+        self.stride = _positive("stride", stride)
+        if any(n % self.stride for n in self.size):
+            raise ValueError(
+                f"`stride` must divide `size` = {self.size} on every axis, got {stride}; "
+                "choose another stride, or pad the input to a multiple of it."
+            )
+        if init not in INITS:
+            choices = ", ".join(repr(choice) for choice in INITS)
+            raise ValueError(f"`init` must be one of {choices}, got {init!r}.")
+        self.init = init
+        manifold = LowRankUnitary(k, retraction=retraction, sketch=sketch)
+        dtype = self._checked_dtype(dtype)
+        for name, count in self._counts().items():
+            shape = (count, self.channels, self.channels)
+            of_weight = dtype.to_complex() if name == "weight" else dtype
+            empty = torch.empty(shape, dtype=of_weight, device=device)
+            manifold.assert_check_point(empty)
+            setattr(self, name, geoopt.ManifoldParameter(empty, manifold=manifold))
+        offset = torch.empty(self.out_channels, dtype=dtype, device=device) if bias else None
+        self.register_parameter("bias", None if offset is None else torch.nn.Parameter(offset))
+        self.reset_parameters()
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """The spatial size of the output, ``size / stride``."""
+        return tuple(n // self.stride for n in self.size)
+
+    @property
+    def channels(self) -> int:
+        """The size of the matrices, ``max(in_channels * stride**d, out_channels)``."""
+        return max(self.in_channels * self.stride**self._dims, self.out_channels)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set the matrices to ``init``, drawn anew, and the bias to zero."""
+        for name in self._counts():
+            weight = getattr(self, name)
+            weight.copy_(INITS[self.init](*weight.shape, dtype=weight.dtype, device=weight.device))
+        if self.bias is not None:
+            self.bias.zero_()
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Convolve ``input``, (b, in_channels, *size) or (in_channels, *size)."""
+        x = self._checked("input", input, self.in_channels, self.size)
+        y = self._convolve(x)
+        if self.bias is not None:
+            y = y + self.bias.view(-1, *(1,) * self._dims)
+        return y if input.dim() == x.dim() else y.squeeze(0)
+
+    def adjoint(self, output: torch.Tensor) -> torch.Tensor:
+        r"""Apply the transpose, for complex layers the conjugate one, of all but the bias.
+
+        Where out_channels >= in_channels * stride**d, the layer preserves norms and this undoes
+        it: ``layer.adjoint(layer(x) - bias)`` is x, ``bias`` of shape (out_channels, 1, ..., 1).
+
+        Parameters
+        ----------
+        output : torch.Tensor
+            (b, out_channels, *grid) or (out_channels, *grid)
+
+        Returns
+        -------
+        torch.Tensor
+            (b, in_channels, *size) or (in_channels, *size)
+
+        Raises
+        ------
+        TypeError, ValueError
+            as the layer itself does
+        """
+        y = self._checked("output", output, self.out_channels, self.grid)
+        x = self._convolve_back(y)
+        return x if output.dim() == y.dim() else x.squeeze(0)
+
+    @torch.no_grad()
+    def to_conv(self) -> torch.nn.Module:
+        """Export the layer as it is now to a plain convolution with circular padding.
+
+        Equal to rounding, with a kernel as large as the image. It is a copy for inference:
+        training it would not keep it orthogonal.
+
+        Returns
+        -------
+        torch.nn.Conv1d, torch.nn.Conv2d or torch.nn.Conv3d
+            ``kernel_size = size``, ``padding_mode = "circular"``
+
+        Notes
+        -----
+        A direct convolution with such a kernel costs the square of the number of pixels; this
+        layer is faster.
+        """
+        count = self.out_channels
+        factory: dict[str, Any] = {"dtype": self._dtype, "device": self.weight.device}
+        # What the output at the origin sees of each input: a row of the layer's matrix.
+        unit = torch.zeros(count, count, *self.grid, **factory)
+        unit.flatten(2)[..., 0] = torch.eye(count, **factory)
+        rows = self.adjoint(unit).conj()
+        left = [(n - self.stride + 1) // 2 for n in self.size]
+        if self.stride == 1:
+            left = [(n - 1) // 2 for n in self.size]
+        plain: Any = _PLAIN[self._dims]
+        conv: torch.nn.Module = plain(
+            self.in_channels,
+            count,
+            self.size,
+            self.stride,
+            padding="same" if self.stride == 1 else tuple(left),
+            bias=self.bias is not None,
+            padding_mode="circular",
+            **factory,
+        )
+        kernel = {"weight": rows.roll(left, tuple(range(2, 2 + self._dims)))}
+        conv.load_state_dict(kernel if self.bias is None else {**kernel, "bias": self.bias})
+        return conv
+
+    def extra_repr(self) -> str:
+        """Return the arguments that tell two layers apart."""
+        stride = "" if self.stride == 1 else f", stride={self.stride}"
+        bias = "" if self.bias is not None else ", bias=False"
+        return (
+            f"{self.in_channels}, {self.out_channels}, size={self.size}{stride}{bias}, "
+            f"{self.weight.manifold.extra_repr()}"
+        )
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.weight.dtype if self._complex else self.weight.dtype.to_real()
+
+    def _counts(self) -> dict[str, int]:
+        """Return the names of the parameters on the manifold, and how many matrices each has."""
+        raise NotImplementedError
+
+    def _coordinates(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        raise NotImplementedError
+
+    def _signal(self, coordinates: Sequence[torch.Tensor]) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _blocks(self) -> list[torch.Tensor]:
+        """Return what the layer uses of its matrices: fewer rows or columns in one channel count.
+
+        The columns that are left out would meet channels of zeros; of the rows that are left out
+        nobody sees the result.
+        """
+        used = self.in_channels * self.stride**self._dims
+        return [getattr(self, name)[:, : self.out_channels, :used] for name in self._counts()]
+
+    @full_precision
+    def _convolve(self, x: torch.Tensor) -> torch.Tensor:
+        parts = self._coordinates(pixels_to_channels(x, self.stride))
+        pairs = zip(parts, self._blocks(), strict=True)
+        return self._signal([_multiply(part, block) for part, block in pairs])
+
+    @full_precision
+    def _convolve_back(self, y: torch.Tensor) -> torch.Tensor:
+        pairs = zip(self._coordinates(y), self._blocks(), strict=True)
+        x = self._signal([(part.conj() @ block).conj() for part, block in pairs])
+        return channels_to_pixels(x, self.stride)
+
+    def _checked(
+        self, name: str, x: torch.Tensor, channels: int, size: tuple[int, ...]
+    ) -> torch.Tensor:
+        """Return x with a batch dimension and the layer's dtype, or raise."""
+        kind = "complex" if self._complex else "real"
+        if x.is_complex() != self._complex:
+            other = f"{'Orthogonal' if self._complex else 'Unitary'}Conv{self._dims}d"
+            raise TypeError(
+                f"`{name}` must be {kind} for {type(self).__name__}, got {x.dtype}; "
+                f"use {other}, or convert it to {self._dtype}."
+            )
+        if x.dtype != self._dtype:
+            if not torch.is_autocast_enabled(x.device.type):
+                raise TypeError(
+                    f"`{name}` must have the dtype of the layer, {self._dtype}, got {x.dtype}; "
+                    f"convert it, or the layer with `layer.to({x.dtype})`."
+                )
+            x = x.to(self._dtype)
+        shape = (channels, *size)
+        if x.dim() not in (len(shape), len(shape) + 1) or x.shape[-len(shape)] != channels:
+            raise ValueError(
+                f"`{name}` must have shape (b, {', '.join(map(str, shape))}) or {shape}, "
+                f"got {tuple(x.shape)}."
+            )
+        if tuple(x.shape[-self._dims :]) != size:
+            raise ValueError(
+                f"`{name}` must have the spatial size {size}, got {tuple(x.shape[-self._dims :])}: "
+                "the layer has a matrix for each frequency of that size; resize or pad the "
+                "signal, or build a layer with another `size`."
+            )
+        if x.numel() == 0:
+            raise ValueError(f"`{name}` must not be empty, got {tuple(x.shape)}; skip the batch.")
+        return x if x.dim() > len(shape) else x.unsqueeze(0)
+
+    def _checked_dtype(self, dtype: torch.dtype | None) -> torch.dtype:
+        if dtype is None:
+            default = torch.get_default_dtype()
+            return default.to_complex() if self._complex else default
+        if dtype not in WIDE or dtype.is_complex != self._complex:
+            known = ("complex64", "complex128") if self._complex else ("float32", "float64")
+            raise TypeError(f"`dtype` must be torch.{known[0]} or torch.{known[1]}, got {dtype}.")
+        return dtype
+
+
+def _positive(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"`{name}` must be an integer, got {value!r}.")
+    if value < 1:
+        raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    return int(value)
+
+
+def _positive_tuple(name: str, value: Any, dims: int) -> tuple[int, ...]:
+    values = (value,) * dims if isinstance(value, Integral) else value
+    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != dims:
+        raise TypeError(f"`{name}` must be an integer or a tuple of {dims}, got {value!r}.")
+    return tuple(_positive(name, one) for one in values)
