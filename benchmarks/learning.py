@@ -219,7 +219,7 @@ def main(arguments: list[str] | None = None) -> list[Run]:
     parser.add_argument("--smoke", action="store_true", help="seconds, for a test")
     options = parser.parse_args(arguments)
     if options.smoke:
-        options.n, options.steps, options.seeds, options.thin = 34, 20, 2, 6
+        options.n, options.steps, options.seeds, options.thin = 34, 10, 2, 6
     torch.set_num_threads(1)
     for family in options.families:
         print(f"Learning rates, {family}:", *GRIDS[family][:: options.thin])

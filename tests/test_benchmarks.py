@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from geoopt_projunn.sketches import SKETCHES
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 FULL_BATCH = [
     "Procrustes, large residual",
@@ -28,6 +30,8 @@ def load(name):
 problems = load("problems")
 methods = load("methods")
 learning = load("learning")
+choices = load("choices")
+learning_rnn = load("learning_rnn")
 rnn = load("rnn")
 
 
@@ -152,3 +156,45 @@ def test_the_memory_of_a_step_is_that_of_its_sequences():
     ours = rnn.measure_memory("OrthogonalRNN, modrelu, k = 1", size)
     assert 2 * states < ours < 2.5 * states
     assert ours < 1.1 * rnn.measure_memory(rnn.BASELINE, size)
+
+
+def test_every_alternative_is_tried_and_none_is_left_behind(tmp_path, capsys):
+    offered = dict(SKETCHES)
+    text = choices.main(["--smoke", "--output", str(tmp_path / "choices.md")])
+    assert (tmp_path / "choices.md").read_text() == text + "\n"
+    assert text in capsys.readouterr().out
+    for name in choices.ALTERNATIVES:
+        assert text.count(f"| {name}, k = ") == 8
+    for question in ("sketch", "momentum", "feedback", "retraction", "second moment"):
+        assert text.count(f"## {question}\n") == 1
+    assert offered == SKETCHES
+
+
+def test_the_best_alternative_keeps_the_largest_speeds():
+    torch.manual_seed(0)
+    x, d = (torch.randn(1, 10, 10, dtype=torch.float64) for _ in range(2))
+    x, _ = torch.linalg.qr(x)
+    generator = (d @ x.mT - x @ d.mT) / 2
+    speeds = torch.linalg.svdvals(generator)[0]
+    counter = torch.zeros(1, dtype=torch.int64)
+    for k in (1, 2):
+        kept = choices.best_possible(x, d, k, counter).core.square().sum()
+        assert kept == pytest.approx(float(speeds[: 2 * k].square().sum()), rel=1e-9)
+        for name, sketch in choices.ALTERNATIVES.items():
+            if name != "2k wide":
+                assert sketch(x, d, k, counter).core.square().sum() <= kept * (1 + 1e-9)
+
+
+def test_every_recurrent_matrix_is_trained_from_the_same_start(tmp_path, capsys):
+    results = learning_rnn.main(["--smoke", "--output", str(tmp_path)])
+    assert set(results) == set(learning_rnn.METHODS)
+    assert (tmp_path / "learning_rnn.md").read_text() in capsys.readouterr().out
+    assert (tmp_path / "learning_rnn.png").read_bytes().startswith(b"\x89PNG")
+    starts = []
+    for method in learning_rnn.METHODS.values():
+        torch.manual_seed(0)
+        starts.append(method.rnn(32).weight_hh_l0.detach())
+    for start in starts:
+        torch.testing.assert_close(
+            start.as_subclass(torch.Tensor), starts[0].as_subclass(torch.Tensor)
+        )
