@@ -28,6 +28,10 @@ from .linalg.rows import (
     times_adjoint,
 )
 
+# Beside test vectors of length one in the row space of the gradient: enough to reach what is
+# outside of it, too little to show where the gradient has full rank.
+_ANYWHERE = 0.3
+
 
 class Sketched(NamedTuple):
     """The generator of a step in a small basis."""
@@ -67,9 +71,10 @@ def tangent(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> 
     :math:`P`. The normal part of a gradient, which does not go to zero at a solution, never
     enters.
 
-    The test vectors are :math:`T = x D^H H`, random combinations of the rows of :math:`D`, new
-    ones at each step. They are blind to no gradient: if :math:`\Omega x D^H = 0` then
-    :math:`\lVert \Omega \rVert_F^2 = \operatorname{Re tr}(\Omega\, x D^H) = 0`.
+    The test vectors are :math:`T = x (D^H H + G)`, new at each step: random combinations of the
+    rows of :math:`D`, of unit length, and a smaller part that lies in any direction. They are
+    blind to no gradient, and where :math:`2 \operatorname{rank} D \le k`, as for batches of
+    k / 2, they reach all of :math:`\Omega` and the step is that of full rank.
 
     Parameters
     ----------
@@ -91,7 +96,10 @@ def tangent(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> 
     """
     # Rows of unit length, for what follows multiplies them with d once more. And they choose
     # a subspace and no more: here alone xᴴx may be taken for I.
-    mixed = _unit(_test_rows(x, k, counter) @ d)
+    along, anywhere = _test_rows(x, 2 * k, counter).split(k, dim=-2)
+    mixed = _unit(along @ d)
+    # With the phase of d, so that -d is sketched as d is.
+    mixed = mixed + _ANYWHERE * mixed.sum(-1, keepdim=True).sgn() * _unit(anywhere)
     test = times_adjoint(mixed, x)
     return _touching(x, d, times_adjoint(mixed, d) - times_adjoint(test @ d, x))
 

@@ -4,6 +4,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
+from torch.nn.functional import normalize
 
 from geoopt_projunn import LowRankUnitary
 from geoopt_projunn.linalg.hashing import uniform
@@ -74,7 +75,10 @@ def test_the_tangent_sketch_is_all_of_the_generator_that_touches_k_directions(dt
     x, d = unitary(n, n, dtype=dtype), torch.randn(n, n, dtype=dtype)
     whole = omega(x, d)
     for counter in (0, 5):
-        q = torch.linalg.qr(whole @ x @ d.mH @ hash_rows(k, n, counter, dtype).mH).Q
+        along, anywhere = hash_rows(2 * k, n, counter, dtype).split(k)
+        rows = normalize(along @ d, dim=-1)
+        rows = rows + 0.3 * rows.sum(-1, keepdim=True).sgn() * normalize(anywhere, dim=-1)
+        q = torch.linalg.qr(whole @ x @ rows.mH).Q
         p = q @ q.mH
         expected = p @ whole + whole @ p - p @ whole @ p
         assert_within(generator(run("tangent", x, d, k, counter)), expected, 1e-12)
@@ -171,6 +175,15 @@ def test_the_tangent_sketch_keeps_a_real_direction_of_rank_one_whole(dtype):
     x = unitary(2, 7, 7, dtype=dtype)
     d = torch.randn(2, 7, 1, dtype=dtype) @ torch.randn(2, 1, 7, dtype=dtype)
     assert_within(generator(run("tangent", x, d, 1)), omega(x, d), 100 * eps(dtype))
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@dtypes
+def test_the_tangent_sketch_keeps_a_direction_of_rank_half_k_whole(dtype, rank):
+    # The gradient of a batch of that size; its generator has twice the rank.
+    x = unitary(2, 13, 13, dtype=dtype)
+    d = torch.randn(2, 13, rank, dtype=dtype) @ torch.randn(2, rank, 13, dtype=dtype)
+    assert_within(generator(run("tangent", x, d, 2 * rank)), omega(x, d), 200 * eps(dtype))
 
 
 @pytest.mark.parametrize("rank", [2, 4])
