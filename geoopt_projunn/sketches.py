@@ -111,9 +111,10 @@ def _touching(x: torch.Tensor, d: torch.Tensor, rows: torch.Tensor) -> Sketched:
     wide = WIDE[x.dtype]
     q = orthonormalize(rows.to(wide))
     z = generator_rows(q.to(x.dtype), x, d).to(wide)
-    w = orthonormalize(torch.cat((q, z), dim=-2))
-    alpha, beta = w @ q.mH, w @ z.mH
-    half = (beta - alpha @ (q @ z.mH) / 2) @ alpha.mH
+    both = torch.cat((q, z), dim=-2)
+    w = orthonormalize(both)
+    alpha, beta = (w @ both.mH).tensor_split(2, dim=-1)
+    half = torch.baddbmm(beta, alpha, alpha.mH @ beta, alpha=-0.5) @ alpha.mH
     return Sketched(w, half - half.mH)
 
 
