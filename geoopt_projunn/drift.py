@@ -38,7 +38,7 @@ def sweep_columns_(
     turn = torch.add(index, counter.unsqueeze(-1), alpha=count).remainder_(n)
     pick = turn.unsqueeze(-2).expand(-1, n, -1)
     rows = x.gather(-1, pick).mH.contiguous()
-    product = rows @ x
+    product = torch.bmm(rows, x)
     own = turn.unsqueeze(-1)
     # Not scatter_add, which has no deterministic kernel on every device.
     error = product.scatter(-1, own, product.gather(-1, own) - 1)

@@ -71,8 +71,8 @@ def exponential(core: torch.Tensor) -> torch.Tensor:
     """
     a = _shortened(skewh(core), _LONGEST_EXPONENTIAL) / 2**_SQUARINGS
     a = a.reshape(-1, *core.shape[-2:])
-    a2 = a @ a
-    odd, even = a @ _polynomial(_PADE[1::2], a2), _polynomial(_PADE[0::2], a2)
+    a2 = torch.bmm(a, a)
+    odd, even = torch.bmm(a, _polynomial(_PADE[1::2], a2)), _polynomial(_PADE[0::2], a2)
     delta = _solve(even - odd, 2 * odd)
     for _ in range(_SQUARINGS):
         delta = _squared(delta)

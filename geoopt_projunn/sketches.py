@@ -91,9 +91,9 @@ def tangent(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> 
     """
     # Rows of unit length, for what follows multiplies them with d once more. And they choose
     # a subspace and no more: here alone xᴴx may be taken for I.
-    mixed = _unit(_test_rows(x, k, counter) @ d)
+    mixed = _unit(torch.bmm(_test_rows(x, k, counter), d))
     test = times_adjoint(mixed, x)
-    return _touching(x, d, times_adjoint(mixed, d) - times_adjoint(test @ d, x))
+    return _touching(x, d, times_adjoint(mixed, d) - times_adjoint(torch.bmm(test, d), x))
 
 
 def full_range(x: torch.Tensor, u: torch.Tensor, k: int) -> Sketched:
@@ -113,8 +113,9 @@ def _touching(x: torch.Tensor, d: torch.Tensor, rows: torch.Tensor) -> Sketched:
     z = generator_rows(q.to(x.dtype), x, d).to(wide)
     both = torch.cat((q, z), dim=-2)
     w = orthonormalize(both)
-    alpha, beta = (w @ both.mH).tensor_split(2, dim=-1)
-    half = torch.baddbmm(beta, alpha, alpha.mH @ beta, alpha=-0.5) @ alpha.mH
+    alpha, beta = torch.bmm(w, both.mH).tensor_split(2, dim=-1)
+    half = torch.baddbmm(beta, alpha, torch.bmm(alpha.mH, beta), alpha=-0.5)
+    half = torch.bmm(half, alpha.mH)
     return Sketched(w, half - half.mH)
 
 
@@ -135,7 +136,7 @@ def lsi(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> Sket
     -----
     Two passes over ``d`` and one over ``x``.
     """
-    v = orthonormalize((_test_rows(x, k, counter) @ d).to(WIDE[x.dtype])).to(x.dtype)
+    v = orthonormalize(torch.bmm(_test_rows(x, k, counter), d).to(WIDE[x.dtype])).to(x.dtype)
     return _ambient(x, times_adjoint(v, d), v)
 
 
