@@ -34,15 +34,16 @@ def sweep_columns_(
     the number of steps; with it ``‖xᴴx − I‖`` stays bounded for ever.
     """
     n = x.shape[-1]
-    turn = (counter.unsqueeze(-1) * count + torch.arange(count, device=x.device)) % n
+    index = torch.arange(count, device=x.device)
+    turn = torch.add(index, counter.unsqueeze(-1), alpha=count).remainder_(n)
     pick = turn.unsqueeze(-2).expand(-1, n, -1)
     rows = x.gather(-1, pick).mH.contiguous()
-    product = rows @ x
+    product = torch.bmm(rows, x)
     own = turn.unsqueeze(-1)
     # Not scatter_add, which has no deterministic kernel on every device.
     error = product.scatter(-1, own, product.gather(-1, own) - 1)
     within = error.gather(-1, turn.unsqueeze(-2).expand(-1, count, -1))
-    mended = rows - times_adjoint(error, x) + within @ rows / 2
+    mended = torch.baddbmm(rows - times_adjoint(error, x), within, rows, alpha=0.5)
     # Far from the manifold, where a parameter was overwritten, the correction would diverge.
     near = torch.linalg.vector_norm(row_norms(error), dim=(-2, -1)) < _CONVERGES
     x.scatter_(-1, pick, torch.where((active & near)[:, None, None], mended, rows).mH)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from .linalg.dense import skewh
+from .linalg.rows import row_norms
 
 Retraction = Callable[[torch.Tensor], torch.Tensor]
 
@@ -69,17 +70,13 @@ def exponential(core: torch.Tensor) -> torch.Tensor:
     Higham, SIAM J. Matrix Anal. Appl. 26, 2005.
     """
     a = _shortened(skewh(core), _LONGEST_EXPONENTIAL) / 2**_SQUARINGS
-    eye = torch.eye(core.shape[-1], dtype=a.dtype, device=a.device)
-    a2 = a @ a
-    a4 = a2 @ a2
-    a6 = a4 @ a2
-    powers = (eye, a2, a4, a6)
-    odd = a @ (a6 @ _combine(_PADE[9::2], powers[1:]) + _combine(_PADE[1:8:2], powers))
-    even = a6 @ _combine(_PADE[8::2], powers[1:]) + _combine(_PADE[0:8:2], powers)
+    a = a.reshape(-1, *core.shape[-2:])
+    a2 = torch.bmm(a, a)
+    odd, even = torch.bmm(a, _polynomial(_PADE[1::2], a2)), _polynomial(_PADE[0::2], a2)
     delta = _solve(even - odd, 2 * odd)
     for _ in range(_SQUARINGS):
-        delta = torch.add(delta @ delta, delta, alpha=2)
-    return delta
+        delta = _squared(delta)
+    return delta.view(core.shape)
 
 
 def long_exponential(core: torch.Tensor) -> torch.Tensor:
@@ -87,10 +84,10 @@ def long_exponential(core: torch.Tensor) -> torch.Tensor:
     longest = float(torch.linalg.matrix_norm(skewh(core.detach())).max()) if core.numel() else 0.0
     is_long = _LONGEST_EXPONENTIAL < longest < math.inf
     halvings = math.ceil(math.log2(longest / _LONGEST_EXPONENTIAL)) if is_long else 0
-    delta = exponential(core / 2**halvings)
+    delta = exponential((core / 2**halvings).reshape(-1, *core.shape[-2:]))
     for _ in range(halvings):
-        delta = torch.add(delta @ delta, delta, alpha=2)
-    return delta
+        delta = _squared(delta)
+    return delta.view(core.shape)
 
 
 def cayley(core: torch.Tensor) -> torch.Tensor:
@@ -155,15 +152,23 @@ def polar(core: torch.Tensor) -> torch.Tensor:
     return delta
 
 
-def _combine(weights: Sequence[float], matrices: Sequence[torch.Tensor]) -> torch.Tensor:
-    total = matrices[0] * weights[0]
-    for weight, matrix in zip(weights[1:], matrices[1:], strict=True):
-        total = torch.add(total, matrix, alpha=weight)
+def _polynomial(weights: Sequence[float], a: torch.Tensor) -> torch.Tensor:
+    """Return the sum of ``weights[j] * a**j`` for a of shape (b, r, r), by Horner's rule."""
+    *weights, last, highest = weights
+    eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    total = torch.add(eye * last, a, alpha=highest)
+    for weight in reversed(weights):
+        total = torch.baddbmm(eye, a, total, beta=weight)
     return total
 
 
+def _squared(delta: torch.Tensor) -> torch.Tensor:
+    """Return :math:`P^2 - I`, given :math:`P - I` of shape (b, r, r)."""
+    return torch.baddbmm(delta, delta, delta, beta=2)
+
+
 def _shortened(s: torch.Tensor, longest: float) -> torch.Tensor:
-    length = torch.linalg.matrix_norm(s, keepdim=True)
+    length = row_norms(s.flatten(-2).unsqueeze(-2))
     return s * (longest / length.clamp(min=longest))
 
 

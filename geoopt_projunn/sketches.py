@@ -47,8 +47,8 @@ class Sketched(NamedTuple):
         :math:`W` times this is the velocity of :math:`x` in a step of unit length.
         """
         generator = skewh(self.core)
-        small = x if self.rows is None else self.rows.to(x.dtype) @ x
-        return (generator @ small.to(generator.dtype)).to(x.dtype)
+        small = x if self.rows is None else torch.bmm(self.rows.to(x.dtype), x)
+        return torch.bmm(generator, small.to(generator.dtype)).to(x.dtype)
 
     def add_velocity_(self, v: torch.Tensor, x: torch.Tensor, scale: float) -> None:
         """Add ``scale`` times the velocity of x to v, (b, n, n), in place."""
@@ -97,11 +97,11 @@ def tangent(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> 
     # Rows of unit length, for what follows multiplies them with d once more. And they choose
     # a subspace and no more: here alone xᴴx may be taken for I.
     along, anywhere = _test_rows(x, 2 * k, counter).split(k, dim=-2)
-    mixed = _unit(along @ d)
+    mixed = _unit(torch.bmm(along, d))
     # With the phase of d, so that -d is sketched as d is.
     mixed = mixed + _ANYWHERE * mixed.sum(-1, keepdim=True).sgn() * _unit(anywhere)
     test = times_adjoint(mixed, x)
-    return _touching(x, d, times_adjoint(mixed, d) - times_adjoint(test @ d, x))
+    return _touching(x, d, times_adjoint(mixed, d) - times_adjoint(torch.bmm(test, d), x))
 
 
 def full_range(x: torch.Tensor, u: torch.Tensor, k: int) -> Sketched:
@@ -119,9 +119,11 @@ def _touching(x: torch.Tensor, d: torch.Tensor, rows: torch.Tensor) -> Sketched:
     wide = WIDE[x.dtype]
     q = orthonormalize(rows.to(wide))
     z = generator_rows(q.to(x.dtype), x, d).to(wide)
-    w = orthonormalize(torch.cat((q, z), dim=-2))
-    alpha, beta = w @ q.mH, w @ z.mH
-    half = (beta - alpha @ (q @ z.mH) / 2) @ alpha.mH
+    both = torch.cat((q, z), dim=-2)
+    w = orthonormalize(both)
+    alpha, beta = torch.bmm(w, both.mH).tensor_split(2, dim=-1)
+    half = torch.baddbmm(beta, alpha, torch.bmm(alpha.mH, beta), alpha=-0.5)
+    half = torch.bmm(half, alpha.mH)
     return Sketched(w, half - half.mH)
 
 
@@ -142,7 +144,7 @@ def lsi(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> Sket
     -----
     Two passes over ``d`` and one over ``x``.
     """
-    v = orthonormalize((_test_rows(x, k, counter) @ d).to(WIDE[x.dtype])).to(x.dtype)
+    v = orthonormalize(torch.bmm(_test_rows(x, k, counter), d).to(WIDE[x.dtype])).to(x.dtype)
     return _ambient(x, times_adjoint(v, d), v)
 
 

@@ -35,9 +35,10 @@ def estimate_orthogonality_error(x: torch.Tensor) -> torch.Tensor:
     n = x.shape[-1]
     counter = torch.zeros((), dtype=torch.int64, device=x.device)
     rows = (uniform(counter, _PROBES * n) * math.sqrt(3.0)).unflatten(-1, (_PROBES, n))
-    rows = rows.to(x.dtype)
-    error = times_adjoint(rows, x) @ x - rows
-    return torch.linalg.matrix_norm(error) / math.sqrt(_PROBES)
+    batch = x.reshape(math.prod(x.shape[:-2]), n, n)
+    rows = rows.to(x.dtype).expand(len(batch), -1, -1)
+    error = torch.bmm(times_adjoint(rows, batch), batch) - rows
+    return (torch.linalg.matrix_norm(error) / math.sqrt(_PROBES)).view(x.shape[:-2])
 
 
 def orthogonality_error(x: torch.Tensor) -> torch.Tensor:

@@ -27,12 +27,13 @@ def uniform(counter: torch.Tensor, count: int) -> torch.Tensor:
     torch.Tensor
         (*, count), float64, multiples of :math:`2^{-52}` and never 0
     """
-    index = torch.arange(count, device=counter.device)
-    bits = (counter.unsqueeze(-1) * count + index + 1) * _INCREMENT
-    bits = (bits ^ _shift(bits, 30)) * _MIX_1
-    bits = (bits ^ _shift(bits, 27)) * _MIX_2
-    bits = bits ^ _shift(bits, 31)
-    return (_shift(bits, 12).double() + 0.5) * 2.0**-51 - 1.0
+    index = torch.arange(1, count + 1, device=counter.device)
+    bits = torch.add(index, counter.unsqueeze(-1), alpha=count).mul_(_INCREMENT)
+    bits.bitwise_xor_(_shift(bits, 30)).mul_(_MIX_1)
+    bits.bitwise_xor_(_shift(bits, 27)).mul_(_MIX_2)
+    bits.bitwise_xor_(_shift(bits, 31))
+    # Exact in every operation: (bits + 0.5) * 2**-51 - 1.
+    return _shift(bits, 12).double().mul_(2.0**-51).add_(2.0**-52 - 1.0)
 
 
 def bits_of_row(u: torch.Tensor) -> torch.Tensor:
@@ -48,4 +49,4 @@ def bits_of_row(u: torch.Tensor) -> torch.Tensor:
 
 def _shift(bits: torch.Tensor, by: int) -> torch.Tensor:
     """Shift right and fill with zeros; torch's own shift of int64 copies the sign."""
-    return (bits >> by) & ((1 << (64 - by)) - 1)
+    return (bits >> by).bitwise_and_((1 << (64 - by)) - 1)

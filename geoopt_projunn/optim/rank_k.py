@@ -134,10 +134,12 @@ def step_(
 
 def _parts(x: torch.Tensor) -> list[slice]:
     """Cut a large batch on a CPU into parts that stay in its cache from product to product."""
-    count = max(len(x), 1)
+    parts = 1
     if x.device.type == "cpu":
-        most = _PART_BYTES * torch.get_num_threads() // (x.shape[-1] ** 2 * x.element_size())
-        count = min(count, max(most, 1))
+        # Of equal size: a small rest would launch as many operations as a full part.
+        bytes_of_x = x.numel() * x.element_size()
+        parts = min(len(x), round(bytes_of_x / (_PART_BYTES * torch.get_num_threads())))
+    count = max(1, -(-len(x) // max(1, parts)))
     return [slice(start, start + count) for start in range(0, max(len(x), 1), count)]
 
 
