@@ -162,47 +162,56 @@ def table(runs: list[Run]) -> str:
 
 
 def median_curve(run: Run) -> list[float]:
-    """Return the median over the seeds; a seed that has ended keeps its last value."""
+    """Return the median over the seeds until it has arrived; one that ended keeps its value."""
     length = max(len(curve) for curve in run.curves)
     padded = [curve + [curve[-1]] * (length - len(curve)) for curve in run.curves]
-    return [statistics.median(values) for values in zip(*padded, strict=True)]
+    median = [statistics.median(values) for values in zip(*padded, strict=True)]
+    arrived = (index + 1 for index, value in enumerate(median) if value < FRACTIONS[-1])
+    return median[: next(arrived, length)]
 
 
 def draw(runs: list[Run], family: str, path: Path) -> None:
     """Draw suboptimality against steps (above) and seconds (below), at the best rates."""
     groups = grouped(runs)
     problems = list(dict.fromkeys((problem, n) for problem, n, _ in groups))
-    ranks = ("tangent, k = 1", "tangent, k = 4", "lsi, k = 1", "lsi, k = 4", "full rank")
+    ranks = {f"{sketch}, k = {k}" for sketch in ("tangent", "lsi") for k in (1, 4)} | {"full rank"}
+    width = min(len(problems), 5)
+    blocks = -(-len(problems) // width)
     figure, grid = plt.subplots(
-        2,
-        len(problems),
-        figsize=(3.2 * len(problems), 6),
+        2 * blocks,
+        width,
+        figsize=(3 * width, 5.2 * blocks),
         squeeze=False,
         sharey=True,
         layout="constrained",
     )
-    for (problem, n), (above, below) in zip(problems, grid.T, strict=True):
+    for axes in grid.flat[2 * width * (blocks - 1) :]:
+        axes.axis("off")
+    for index, (problem, n) in enumerate(problems):
+        block, column = divmod(index, width)
+        above, below = grid[2 * block, column], grid[2 * block + 1, column]
         for method in methods():
             group = groups.get((problem, n, method.name))
-            if not group or not method.variant.removeprefix("nesterov, ").startswith(ranks):
+            if not group or method.variant.removeprefix("nesterov, ") not in ranks:
                 continue
             reached = [f for f in FRACTIONS if best(group, f)[0] < NEVER]
             lr = best(group, min(reached, default=FRACTIONS[0]))[1]
-            run = next(one for one in group if one.lr == lr)
-            curve = median_curve(run)[1:]
+            curve = median_curve(next(one for one in group if one.lr == lr))[1:]
             steps = [CHECK_EVERY * (index + 1) for index in range(len(curve))]
             seconds = statistics.median(one.step_seconds for one in group)
             style = "--" if "lsi" in method.variant else "-"
             above.loglog(steps, curve, style, label=method.variant)
             below.loglog([seconds * step for step in steps], curve, style)
-        above.set(title=f"{problem}\nn = {n}", xlabel="steps", ylim=(5e-4, 2))
+        above.set(title=f"{problem}, n = {n}", xlabel="steps", ylim=(5e-4, 2))
+        above.title.set_fontsize("medium")
         below.set(xlabel="seconds of backward and step")
         for axes in (above, below):
+            axes.axis("on")
             axes.grid(alpha=0.3)
     for axes in grid[:, 0]:
         axes.set_ylabel("suboptimality / initial")
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=90)
     plt.close(figure)
 
 
