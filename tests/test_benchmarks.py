@@ -1,6 +1,7 @@
 """The benchmarks measure what they say, at a small size."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def load(name):
 
 problems = load("problems")
 learning = load("learning")
+rnn = load("rnn")
 
 
 @pytest.mark.parametrize("name", problems.PROBLEMS)
@@ -80,3 +82,27 @@ def test_the_figure_of_a_method_is_that_of_its_best_learning_rate():
     assert learning.best(runs, 0) == (20, 0.1)
     assert learning.best(runs, 1) == (60, 0.3)
     assert learning.best(runs, 2)[0] == float("inf")
+
+
+def test_every_recurrent_layer_takes_its_turn(tmp_path, capsys):
+    results = rnn.main(["--smoke", "--output", str(tmp_path)])
+    known, absent = rnn.available()
+    assert {*known, *absent} == set(rnn.METHODS)
+    assert [result.method for result in results] == known
+    table = (tmp_path / "rnn.md").read_text()
+    assert table in capsys.readouterr().out
+    for result in results:
+        assert result.step > result.optimizer > 0
+        assert result.memory > 0
+        assert f"| {result.method} |" in table
+    assert all(name in table for name in absent)
+    assert len(json.loads((tmp_path / "rnn.json").read_text())) == len(known)
+
+
+def test_the_memory_of_a_step_is_that_of_its_sequences():
+    size = rnn.Size(32, length=50, batch=16, inputs=4)
+    states = 4 * 50 * 16 * 32 / 2**20  # MiB of one sequence of states
+    # The states, and their gradient.
+    ours = rnn.measure_memory("OrthogonalRNN, modrelu, k = 1", size)
+    assert 2 * states < ours < 2.5 * states
+    assert ours < 1.1 * rnn.measure_memory(rnn.BASELINE, size)

@@ -2,6 +2,7 @@
 
 from .activation import ModReLU, modrelu
 from .cell import OrthogonalRNNCell, UnitaryRNNCell
+from .orthogonalize import orthogonality_errors, orthogonalize_
 from .readout import RealReadout
 from .rnn import OrthogonalRNN, UnitaryRNN
 
@@ -13,4 +14,6 @@ __all__ = [
     "UnitaryRNN",
     "UnitaryRNNCell",
     "modrelu",
+    "orthogonality_errors",
+    "orthogonalize_",
 ]

@@ -37,16 +37,49 @@ class _RNNCell(Recurrent, torch.nn.RNNCell):
         self._finish(nonlinearity, manifold, ["weight_hh"])
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Take one step, as torch.nn.RNNCell does.
+
+        Parameters
+        ----------
+        input : torch.Tensor
+            (N, input_size) or (input_size)
+        hx : torch.Tensor, optional
+            (N, hidden_size) or (hidden_size); zero if not given
+
+        Returns
+        -------
+        torch.Tensor
+            the next state, in the form of ``hx``
+
+        Raises
+        ------
+        ValueError, RuntimeError
+            If a dtype or a shape does not fit, as torch.nn.RNNCell raises them.
+        """
+        for name, x in (("input", input), ("hidden", hx)):
+            if x is not None and x.dim() not in (1, 2):
+                raise ValueError(f"RNNCell: Expected {name} to be 1D or 2D, got {x.dim()}D instead")
+        if input.dim() == 1:
+            return self(input.unsqueeze(0), None if hx is None else hx.unsqueeze(0)).squeeze(0)
+        if input.is_complex() and not self.is_complex:
+            raise ValueError(
+                f"RNNCell input dtype ({input.dtype}) is complex but {type(self).__name__} is "
+                "real. Use UnitaryRNNCell, or give it a real input"
+            )
         if not self.is_complex and self.nonlinearity != "modrelu":
             return super().forward(input, hx)
-        return self._run(input, hx)
+        return self._run(self._taken(input), None if hx is None else self._taken(hx))
 
     @full_precision
     def _run(self, x: Tensor, hx: Tensor | None) -> Tensor:
-        z = linear(self._checked("input", x, self.input_size), self.weight_ih, self.bias_ih)
+        if x.shape[1] != self.input_size:
+            raise RuntimeError(
+                f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}"
+            )
+        z = linear(x, self.weight_ih, self.bias_ih)
         if hx is not None:
-            h = self._checked("hidden", hx, self.hidden_size)
-            z = z + linear(h, self.weight_hh, self.bias_hh)
+            self._check_hidden(hx, len(x))
+            z = z + linear(hx, self.weight_hh, self.bias_hh)
         elif self.bias_hh is not None:
             z = z + self.bias_hh
         if self.nonlinearity == "modrelu":
@@ -54,15 +87,16 @@ class _RNNCell(Recurrent, torch.nn.RNNCell):
         function = torch.relu if self.nonlinearity == "relu" else torch.tanh
         return torch.view_as_complex(function(torch.view_as_real(z)))
 
-    def _checked(self, name: str, x: Tensor, size: int) -> Tensor:
-        if x.dim() not in (1, 2):
-            raise ValueError(f"RNNCell: Expected {name} to be 1D or 2D, got {x.dim()}D instead")
-        if x.shape[-1] != size:
+    def _check_hidden(self, hx: Tensor, batch: int) -> None:
+        if len(hx) != batch:
             raise RuntimeError(
-                f"{name} has inconsistent {name}_size: got {x.shape[-1]} expected {size}"
+                f"Input batch size {batch} doesn't match hidden0 batch size {len(hx)}"
             )
-        dtype = self.weight_hh.dtype
-        return x.to(dtype) if self.is_complex and x.dtype == dtype.to_real() else x
+        if hx.shape[1:] != (self.hidden_size,):
+            raise RuntimeError(
+                f"hidden0 has inconsistent hidden_size: got {hx.shape[-1]}, "
+                f"expected {self.hidden_size}"
+            )
 
     def extra_repr(self) -> str:
         """Return torch's description, and what is particular to these cells."""

@@ -26,8 +26,10 @@ class KeepsManifolds(torch.nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         for name, p in _on_manifolds(self):
-            probe = fn(p.real.detach().new_empty(0))
-            self._check_dtype(name, p, probe.dtype, "The module is as it was.")
+            dtype = fn(p.real.detach().new_empty(0)).dtype
+            refusal = self._refusal(name, p, dtype, p.is_complex() or dtype.is_complex)
+            if refusal is not None:
+                raise TypeError(f"{refusal} The module is as it was.")
         with _kept(self):
             return super()._apply(lambda t: _convert(fn, t), recurse)  # type: ignore[no-untyped-call]
 
@@ -38,28 +40,30 @@ class KeepsManifolds(torch.nn.Module):
             *_, errors = args
             for name, p in _on_manifolds(self):
                 value = state_dict.get(prefix + name)
-                if isinstance(value, Tensor):
-                    try:
-                        self._check_dtype(
-                            name, p, value.dtype, "Load without `assign`, which converts."
-                        )
-                        if value.is_complex() != p.is_complex():
-                            raise TypeError(_field_rule(self, name, p, value.dtype))
-                    except TypeError as error:
-                        errors.append(str(error))
-                        return
+                if not isinstance(value, Tensor):
+                    continue
+                refusal = self._refusal(name, p, value.dtype, value.is_complex())
+                if refusal is not None:
+                    errors.append(f"{refusal} Loading without `assign` converts.")
+                    return
         with _kept(self):
             super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
-    def _check_dtype(self, name: str, p: Tensor, dtype: torch.dtype, remedy: str) -> None:
+    def _refusal(self, name: str, p: Tensor, dtype: torch.dtype, is_complex: bool) -> str | None:
+        """Say why a parameter on a manifold cannot have a dtype or become complex or real."""
         if dtype not in WIDE:
-            raise TypeError(
+            return (
                 f"`{name}` must have one of the dtypes float32, float64, complex64, complex128, "
                 f"got {dtype}: half precision cannot hold orthogonality. Keep this module in "
-                f"float32; autocast leaves it there. {remedy}"
+                "float32; autocast leaves it there."
             )
-        if dtype.is_complex and not p.is_complex():
-            raise TypeError(f"{_field_rule(self, name, p, dtype)} {remedy}")
+        if is_complex != p.is_complex():
+            field, other = ("complex", "real") if p.is_complex() else ("real", "complex")
+            return (
+                f"`{name}` of {type(self).__name__} must be {field}, got {dtype}; "
+                f"make a module of the {other} kind for {other} weights."
+            )
+        return None
 
 
 def _on_manifolds(module: torch.nn.Module) -> list[tuple[str, Any]]:
@@ -101,11 +105,3 @@ def _convert(fn: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
         return converted.real.contiguous() if converted.is_complex() else converted
     converted = fn(torch.view_as_real(plain))
     return fn(plain) if converted.is_complex() else torch.view_as_complex(converted)
-
-
-def _field_rule(module: torch.nn.Module, name: str, p: Tensor, dtype: torch.dtype) -> str:
-    field, other = ("complex", "real") if p.is_complex() else ("real", "complex")
-    return (
-        f"`{name}` of {type(module).__name__} must be {field}, got {dtype}; "
-        f"make a module of the {other} kind for {other} weights."
-    )

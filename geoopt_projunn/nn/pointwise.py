@@ -1,7 +1,8 @@
 r"""What stands between two products of a recurrence, in place.
 
 Each kind maps :math:`z` to :math:`h = \varphi(z)`, and pulls a gradient back through
-:math:`\varphi` given h alone.
+:math:`\varphi` given h alone. For H = 128 and a batch of 64 each operation here costs a
+twentieth to a third of the product beside it, which is what their choice is about.
 """
 
 import torch
@@ -9,10 +10,10 @@ from torch import Tensor
 
 
 class Pointwise:
-    """A function of every entry; ``offset`` is None but for a modReLU."""
+    """A function of every entry."""
 
     def __init__(self, offset: Tensor | None) -> None:
-        self.offset = offset
+        del offset  # of a modReLU
 
     def forward_(self, z: Tensor) -> None:
         """Replace z by h."""
@@ -45,46 +46,79 @@ class _Tanh(Pointwise):
         torch.ops.aten.tanh_backward.grad_input(grad, h, grad_input=grad)
 
 
-class _RealModReLU(Pointwise):
-    """sgn(z) max(0, |z| + b) of a real z: the derivative is 1 where h is not 0."""
+class ModReLU(Pointwise):
+    r"""z / |z| max(0, |z| + b).
+
+    h moves with b along its phase :math:`p = h / |h|`, so that the gradient of b is the sum of
+    :math:`\operatorname{Re} \bar p g` over all steps, g the gradient of h.
+    """
+
+    def __init__(self, offset: Tensor | None) -> None:
+        assert offset is not None
+        self.offset = offset
+        self._along: Tensor | None = None
+
+    def watch_offset(self, rows: int) -> None:
+        """Sum the gradient of the offset in the steps to come, of at most so many rows."""
+        self._along = self.offset.new_zeros(rows, len(self.offset))
+
+    def offset_gradient(self) -> Tensor:
+        """Return what the steps since :meth:`watch_offset` add up to."""
+        assert self._along is not None
+        return self._along.sum(0)
+
+    def _watch(self, along: Tensor) -> None:
+        if self._along is not None:
+            total = self._along if len(along) == len(self._along) else self._along[: len(along)]
+            total += along
+
+
+class _RealModReLU(ModReLU):
+    """The derivative is 1 where h is not 0."""
 
     def forward_(self, z: Tensor) -> None:
-        assert self.offset is not None
         sign = z.sgn()
         torch.addcmul(self.offset, z, sign, out=z)
         z.relu_().mul_(sign)
 
     def backward_(self, grad: Tensor, h: Tensor) -> None:
-        torch.ops.aten.hardshrink_backward.grad_input(grad, h, 0, grad_input=grad)
+        sign = h.sgn()
+        grad.mul_(sign)
+        self._watch(grad)
+        grad.mul_(sign)
 
 
-class _ComplexModReLU(Pointwise):
-    r"""z / |z| max(0, |z| + b) of a complex z.
+class _ComplexModReLU(ModReLU):
+    r"""With :math:`w = \bar p g` z has the gradient :math:`p (\Re w + i \rho\, \Im w)`.
 
-    With the phase :math:`p = h / |h| = z / |z|` and :math:`w = \bar p\, g`, the gradient of z is
-    :math:`p (\operatorname{Re} w + i \frac{|h|}{|z|} \operatorname{Im} w)`, and
-    :math:`|z| = |h| - b` where h is not 0.
+    The ratio :math:`\rho = |h| / |z|`, and :math:`|z| = |h| - b` where h is not 0.
     """
 
     def __init__(self, offset: Tensor | None) -> None:
         super().__init__(offset)
-        assert offset is not None
-        info = torch.finfo(offset.dtype)
-        # |h| - b has the rounding of b; below it the ratio would have no correct digit.
-        self.floor = (offset * info.eps).clamp(min=info.tiny**0.5)
+        info = torch.finfo(self.offset.dtype)
+        self._tiny = info.tiny**0.5
+        # |h| - b has the rounding of b; below that the ratio would have no correct digit.
+        self._floor = (self.offset * info.eps).clamp(min=self._tiny)
 
     def forward_(self, z: Tensor) -> None:
-        assert self.offset is not None
-        phase = z.sgn()
-        torch.mul(phase, (z.abs() + self.offset).relu_(), out=z)
+        modulus = _modulus(z)
+        shifted = torch.add(modulus, self.offset).relu_()
+        z.mul_(shifted.div_(modulus.clamp_(min=self._tiny)))
 
     def backward_(self, grad: Tensor, h: Tensor) -> None:
-        assert self.offset is not None
-        modulus, phase = h.abs(), h.sgn()
-        modulus /= torch.maximum(modulus - self.offset, self.floor)
+        modulus = _modulus(h)
+        phase = h * modulus.clamp(min=self._tiny).reciprocal_()
+        ratio = modulus.div_(torch.maximum(modulus - self.offset, self._floor))
         grad.mul_(phase.conj())
-        torch.view_as_real(grad)[..., 1].mul_(modulus)
+        self._watch(grad.real)
+        grad.imag.mul_(ratio)
         grad.mul_(phase)
+
+
+def _modulus(z: Tensor) -> Tensor:
+    # On a CPU, abs of a complex tensor takes twice the time of this, and hypot of its parts too.
+    return torch.hypot(z.real.contiguous(), z.imag.contiguous()) if z.is_cpu else z.abs()
 
 
 def _parts(x: Tensor) -> Tensor:

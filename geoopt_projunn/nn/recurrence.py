@@ -8,13 +8,13 @@ the second, ... with ``batch_sizes`` rows each, not increasing. A batch of equal
 case of constant ``batch_sizes``.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .pointwise import POINTWISE, Pointwise
+from .pointwise import POINTWISE, ModReLU, Pointwise
 
 
 def recur(
@@ -83,7 +83,7 @@ def _steps(batch_sizes: list[int], reverse: bool) -> Iterator[_Step]:
 
 
 def _rows(x: Tensor, start: int, stop: int) -> Tensor:
-    # A slice costs as much as a small product.
+    # A slice costs as much as a small operation.
     return x if start == 0 and stop == len(x) else x[start:stop]
 
 
@@ -100,7 +100,7 @@ class _Recurrence(torch.autograd.Function):
         reverse: bool,
     ) -> tuple[Tensor, Tensor]:
         pointwise = function(offset)
-        transposed = weight.t().contiguous()
+        transposed = weight.t()
         states = u.split(batch_sizes)
         final = u.new_empty(batch_sizes[0], u.shape[1])
         state = u
@@ -123,10 +123,13 @@ class _Recurrence(torch.autograd.Function):
         return u, final
 
     @staticmethod
+    @torch.compiler.disable  # which would trace it inside a compiled train step
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor | None, grad_final: Tensor | None) -> tuple[Any, ...]:
         u, weight, offset, h0 = ctx.saved_tensors
         pointwise = ctx.function(offset)
+        if isinstance(pointwise, ModReLU) and ctx.needs_input_grad[2]:
+            pointwise.watch_offset(ctx.batch_sizes[0])
         conjugate = weight.conj().resolve_conj()
         # The buffer holds the gradients of the states, and of u once a step is done.
         total = (
@@ -154,17 +157,9 @@ class _Recurrence(torch.autograd.Function):
         grad_weight = grad_offset = None
         if ctx.needs_input_grad[1]:
             grad_weight = _weight_gradient(total, u, h0, ctx.batch_sizes, steps)
-        if offset is not None and ctx.needs_input_grad[2]:
-            grad_offset = _offset_gradient(grads, states, offset)
+        if isinstance(pointwise, ModReLU) and ctx.needs_input_grad[2]:
+            grad_offset = pointwise.offset_gradient()
         return total, grad_weight, grad_offset, grad_h0, None, None, None
-
-
-def _offset_gradient(grads: Iterable[Tensor], states: Iterable[Tensor], offset: Tensor) -> Tensor:
-    """Return the sum of Re(conj(phase) grad_z): modReLU moves h along its phase."""
-    total = torch.zeros_like(offset)
-    for grad, h in zip(grads, states, strict=True):
-        total += (h.sgn().conj() * grad).real.sum(0)
-    return total
 
 
 def _weight_gradient(

@@ -81,6 +81,16 @@ class Recurrent(KeepsManifolds):
             else:
                 p.zero_()
 
+    def _taken(self, x: Tensor) -> Tensor:
+        """Take real numbers as complex ones of the same precision, under autocast of any."""
+        if x.is_complex() and not self.is_complex:
+            return x
+        dtype = next(self.parameters()).dtype
+        # As torch.nn.RNN asks: torch.is_autocast_enabled raises an error for the meta device.
+        if x.dtype == dtype.to_real() or torch._C._is_any_autocast_enabled():
+            return x.to(dtype)
+        return x
+
     def _describe(self, weight: Any) -> str:
         manifold = getattr(weight, "manifold", None)
         said = f", nonlinearity={self.nonlinearity}"

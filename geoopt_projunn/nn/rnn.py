@@ -52,6 +52,7 @@ class _RNN(Recurrent, torch.nn.RNN):
             **unsupported,
         )
         self._finish(nonlinearity, manifold, [names[1] for names in self._all_weights])
+        self.mode = f"RNN_{nonlinearity.upper()}"
 
     @property
     def _fused(self) -> bool:
@@ -64,6 +65,14 @@ class _RNN(Recurrent, torch.nn.RNN):
         if self._fused:
             super().flatten_parameters()
 
+    def _load_from_state_dict(self, *args: Any) -> None:
+        # Weak references, which torch.nn.RNN keeps here, forbid the swap of parameters.
+        self._flat_weight_refs = []
+        super()._load_from_state_dict(*args)
+        self._init_flat_weights()
+
+    # torch.compile leaves torch.nn.RNN out as well, but looks inside its subclasses.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, input: Any, hx: Tensor | None = None) -> Any:
         """Run over a batch, a single sequence or a PackedSequence, as torch.nn.RNN does.
 
@@ -88,56 +97,55 @@ class _RNN(Recurrent, torch.nn.RNN):
         """
         if self._fused:
             return super().forward(input, hx)
-        return self._run(input, hx)
+        if isinstance(input, PackedSequence):
+            return self._run_packed(input, hx)
+        if input.dim() not in (2, 3):
+            raise ValueError(
+                f"RNN: Expected input to be 2D or 3D, got {input.dim()}D tensor instead"
+            )
+        batched = input.dim() == 3
+        if hx is not None and hx.dim() != input.dim():
+            raise RuntimeError(
+                f"For {'' if batched else 'un'}batched {input.dim()}-D input, hx should also be "
+                f"{input.dim()}-D but got {hx.dim()}-D tensor"
+            )
+        x, hx = self._taken(input), None if hx is None else self._taken(hx)
+        if not batched:
+            x = x.unsqueeze(0 if self.batch_first else 1)
+            hx = None if hx is None else hx.unsqueeze(1)
+        self.check_forward_args(x, hx, None)
+        x = x.transpose(0, 1) if self.batch_first else x
+        length, batch = x.shape[:2]
+        if length == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        states, last = self._run(x.flatten(0, 1), hx, [batch] * length)
+        states = states.unflatten(0, (length, batch))
+        if not batched:
+            return states.squeeze(1), last.squeeze(1)
+        return (states.transpose(0, 1) if self.batch_first else states), last
+
+    def _run_packed(self, packed: PackedSequence, hx: Tensor | None) -> Any:
+        x = self._taken(packed.data)
+        if hx is not None:
+            hx = self._taken(self.permute_hidden(hx, packed.sorted_indices))
+        self.check_forward_args(x, hx, packed.batch_sizes)
+        batch_sizes = packed.batch_sizes.tolist()
+        if batch_sizes != sorted(batch_sizes, reverse=True):
+            raise ValueError(
+                f"batch_sizes of a PackedSequence must not increase, got {batch_sizes}. "
+                "Make it by pack_padded_sequence or pack_sequence"
+            )
+        states, last = self._run(x, hx, batch_sizes)
+        return (
+            packed._replace(data=states),
+            self.permute_hidden(last, packed.unsorted_indices),
+        )
 
     @full_precision
-    def _run(self, input: Any, hx: Tensor | None) -> Any:
-        packed = input if isinstance(input, PackedSequence) else None
-        if packed is not None:
-            x = self._matching(packed.data)
-            hx = None if hx is None else self.permute_hidden(hx, packed.sorted_indices)
-            batched = True
-            self._check(x, hx, packed.batch_sizes)
-            batch_sizes = packed.batch_sizes.tolist()
-        else:
-            if input.dim() not in (2, 3):
-                raise ValueError(
-                    f"RNN: Expected input to be 2D or 3D, got {input.dim()}D tensor instead"
-                )
-            batched = input.dim() == 3
-            if hx is not None and hx.dim() != input.dim():
-                kind = "batched" if batched else "unbatched"
-                raise RuntimeError(
-                    f"For {kind} {input.dim()}-D input, hx should also be {input.dim()}-D but "
-                    f"got {hx.dim()}-D tensor"
-                )
-            x = self._matching(input)
-            if not batched:
-                x = x.unsqueeze(0 if self.batch_first else 1)
-                hx = None if hx is None else hx.unsqueeze(1)
-            self._check(x, hx, None)
-            x = x.transpose(0, 1) if self.batch_first else x
-            batch_sizes = [x.shape[1]] * x.shape[0]
-            x = x.flatten(0, 1)
-        hx = None if hx is None else self._matching(hx)
-        states, final = self._layers(x, hx, batch_sizes)
-        if packed is not None:
-            return (
-                PackedSequence(
-                    states, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices
-                ),
-                self.permute_hidden(final, packed.unsorted_indices),
-            )
-        states = states.unflatten(0, (len(batch_sizes), -1))
-        if not batched:
-            return states.squeeze(1), final.squeeze(1)
-        return (states.transpose(0, 1) if self.batch_first else states), final
-
-    def _layers(
-        self, x: Tensor, hx: Tensor | None, batch_sizes: list[int]
-    ) -> tuple[Tensor, Tensor]:
+    def _run(self, x: Tensor, hx: Tensor | None, batch_sizes: list[int]) -> tuple[Tensor, Tensor]:
+        """Run all layers over rows in packed layout."""
         directions = 2 if self.bidirectional else 1
-        finals: list[Tensor] = []
+        lasts: list[Tensor] = []
         for layer in range(self.num_layers):
             if layer > 0 and self.dropout > 0:
                 x = _dropout(x, self.dropout, self.training)
@@ -147,31 +155,33 @@ class _RNN(Recurrent, torch.nn.RNN):
                 bias = None
                 if self.bias:
                     bias = getattr(self, f"bias_ih_{suffix}") + getattr(self, f"bias_hh_{suffix}")
-                states, final = recur(
+                states, last = recur(
                     torch.nn.functional.linear(x, getattr(self, f"weight_ih_{suffix}"), bias),
                     getattr(self, f"weight_hh_{suffix}"),
                     getattr(self, f"offset_{suffix}", None),
-                    None if hx is None else hx[len(finals)],
+                    None if hx is None else hx[len(lasts)],
                     nonlinearity=self.nonlinearity,
                     batch_sizes=batch_sizes,
                     reverse=bool(direction),
                 )
                 outputs.append(states)
-                finals.append(final)
+                lasts.append(last)
             x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
-        return x, torch.stack(finals)
+        return x, torch.stack(lasts)
 
-    def _check(self, x: Tensor, hx: Tensor | None, batch_sizes: Tensor | None) -> None:
-        self.check_input(x, batch_sizes)
-        if hx is not None:
-            self.check_hidden_size(hx, self.get_expected_hidden_size(x, batch_sizes))
-
-    def _matching(self, x: Tensor) -> Tensor:
-        """Take real numbers as complex ones of the same precision; under autocast any precision."""
-        dtype = self.weight_hh_l0.dtype
-        if self.is_complex and x.dtype == dtype.to_real():
-            return x.to(dtype)
-        return x
+    def check_forward_args(
+        self, input: Tensor, hidden: Tensor | None, batch_sizes: Tensor | None
+    ) -> None:
+        """Check dtypes and shapes."""
+        self.check_input(input, batch_sizes)
+        if hidden is None:
+            return
+        self.check_hidden_size(hidden, self.get_expected_hidden_size(input, batch_sizes))
+        if hidden.dtype != input.dtype:
+            raise ValueError(
+                f"RNN hidden dtype ({hidden.dtype}) does not match weight dtype ({input.dtype}). "
+                f"Convert hx: hx.to({input.dtype})"
+            )
 
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
         """Check the input's dtype and shape."""
@@ -242,10 +252,13 @@ class OrthogonalRNN(_RNN):
     On a CUDA device, "relu" and "tanh" run torch's own kernels. Everything else is one
     differentiable function that keeps the states only and has first derivatives only; under
     autocast it stays in the precision of the parameters. modReLU's derivative is taken to be 0
-    where the state is 0.
+    where the state is 0. torch.compile runs the layer as it is, between compiled parts.
 
-    A conversion never loses the manifold (:class:`geoopt_projunn.nn.keeping.KeepsManifolds`);
-    one to half or complex precision is an error.
+    Conversions and loads never lose the manifold; one to half or complex precision is an error.
+    Like torch's, ``.to("meta")``, ``to_empty`` and ``load_state_dict(assign=True)`` make new
+    parameters, and an optimizer made before holds the old ones. After ``to_empty`` call
+    ``reset_parameters`` or load. The weights of a torch.nn.RNN can be loaded, and are then off
+    the manifold: call ``orthogonalize_(layer, "weight_hh_l0")``.
 
     Examples
     --------
@@ -278,6 +291,7 @@ class UnitaryRNN(_RNN):
 
     Examples
     --------
+    >>> from geoopt_projunn.nn import RealReadout
     >>> layer, readout = UnitaryRNN(3, 8), RealReadout(8, 2)
     >>> states, last = layer(torch.randn(5, 2, 3))
     >>> states.dtype, readout(states).shape

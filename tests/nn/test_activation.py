@@ -1,0 +1,60 @@
+"""modReLU moves the modulus and keeps the phase."""
+
+import pytest
+import torch
+
+from geoopt_projunn.nn import ModReLU, modrelu
+from tests._asserts import assert_same_to_rounding
+from tests._matrices import DTYPES
+from tests.nn._oracles import KINDS, textbook_modrelu, wide
+
+
+def inputs(kind):
+    z = torch.randn(4, 5, dtype=wide(kind), requires_grad=True)
+    offset = torch.linspace(-0.8, 0.8, 5, dtype=torch.float64, requires_grad=True)
+    return z, offset
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_it_is_the_textbooks_formula(dtype):
+    z, offset = (
+        torch.randn(100, 5, dtype=dtype),
+        torch.linspace(-0.8, 0.8, 5, dtype=dtype.to_real()),
+    )
+    h = modrelu(z, offset)
+    assert_same_to_rounding(h, textbook_modrelu(z, offset))
+    assert h.dtype == dtype
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_zero_stays_zero_with_zero_gradient(kind):
+    z, offset = inputs(kind)
+    z = torch.zeros_like(z, requires_grad=True)
+    h = modrelu(z, offset)
+    h.abs().square().sum().backward()
+    assert not h.any()
+    assert not z.grad.any()
+    assert not offset.grad.any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_offset_it_is_the_identity(kind):
+    z, _ = inputs(kind)
+    assert_same_to_rounding(ModReLU(5, dtype=torch.float64)(z), z)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_derivatives(kind):
+    assert torch.autograd.gradcheck(modrelu, inputs(kind))
+    assert torch.autograd.gradgradcheck(modrelu, inputs(kind))
+
+
+def test_the_module_holds_a_real_offset_of_zeros():
+    module = ModReLU(5)
+    assert torch.equal(module.offset, torch.zeros(5))
+    module.offset.data.fill_(1)
+    module.reset_parameters()
+    assert not module.offset.any()
+    assert module.to(torch.float64).offset.dtype == torch.float64
+    assert module.bfloat16().offset.dtype == torch.bfloat16
+    assert repr(module) == "ModReLU(5)"

@@ -1,0 +1,99 @@
+"""A compiled model computes what it does without, and its train step is the Riemannian one."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+
+from geoopt_projunn import ProjUNNRiemannianAdam
+from geoopt_projunn.nn import (
+    ModReLU,
+    OrthogonalRNN,
+    OrthogonalRNNCell,
+    RealReadout,
+    UnitaryRNN,
+    orthogonality_errors,
+)
+from tests._asserts import assert_within
+
+pytestmark = [
+    pytest.mark.skipif(
+        not any(shutil.which(name) for name in ("g++", "c++", "clang++")), reason="no C++ compiler"
+    ),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
+    # torch's own, where it compiles what follows a graph break.
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex"),
+]
+
+
+class Layered(torch.nn.Module):
+    def __init__(self, layer, activation, readout):
+        super().__init__()
+        self.layer, self.activation, self.readout = layer, activation, readout
+
+    def forward(self, x):
+        states, last = self.layer(2 * x)
+        return self.readout(self.activation(states)).sum() + last.abs().square().sum()
+
+
+class Unrolled(torch.nn.Module):
+    def __init__(self, nonlinearity):
+        super().__init__()
+        self.cell = OrthogonalRNNCell(3, 8, nonlinearity=nonlinearity)
+
+    def forward(self, x):
+        h = self.cell(x[0])
+        for x_t in x[1:]:
+            h = self.cell(x_t, h)
+        return (h - 1).square().sum()
+
+
+MODELS = {
+    "layer": lambda: Layered(OrthogonalRNN(3, 8, 2), ModReLU(8), torch.nn.Linear(8, 2)),
+    "relu layer": lambda: Layered(
+        OrthogonalRNN(3, 8, nonlinearity="relu"), torch.nn.Tanh(), torch.nn.Linear(8, 2)
+    ),
+    "unitary layer": lambda: Layered(UnitaryRNN(3, 8), torch.nn.Identity(), RealReadout(8, 2)),
+    "cells": lambda: Unrolled("modrelu"),
+    "relu cells": lambda: Unrolled("relu"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def train(run, optimizer, x):
+    optimizer.zero_grad()
+    loss = run(x)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["model", "train step"])
+@pytest.mark.parametrize("name", MODELS)
+def test_three_steps_are_those_without_compilation(name, whole):
+    eager = MODELS[name]()
+    other = copy.deepcopy(eager)
+    optimizers = [ProjUNNRiemannianAdam(m.parameters(), lr=0.05) for m in (eager, other)]
+    before = [p.detach().clone() for p in other.parameters()]
+    # One compiled to machine code of each kind; the others stop at the graph, which is faster.
+    backend = "inductor" if name in ("layer", "cells") else "aot_eager"
+    step = torch.compile(train, backend=backend) if whole else train
+    run = other if whole else torch.compile(other, backend=backend)
+    for _ in range(3):
+        x = torch.randn(5, 2, 3)
+        loss = step(run, optimizers[1], x)
+        assert_within(loss, train(eager, optimizers[0], x), 1e-4)
+    for p, q, start in zip(eager.parameters(), other.parameters(), before, strict=True):
+        assert_within(q.detach(), p.detach(), 1e-4)
+        assert not torch.equal(q, start)
+    errors = orthogonality_errors(other)
+    assert errors
+    assert max(errors.values()) < 1e-5

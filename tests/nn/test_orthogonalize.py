@@ -1,0 +1,242 @@
+"""Weights of modules that know nothing of manifolds."""
+
+import pytest
+import torch
+from torch.nn.utils import parametrizations
+
+from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianSGD
+from geoopt_projunn.nn import OrthogonalRNN, UnitaryRNN, orthogonality_errors, orthogonalize_
+from tests._asserts import assert_unitary, assert_within
+from tests._matrices import DTYPES, polar_reference
+
+
+class Holder(torch.nn.Module):
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = torch.nn.Parameter(weight)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [(6, 6), (2, 3, 4, 4)])
+def test_it_moves_a_weight_to_the_nearest_unitary_matrix(dtype, size):
+    module = Holder(torch.randn(size, dtype=dtype))
+    weight, before = module.weight, module.weight.detach().clone()
+    assert orthogonalize_(module, "weight", k=2, retraction="polar", sketch="lsi") is weight
+    assert module.weight is weight
+    assert weight.manifold == LowRankUnitary(2, retraction="polar", sketch="lsi")
+    assert_unitary(weight.detach())
+    assert_within(weight.detach(), polar_reference(before), 1e-4)
+    assert weight.requires_grad
+    assert weight.is_leaf
+
+
+@pytest.mark.parametrize("init", ["henaff", "cayley", "identity", "haar"])
+def test_it_starts_at_an_init(init):
+    module = Holder(torch.full((6, 6), torch.nan))
+    orthogonalize_(module, "weight", init=init)
+    assert_unitary(module.weight.detach())
+    assert (init == "identity") == torch.equal(module.weight, torch.eye(6))
+
+
+def test_a_second_call_changes_the_manifold_and_no_bit_of_the_weight():
+    module = Holder(torch.randn(6, 6))
+    values = orthogonalize_(module, "weight").detach().clone()
+    assert orthogonalize_(module, "weight", k=3).manifold == LowRankUnitary(3)
+    assert torch.equal(module.weight, values)
+
+
+def encoder():
+    return torch.nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0, batch_first=True)
+
+
+MODULES = {
+    "rnn": (lambda: torch.nn.RNN(8, 8, 2), "weight_hh_l1"),
+    "linear": (lambda: torch.nn.Linear(8, 8), "weight"),
+    "bilinear": (lambda: torch.nn.Bilinear(8, 8, 4), "weight"),
+    "attention": (lambda: torch.nn.MultiheadAttention(8, 2), "out_proj.weight"),
+    "attention, separate": (lambda: torch.nn.MultiheadAttention(8, 2, kdim=4), "q_proj_weight"),
+    "encoder": (encoder, "self_attn.out_proj.weight"),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_module_trains_on_the_manifold(name):
+    make, path = MODULES[name]
+    module = make()
+    weight = orthogonalize_(module, path)
+    optimizer = ProjUNNRiemannianSGD(module.parameters(), lr=0.1)
+    x = torch.randn(3, 5, 8)
+    arguments = {
+        "bilinear": (x, x),
+        "attention": (x, x, x),
+        "attention, separate": (x, x[..., :4], x),
+    }
+    before = weight.detach().clone()
+    for _ in range(3):
+        optimizer.zero_grad()
+        output = module(*arguments.get(name, (x,)))
+        output = output[0] if isinstance(output, tuple) else output
+        output.square().sum().backward()
+        optimizer.step()
+    assert module.get_parameter(path) is weight
+    assert not torch.equal(weight, before)
+    assert_unitary(weight.detach(), ulps=100)
+
+
+def test_the_weights_of_a_torch_layer_can_be_taken_over():
+    layer = OrthogonalRNN(3, 8, nonlinearity="tanh")
+    layer.load_state_dict(torch.nn.RNN(3, 8).state_dict())
+    assert orthogonality_errors(layer)["weight_hh_l0"] > 0.1
+    orthogonalize_(layer, "weight_hh_l0")
+    assert orthogonality_errors(layer)["weight_hh_l0"] < 1e-5
+
+
+def test_an_optimizer_made_before_holds_it_still():
+    module = torch.nn.Linear(8, 8)
+    optimizer = ProjUNNRiemannianSGD(module.parameters(), lr=0.1)
+    orthogonalize_(module, "weight")
+    module(torch.randn(3, 8)).square().sum().backward()
+    optimizer.step()
+    assert_unitary(module.weight.detach())
+
+
+def parametrized():
+    return parametrizations.orthogonal(torch.nn.Linear(4, 4))
+
+
+BAD = {
+    "stacked": (
+        lambda: torch.nn.MultiheadAttention(8, 2),
+        "in_proj_weight",
+        {},
+        ValueError,
+        r"`in_proj_weight` must have shape \(\*, n, n\), got \(24, 8\)\. Matrices stacked in one",
+    ),
+    "vector": (
+        lambda: torch.nn.Linear(4, 4),
+        "bias",
+        {},
+        ValueError,
+        r"`bias` must have shape \(\*, n, n\), got \(4,\)",
+    ),
+    "missing": (
+        lambda: torch.nn.Linear(4, 4),
+        "wait",
+        {},
+        AttributeError,
+        "Linear has no parameter `wait`. Its parameters are weight, bias.",
+    ),
+    "none": (
+        lambda: torch.nn.Linear(4, 4, bias=False),
+        "bias",
+        {},
+        AttributeError,
+        "Linear has no parameter `bias`. Its parameters are weight.",
+    ),
+    "missing module": (
+        lambda: torch.nn.Linear(4, 4),
+        "part.weight",
+        {},
+        AttributeError,
+        "has no attribute `part`",
+    ),
+    "half": (
+        lambda: torch.nn.Linear(4, 4, dtype=torch.bfloat16),
+        "weight",
+        {},
+        TypeError,
+        "`weight` must have one of the dtypes .*, got torch.bfloat16: half precision",
+    ),
+    "parametrized": (
+        parametrized,
+        "weight",
+        {},
+        TypeError,
+        r"computed by a parametrization; remove it .*remove_parametrizations\(module, 'weight'\)",
+    ),
+    "meta": (
+        lambda: torch.nn.Linear(4, 4, device="meta"),
+        "weight",
+        {},
+        ValueError,
+        "`weight` must have values, but is on the meta device; call this after `to_empty`",
+    ),
+    "not finite": (
+        lambda: Holder(torch.full((4, 4), torch.inf)),
+        "weight",
+        {},
+        ValueError,
+        "must be finite",
+    ),
+    "lazy": (
+        lambda: torch.nn.LazyLinear(4),
+        "weight",
+        {},
+        TypeError,
+        "`weight` must be a torch.nn.Parameter or .*, got UninitializedParameter",
+    ),
+    "init": (
+        lambda: torch.nn.Linear(4, 4),
+        "weight",
+        {"init": "xavier"},
+        ValueError,
+        "`init` must be one of 'nearest', 'henaff', 'cayley', 'identity', 'haar', got 'xavier'",
+    ),
+    "k": (
+        lambda: torch.nn.Linear(4, 4),
+        "weight",
+        {"k": 3},
+        ValueError,
+        "`k` must satisfy .* got 3",
+    ),
+    "retraction": (
+        lambda: torch.nn.Linear(4, 4),
+        "weight",
+        {"retraction": "qr"},
+        ValueError,
+        "`retraction` must be one of",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_done_is_refused_and_nothing_changes(case):
+    make, name, options, error, words = BAD[case]
+    module = make()
+    before = {n: (p, type(p)) for n, p in module.named_parameters()}
+    values = {
+        n: p.detach().clone()
+        for n, p in module.named_parameters()
+        if type(p) is torch.nn.Parameter and not p.is_meta
+    }
+    with pytest.raises(error, match=words):
+        orthogonalize_(module, name, **options)
+    for n, p in module.named_parameters():
+        assert p is before[n][0]
+        assert type(p) is before[n][1]
+        assert n not in values or torch.equal(p, values[n])
+
+
+def test_the_report_names_the_matrices_on_the_manifold_and_their_errors():
+    model = torch.nn.ModuleDict(
+        {
+            "real": OrthogonalRNN(3, 8, 2),
+            "complex": UnitaryRNN(3, 8, dtype=torch.complex128),
+            "batch": Holder(torch.randn(3, 4, 4)),
+            "plain": torch.nn.Linear(4, 4),
+        }
+    )
+    orthogonalize_(model, "batch.weight")
+    errors = orthogonality_errors(model)
+    assert list(errors) == [
+        "real.weight_hh_l0",
+        "real.weight_hh_l1",
+        "complex.weight_hh_l0",
+        "batch.weight",
+    ]
+    assert max(errors.values()) < 1e-5
+    assert errors["complex.weight_hh_l0"] < 1e-13
+    with torch.no_grad():
+        model["batch"].weight[1] *= 2  # xᵀx - I = 3 I
+    assert orthogonality_errors(model)["batch.weight"] == pytest.approx(6, rel=1e-4)
+    assert orthogonality_errors(torch.nn.Linear(4, 4)) == {}
