@@ -21,11 +21,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from geoopt_projunn import ProjUNNRiemannianAdam
+from geoopt_projunn.init import INITS
 from geoopt_projunn.nn import OrthogonalRNN, RealReadout, UnitaryRNN
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
+NONLINEARITIES = ("modrelu", "relu", "tanh")
 NETWORKS = ("orthogonal", "unitary", "frozen", "lstm")
 
 Row = dict[str, Any]
@@ -103,9 +105,10 @@ def networks(options: argparse.Namespace, inputs: int, outputs: int, last: bool)
     reaches is no merit of the steps.
     """
     hidden, betas = options.hidden, (options.momentum, options.smoothing)
+    kind = {"nonlinearity": options.nonlinearity, "init": options.init}
 
     def unitary(layer: type, readout: type, k: int | None) -> tuple[Model, torch.optim.Optimizer]:
-        model = Model(layer(inputs, hidden, k=k), readout(hidden, outputs), last)
+        model = Model(layer(inputs, hidden, k=k, **kind), readout(hidden, outputs), last)
         return model, adam(model, options.lr, options.recurrent_lr, betas)
 
     def lstm() -> tuple[Model, torch.optim.Optimizer]:
@@ -113,7 +116,8 @@ def networks(options: argparse.Namespace, inputs: int, outputs: int, last: bool)
         return model, torch.optim.Adam(model.parameters(), options.lr, betas)
 
     def frozen() -> tuple[Model, torch.optim.Optimizer]:
-        model = Model(OrthogonalRNN(inputs, hidden), torch.nn.Linear(hidden, outputs), last)
+        layer = OrthogonalRNN(inputs, hidden, **kind)
+        model = Model(layer, torch.nn.Linear(hidden, outputs), last)
         model.layer.weight_hh_l0.requires_grad_(False)
         trained = [p for p in model.parameters() if p.requires_grad]
         return model, torch.optim.Adam(trained, options.lr, betas)
@@ -318,30 +322,30 @@ def first_below(history: list[Row], threshold: float) -> int | None:
     return next((row["iteration"] for row in history if row["loss"] < threshold), None)
 
 
-def parser(
-    name: str, description: str, *, hidden: int, batch: int, iterations: int, lr: float, every: int
-) -> argparse.ArgumentParser:
+def parser(name: str, description: str, **defaults: Any) -> argparse.ArgumentParser:
     """Return a parser of the options that the experiments share."""
     parser = argparse.ArgumentParser(prog=f"{name}.py", description=description)
-    parser.set_defaults(name=name)
     add = parser.add_argument
     add("--networks", nargs="+", choices=NETWORKS, default=["orthogonal"])
     add("--k", nargs="+", type=rank, default=[1], help="ranks of a step, or 'full'")
-    add("--hidden", type=positive, default=hidden, help="size of the recurrent matrix")
-    add("--batch", type=positive, default=batch)
-    add("--iterations", type=int, default=iterations, help="0 draws what the folder holds")
-    add("--lr", type=float, default=lr, help="learning rate of all but the recurrent matrix")
-    add("--recurrent-lr", type=float, default=lr / 10, help="learning rate of the recurrent one")
-    add("--momentum", type=float, default=0.0, help="Adam's first beta")
-    add("--smoothing", type=float, default=0.9, help="Adam's second beta")
-    add("--clip", type=float, default=None, help="largest norm of a gradient")
-    add("--every", type=positive, default=every, help="iterations to a row of the history")
+    add("--iterations", type=int, help="0 draws what the folder holds")
     add("--seeds", nargs="+", type=int, default=[0])
     add("--output", type=Path, default=Path("outputs"), help="folder to write to")
     add("--smoke", action="store_true", help="a few seconds, for a test")
     # A run is continued only if these are as they were.
-    fixed = ["hidden", "batch", "lr", "recurrent_lr", "momentum", "smoothing", "clip", "every"]
-    parser.set_defaults(fixed=fixed)
+    fixed = [
+        add("--hidden", type=positive, help="size of the recurrent matrix"),
+        add("--nonlinearity", choices=NONLINEARITIES, default="modrelu"),
+        add("--init", choices=sorted(INITS), default="henaff", help="of the recurrent matrix"),
+        add("--batch", type=positive),
+        add("--lr", type=float, default=1e-3, help="learning rate of all but the recurrent matrix"),
+        add("--recurrent-lr", type=float, default=1e-4, help="learning rate of the recurrent one"),
+        add("--momentum", type=float, default=0.0, help="Adam's first beta"),
+        add("--smoothing", type=float, default=0.9, help="Adam's second beta"),
+        add("--clip", type=float, help="largest norm of a gradient (default: any)"),
+        add("--every", type=positive, help="iterations to a row of the history"),
+    ]
+    parser.set_defaults(name=name, fixed=[action.dest for action in fixed], **defaults)
     return parser
 
 

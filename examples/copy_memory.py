@@ -59,7 +59,6 @@ def main(arguments: list[str] | None = None) -> list[Row]:
         hidden=190,
         batch=128,
         iterations=1500,
-        lr=1e-3,
         every=10,
     )
     options.add_argument("--T", nargs="+", type=positive, default=[1000], help="length of silence")

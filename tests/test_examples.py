@@ -67,7 +67,7 @@ def test_an_experiment_draws_every_length_and_seed(tmp_path):
 @pytest.mark.parametrize("network", ["orthogonal", "lstm"])
 def test_a_run_that_was_cut_off_continues_bit_for_bit(network, tmp_path, capsys):
     copy_memory = load("copy_memory")
-    options = _runs.parser("copy_memory", "", hidden=16, batch=8, iterations=0, lr=1e-3, every=2)
+    options = _runs.parser("copy_memory", "", hidden=16, batch=8, iterations=0, every=2)
     options = options.parse_args(["--networks", network])
     [chosen] = _runs.networks(options, copy_memory.SYMBOLS + 2, copy_memory.SYMBOLS + 1, last=False)
     task = copy_memory.copying(10, 8)
