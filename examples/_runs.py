@@ -7,6 +7,7 @@ depends on the seed and the number of that iteration alone.
 
 import argparse
 import csv
+import math
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -229,7 +230,7 @@ def _slug(label: str) -> str:
 def run(tasks: list[MemoryTask], chosen: list[Network], options: argparse.Namespace) -> list[Row]:
     """Train every network on every task; write, draw and return all that the folder holds."""
     folder = options.output / options.name
-    for task in tasks:
+    for task in tasks if options.iterations else []:
         for seed in options.seeds:
             for network in chosen:
                 for _ in train(
@@ -366,6 +367,11 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
     return int(text)
+
+
+def cosine(done: int, total: int) -> float:
+    """Return a factor that falls from 1 to 0 along half a period."""
+    return 0.5 + 0.5 * math.cos(math.pi * done / total)
 
 
 def rank(text: str) -> int | None:

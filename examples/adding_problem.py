@@ -16,7 +16,7 @@ import argparse
 
 import numpy as np
 import torch
-from _runs import MemoryTask, Row, networks, parse, parser, positive, run
+from _runs import MemoryTask, Row, cosine, networks, parse, parser, positive, run
 
 TRIVIAL = 1 / 6
 THRESHOLD = 0.01
@@ -36,7 +36,7 @@ def draw_batch(
     return torch.from_numpy(np.stack([numbers, marks], -1)), torch.from_numpy(sums).unsqueeze(1)
 
 
-def adding(length: int, size: int) -> MemoryTask:
+def adding(length: int, size: int, iterations: int) -> MemoryTask:
     return MemoryTask(
         name=f"T{length}",
         title=f"Add two of T = {length}",
@@ -44,6 +44,7 @@ def adding(length: int, size: int) -> MemoryTask:
         threshold=THRESHOLD,
         batch=lambda seed, iteration: draw_batch(length, size, seed, iteration),
         loss=torch.nn.functional.mse_loss,
+        decay=lambda done: cosine(done, iterations),
     )
 
 
@@ -69,11 +70,14 @@ def main(arguments: list[str] | None = None) -> list[Row]:
         recurrent_lr=1e-3,
         momentum=0.9,
         smoothing=0.999,
+        clip=1.0,
     )
     options.add_argument("--T", nargs="+", type=at_least_two, default=[200], help="length")
     options = parse(options, arguments, T=[10], hidden=16, batch=8, iterations=4, every=2)
-    chosen = networks(options, 2, 1, last=True)
-    return run([adding(length, options.batch) for length in options.T], chosen, options)
+    # The learning rates decay towards the last iteration, so that a longer run is another run.
+    options.fixed.append("iterations")
+    tasks = [adding(length, options.batch, options.iterations) for length in options.T]
+    return run(tasks, networks(options, 2, 1, last=True), options)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import torch
-from _runs import Model, Network, Row, Task, positive, rank, train, write_csv
+from _runs import Model, Network, Row, Task, cosine, positive, rank, train, write_csv
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
@@ -147,7 +147,7 @@ def reading(options: argparse.Namespace) -> tuple[Task, int]:
             "validation_accuracy": accuracy(model, validation),
             "test_accuracy": accuracy(model, test),
         },
-        decay=lambda done: 0.5 + 0.5 * math.cos(math.pi * (done // in_epoch) / options.epochs),
+        decay=lambda done: cosine(done // in_epoch, options.epochs),
     )
     return task, in_epoch
 
