@@ -9,7 +9,7 @@ from torch.nn.functional import linear
 from ..linalg.precision import full_precision
 from ..manifold import LowRankUnitary
 from .activation import modrelu
-from .recurrent import Recurrent
+from .recurrent import Recurrent, taken_as
 
 __all__ = ["OrthogonalRNNCell", "UnitaryRNNCell"]
 
@@ -68,7 +68,8 @@ class _RNNCell(Recurrent, torch.nn.RNNCell):
             )
         if not self.is_complex and self.nonlinearity != "modrelu":
             return super().forward(input, hx)
-        return self._run(self._taken(input), None if hx is None else self._taken(hx))
+        dtype = self.weight_hh.dtype
+        return self._run(taken_as(input, dtype), None if hx is None else taken_as(hx, dtype))
 
     @full_precision
     def _run(self, x: Tensor, hx: Tensor | None) -> Tensor:

@@ -123,7 +123,8 @@ class _Recurrence(torch.autograd.Function):
         return u, final
 
     @staticmethod
-    @torch.compiler.disable  # which would trace it inside a compiled train step
+    # Inside a compiled train step the compiler would look in here.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor | None, grad_final: Tensor | None) -> tuple[Any, ...]:
         u, weight, offset, h0 = ctx.saved_tensors

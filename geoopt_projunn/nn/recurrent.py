@@ -81,22 +81,22 @@ class Recurrent(KeepsManifolds):
             else:
                 p.zero_()
 
-    def _taken(self, x: Tensor) -> Tensor:
-        """Take real numbers as complex ones of the same precision, under autocast of any."""
-        if x.is_complex() and not self.is_complex:
-            return x
-        dtype = next(self.parameters()).dtype
-        # As torch.nn.RNN asks: torch.is_autocast_enabled raises an error for the meta device.
-        if x.dtype == dtype.to_real() or torch._C._is_any_autocast_enabled():
-            return x.to(dtype)
-        return x
-
     def _describe(self, weight: Any) -> str:
         manifold = getattr(weight, "manifold", None)
         said = f", nonlinearity={self.nonlinearity}"
         if isinstance(manifold, LowRankUnitary):
             said += f", {manifold.extra_repr()}"
         return f"{said}, init={self.init}"
+
+
+def taken_as(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Take real numbers as complex ones of the same precision, under autocast of any."""
+    if x.is_complex() and not dtype.is_complex:
+        return x
+    # As torch.nn.RNN asks: torch.is_autocast_enabled raises an error for the meta device.
+    if x.dtype == dtype.to_real() or torch._C._is_any_autocast_enabled():
+        return x.to(dtype)
+    return x
 
 
 def _parts(x: Tensor) -> Tensor:

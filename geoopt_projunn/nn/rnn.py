@@ -1,203 +1,13 @@
 """Recurrent layers with orthogonal or unitary recurrent weights."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
-from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
-
-from ..linalg.precision import full_precision
-from ..manifold import LowRankUnitary
-from .recurrence import recur
-from .recurrent import Recurrent
+from .layer import RecurrentLayer
 
 __all__ = ["OrthogonalRNN", "UnitaryRNN"]
 
 
-class _RNN(Recurrent, torch.nn.RNN):
-    weight_hh_l0: Tensor
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        nonlinearity: str = "modrelu",
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        k: int | None = 1,
-        retraction: str = "exponential",
-        sketch: str = "tangent",
-        init: str = "henaff",
-        **unsupported: Any,
-    ) -> None:
-        manifold = LowRankUnitary(k, retraction=retraction, sketch=sketch)
-        known, dtype = self._options(nonlinearity, init, dtype)
-        super().__init__(
-            input_size,
-            hidden_size,
-            num_layers,
-            known,
-            bias=bias,
-            batch_first=batch_first,
-            dropout=dropout,
-            bidirectional=bidirectional,
-            device=device,
-            dtype=dtype,
-            **unsupported,
-        )
-        self._finish(nonlinearity, manifold, [names[1] for names in self._all_weights])
-        self.mode = f"RNN_{nonlinearity.upper()}"
-
-    @property
-    def _fused(self) -> bool:
-        """Whether to run torch's kernels; on a CPU those are slower than ours and keep more."""
-        known = not self.is_complex and self.nonlinearity != "modrelu"
-        return known and self.weight_hh_l0.is_cuda
-
-    def flatten_parameters(self) -> None:
-        """Do what torch.nn.RNN does where torch's kernels are used, nothing elsewhere."""
-        if self._fused:
-            super().flatten_parameters()
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        # Weak references, which torch.nn.RNN keeps here, forbid the swap of parameters.
-        self._flat_weight_refs = []
-        super()._load_from_state_dict(*args)
-        self._init_flat_weights()
-
-    # torch.compile leaves torch.nn.RNN out as well, but looks inside its subclasses.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def forward(self, input: Any, hx: Tensor | None = None) -> Any:
-        """Run over a batch, a single sequence or a PackedSequence, as torch.nn.RNN does.
-
-        Parameters
-        ----------
-        input : torch.Tensor or PackedSequence
-            (L, N, input_size), (N, L, input_size) with ``batch_first``, or (L, input_size)
-        hx : torch.Tensor, optional
-            (num_layers * directions, N, hidden_size), or without N for a single sequence; zero
-            if not given
-
-        Returns
-        -------
-        tuple
-            The states of the last layer, in the form of the input, and the last states of all
-            layers, in the form of ``hx``.
-
-        Raises
-        ------
-        ValueError, RuntimeError
-            If a dtype or a shape does not fit, as torch.nn.RNN raises them.
-        """
-        if self._fused:
-            return super().forward(input, hx)
-        if isinstance(input, PackedSequence):
-            return self._run_packed(input, hx)
-        if input.dim() not in (2, 3):
-            raise ValueError(
-                f"RNN: Expected input to be 2D or 3D, got {input.dim()}D tensor instead"
-            )
-        batched = input.dim() == 3
-        if hx is not None and hx.dim() != input.dim():
-            raise RuntimeError(
-                f"For {'' if batched else 'un'}batched {input.dim()}-D input, hx should also be "
-                f"{input.dim()}-D but got {hx.dim()}-D tensor"
-            )
-        x, hx = self._taken(input), None if hx is None else self._taken(hx)
-        if not batched:
-            x = x.unsqueeze(0 if self.batch_first else 1)
-            hx = None if hx is None else hx.unsqueeze(1)
-        self.check_forward_args(x, hx, None)
-        x = x.transpose(0, 1) if self.batch_first else x
-        length, batch = x.shape[:2]
-        if length == 0:
-            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        states, last = self._run(x.flatten(0, 1), hx, [batch] * length)
-        states = states.unflatten(0, (length, batch))
-        if not batched:
-            return states.squeeze(1), last.squeeze(1)
-        return (states.transpose(0, 1) if self.batch_first else states), last
-
-    def _run_packed(self, packed: PackedSequence, hx: Tensor | None) -> Any:
-        x = self._taken(packed.data)
-        if hx is not None:
-            hx = self._taken(self.permute_hidden(hx, packed.sorted_indices))
-        self.check_forward_args(x, hx, packed.batch_sizes)
-        batch_sizes = packed.batch_sizes.tolist()
-        if batch_sizes != sorted(batch_sizes, reverse=True):
-            raise ValueError(
-                f"batch_sizes of a PackedSequence must not increase, got {batch_sizes}. "
-                "Make it by pack_padded_sequence or pack_sequence"
-            )
-        states, last = self._run(x, hx, batch_sizes)
-        return (
-            packed._replace(data=states),
-            self.permute_hidden(last, packed.unsorted_indices),
-        )
-
-    @full_precision
-    def _run(self, x: Tensor, hx: Tensor | None, batch_sizes: list[int]) -> tuple[Tensor, Tensor]:
-        """Run all layers over rows in packed layout."""
-        directions = 2 if self.bidirectional else 1
-        lasts: list[Tensor] = []
-        for layer in range(self.num_layers):
-            if layer > 0 and self.dropout > 0:
-                x = _dropout(x, self.dropout, self.training)
-            outputs = []
-            for direction in range(directions):
-                suffix = f"l{layer}" + ("_reverse" if direction else "")
-                bias = None
-                if self.bias:
-                    bias = getattr(self, f"bias_ih_{suffix}") + getattr(self, f"bias_hh_{suffix}")
-                states, last = recur(
-                    torch.nn.functional.linear(x, getattr(self, f"weight_ih_{suffix}"), bias),
-                    getattr(self, f"weight_hh_{suffix}"),
-                    getattr(self, f"offset_{suffix}", None),
-                    None if hx is None else hx[len(lasts)],
-                    nonlinearity=self.nonlinearity,
-                    batch_sizes=batch_sizes,
-                    reverse=bool(direction),
-                )
-                outputs.append(states)
-                lasts.append(last)
-            x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
-        return x, torch.stack(lasts)
-
-    def check_forward_args(
-        self, input: Tensor, hidden: Tensor | None, batch_sizes: Tensor | None
-    ) -> None:
-        """Check dtypes and shapes."""
-        self.check_input(input, batch_sizes)
-        if hidden is None:
-            return
-        self.check_hidden_size(hidden, self.get_expected_hidden_size(input, batch_sizes))
-        if hidden.dtype != input.dtype:
-            raise ValueError(
-                f"RNN hidden dtype ({hidden.dtype}) does not match weight dtype ({input.dtype}). "
-                f"Convert hx: hx.to({input.dtype})"
-            )
-
-    def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
-        """Check the input's dtype and shape."""
-        if input.is_complex() and not self.is_complex:
-            raise ValueError(
-                f"RNN input dtype ({input.dtype}) is complex but {type(self).__name__} is real. "
-                "Use UnitaryRNN, or give it a real input"
-            )
-        super().check_input(input, batch_sizes)
-
-    def extra_repr(self) -> str:
-        """Return torch's description, and what is particular to these layers."""
-        return super().extra_repr() + self._describe(self.weight_hh_l0)
-
-
-class OrthogonalRNN(_RNN):
+class OrthogonalRNN(RecurrentLayer):
     r"""A torch.nn.RNN whose recurrent weights are orthogonal.
 
     .. math::
@@ -262,6 +72,7 @@ class OrthogonalRNN(_RNN):
 
     Examples
     --------
+    >>> import torch
     >>> layer = OrthogonalRNN(3, 8)
     >>> states, last = layer(torch.randn(5, 2, 3))
     >>> states.shape, last.shape
@@ -273,7 +84,7 @@ class OrthogonalRNN(_RNN):
     is_complex: ClassVar[bool] = False
 
 
-class UnitaryRNN(_RNN):
+class UnitaryRNN(RecurrentLayer):
     r"""A recurrent layer with complex states and unitary recurrent weights.
 
     As :class:`OrthogonalRNN`, with :math:`W_{hh}^H W_{hh} = I` and
@@ -291,6 +102,7 @@ class UnitaryRNN(_RNN):
 
     Examples
     --------
+    >>> import torch
     >>> from geoopt_projunn.nn import RealReadout
     >>> layer, readout = UnitaryRNN(3, 8), RealReadout(8, 2)
     >>> states, last = layer(torch.randn(5, 2, 3))
@@ -299,10 +111,3 @@ class UnitaryRNN(_RNN):
     """
 
     is_complex: ClassVar[bool] = True
-
-
-def _dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    if not (x.is_complex() and training):
-        return torch.nn.functional.dropout(x, p, training)
-    # Both parts of a complex number go together.
-    return x * torch.nn.functional.dropout(torch.ones_like(x.real), p)

@@ -249,6 +249,22 @@ def test_the_input_and_h0_are_left_alone():
     assert torch.equal(h0, before[1])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_not_hidden(kind, nonlinearity, bad):
+    layer = make(kind, 1, nonlinearity)
+    x = torch.randn(T, N, INPUTS, dtype=wide(kind))
+    x[2, 1, 0] = bad
+    states, _ = layer(x)
+    assert states[:2].isfinite().all()
+    assert states[:, 0].isfinite().all()
+    if nonlinearity != "tanh" or bad != bad:
+        assert not states[2, 1].isfinite().all()
+        states.abs().sum().backward()
+        assert not layer.weight_hh_l0.grad.isfinite().all()
+
+
 def test_states_that_were_changed_in_place_are_noticed():
     states, _ = make("real")(torch.randn(T, N, INPUTS).double())
     loss = (states * 2).sum()
