@@ -123,7 +123,7 @@ def networks(options: argparse.Namespace, inputs: int, outputs: int, last: bool)
         trained = [p for p in model.parameters() if p.requires_grad]
         return model, torch.optim.Adam(trained, options.lr, betas)
 
-    single = {"frozen": ("orthogonal, not trained", frozen), "lstm": ("LSTM", lstm)}
+    single = {"frozen": ("orthogonal, frozen", frozen), "lstm": ("LSTM", lstm)}
     ranked = {
         "orthogonal": (OrthogonalRNN, torch.nn.Linear),
         "unitary": (UnitaryRNN, RealReadout),

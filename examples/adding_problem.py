@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
         lr=1e-2,
         recurrent_lr=1e-3,
         momentum=0.9,
-        smoothing=0.999,
+        smoothing=0.99,
         clip=1.0,
     )
     options.add_argument("--T", nargs="+", type=at_least_two, default=[200], help="length")

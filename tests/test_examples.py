@@ -42,7 +42,7 @@ def test_a_memory_experiment_trains_every_network_on_every_length(name, tmp_path
         "orthogonal, full rank",
         "unitary, k = 1",
         "unitary, full rank",
-        "orthogonal, not trained",
+        "orthogonal, frozen",
         "LSTM",
     }
     assert [row["iteration"] for row in rows] == [2, 4] * len(labels)
