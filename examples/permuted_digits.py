@@ -36,6 +36,7 @@ import matplotlib.pyplot as plt
 LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 PERMUTATION_SEED = 92916
 EPOCHS = {"digits": 100, "mnist": 20}
+TITLES = {"digits": "Digits", "mnist": "MNIST"}
 
 Split = tuple[torch.Tensor, torch.Tensor]
 
@@ -140,7 +141,7 @@ def reading(options: argparse.Namespace) -> tuple[Task, int]:
 
     task = Task(
         name=f"permuted_{options.dataset}",
-        title=f"permuted {options.dataset}",
+        title=TITLES[options.dataset],
         batch=batch,
         loss=torch.nn.functional.cross_entropy,
         measure=lambda model: {
@@ -190,11 +191,12 @@ def draw(histories: dict[str, list[Row]], title: str, path: Path) -> None:
         left.plot(epochs, [100 * row["test_accuracy"] for row in history], label=name)
         right.semilogy(epochs, [row["orthogonality_error"] for row in history], label=name)
     left.axhline(10, color="0.3", linestyle="--", label="guessing")
+    left.set_ylim(0, 102)
     left.set(xlabel="epoch", ylabel="test accuracy (%)", title=f"{title}, one pixel at a time")
     right.set(
         xlabel="epoch", ylabel="‖WᵀW − I‖", title="Orthogonality error of the recurrent matrix"
     )
-    left.legend(loc="lower right")
+    left.legend(loc="lower right", bbox_to_anchor=(1, 0.12))
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
@@ -234,7 +236,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     }
     rows = [row for history in histories.values() for row in history]
     write_csv(rows, options.output / f"{task.name}.csv")
-    draw(histories, options.dataset, options.output / f"{task.name}.png")
+    draw(histories, task.title, options.output / f"{task.name}.png")
     print_table(histories)
     print(f"\nCurves: {options.output / f'{task.name}.png'}")
     return rows
