@@ -65,7 +65,7 @@ def torch_init(hidden: int, k: int | None, lr: float) -> tuple[Model, torch.opti
 NETWORKS = {
     "orthogonal": (orthogonal, 1e-2),
     "unconstrained": (unconstrained, 3e-3),
-    "unconstrained, torch's init": (torch_init, 1e-3),
+    "unconstrained, torch's init": (torch_init, 1e-2),
 }
 
 
@@ -164,7 +164,8 @@ def train_one(
         options.epochs * in_epoch,
         every=in_epoch,
         clip=1.0,
-        folder=options.output if options.dataset == "mnist" else None,
+        # Digits take a minute, and learning rates are compared anew.
+        folder=options.output if options.dataset == "mnist" and not options.tune else None,
         settings={
             "lr": lr,
             **{key: getattr(options, key) for key in ("hidden", "k", "batch", "epochs")},

@@ -241,6 +241,7 @@ def test_mnist_is_read_in_the_order_of_the_papers(tmp_path, monkeypatch):
     assert len(rows) == 2 * len(example.NETWORKS)
     assert (tmp_path / "out" / "permuted_mnist.png").read_bytes().startswith(PNG)
     assert example.main([*arguments, str(tmp_path / "out")]) == rows
+    assert example.main([*arguments, str(tmp_path / "out"), "--tune"]) == []
 
 
 def test_mnist_without_torchvision_is_a_clear_error(monkeypatch):
