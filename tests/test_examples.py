@@ -2,6 +2,9 @@
 
 import csv
 import importlib.util
+import math
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -15,28 +18,163 @@ PNG = b"\x89PNG"
 def load(name):
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+_runs = load("_runs")
+MEMORY = ["copy_memory", "adding_problem"]
+
+
+def read(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("name", MEMORY)
+def test_a_memory_experiment_trains_every_network_on_every_length(name, tmp_path, capsys):
+    arguments = ["--smoke", "--output", str(tmp_path), "--k", "1", "full"]
+    rows = load(name).main([*arguments, "--networks", *_runs.NETWORKS])
+    labels = {row["network"] for row in rows}
+    assert labels == {
+        "orthogonal, k = 1",
+        "orthogonal, full rank",
+        "unitary, k = 1",
+        "unitary, full rank",
+        "orthogonal, frozen",
+        "LSTM",
+    }
+    assert [row["iteration"] for row in rows] == [2, 4] * len(labels)
+    assert len(read(tmp_path / f"{name}.csv")) == len(rows)
+    assert (tmp_path / f"{name}.png").read_bytes().startswith(PNG)
+    printed = capsys.readouterr().out
+    assert all(label in printed for label in labels)
+    for row in rows:
+        assert math.isfinite(row["loss"])
+        assert (row["network"] == "LSTM") == (row["orthogonality_error"] is None)
+        assert (row["orthogonality_error"] or 0) < 1e-5
+
+
+def test_an_experiment_draws_every_length_and_seed(tmp_path):
+    copy_memory = load("copy_memory")
+    arguments = ["--smoke", "--output", str(tmp_path), "--seeds", "0", "1"]
+    rows = copy_memory.main(arguments)
+    assert {(row["task"], row["seed"]) for row in rows} == {("T10", 0), ("T10", 1)}
+    assert rows[0]["loss"] != rows[2]["loss"]
+
+
+@pytest.mark.parametrize("network", ["orthogonal", "lstm"])
+def test_a_run_that_was_cut_off_continues_bit_for_bit(network, tmp_path, capsys):
+    copy_memory = load("copy_memory")
+    options = _runs.parser("copy_memory", "", hidden=16, batch=8, iterations=0, every=2)
+    options = options.parse_args(["--networks", network])
+    [chosen] = _runs.networks(options, copy_memory.SYMBOLS + 2, copy_memory.SYMBOLS + 1, last=False)
+    task = copy_memory.copying(10, 8)
+
+    def losses(folder, *stops):
+        for stop in stops:
+            rows = list(_runs.train(task, chosen, 0, stop, every=2, folder=tmp_path / folder))
+        return [row["loss"] for row in rows]
+
+    assert losses("cut", 4, 8) == losses("whole", 8)
+
+
+def test_a_run_with_other_settings_is_not_continued(tmp_path):
+    copy_memory = load("copy_memory")
+    arguments = ["--smoke", "--output", str(tmp_path)]
+    copy_memory.main(arguments)
+    with pytest.raises(ValueError, match=r"delete it, or choose another --output"):
+        copy_memory.main([*arguments, "--lr", "0.5"])
+
+
+def test_an_experiment_redraws_earlier_runs_without_training(tmp_path):
+    copy_memory = load("copy_memory")
+    arguments = ["--smoke", "--output", str(tmp_path)]
+    rows = copy_memory.main([*arguments, "--networks", "lstm"])
+    both = copy_memory.main(arguments)
+    assert [row["network"] for row in both] == ["LSTM"] * 2 + ["orthogonal, k = 1"] * 2
+    assert both[:2] == rows
+
+
+def test_symbols_are_to_be_copied_after_the_marker():
+    example = load("copy_memory")
+    given, wanted = example.draw_batch(30, 5, 0, 1)
+    assert given.shape == (50, 5, 10)
+    given = given.argmax(-1)
+    assert torch.equal(given[:10], wanted[-10:])
+    assert (given[:10] < example.SYMBOLS).all()
+    assert (wanted[:-10] == example.BLANK).all()
+    marked = (given == example.MARKER).nonzero()[:, 0]
+    assert marked.tolist() == [39] * 5
+    again, _ = example.draw_batch(30, 5, 0, 1)
+    assert torch.equal(again.argmax(-1), given)
+    for other in ((0, 2), (1, 1)):
+        assert not torch.equal(example.draw_batch(30, 5, *other)[0].argmax(-1), given)
+
+
+def test_the_trivial_copier_says_blanks_and_guesses():
+    example = load("copy_memory")
+    task = example.copying(1000, 64)
+    _, wanted = task.batch(0, 1)
+    logits = torch.full((1020, 64, 9), -1e3)
+    logits[:-10, :, example.BLANK] = 0
+    logits[-10:, :, : example.SYMBOLS] = 0
+    assert task.trivial == pytest.approx(0.0204, abs=5e-5)
+    assert task.loss(logits, wanted).item() == pytest.approx(task.trivial, rel=1e-4)
+
+
+def test_one_number_in_each_half_is_marked_and_their_sum_wanted():
+    example = load("adding_problem")
+    x, sums = example.draw_batch(31, 4000, 0, 1)
+    assert x.shape == (31, 4000, 2)
+    numbers, marks = x.unbind(-1)
+    assert (marks[:15].sum(0) == 1).all()
+    assert (marks[15:].sum(0) == 1).all()
+    assert torch.allclose((numbers * marks).sum(0), sums[:, 0])
+    error = torch.nn.functional.mse_loss(torch.ones_like(sums), sums)
+    assert error.item() == pytest.approx(example.TRIVIAL, rel=0.05)
+
+
+@pytest.mark.parametrize("name", MEMORY)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--k", "0"], "expected a whole number above 0, got '0'"),
+        (["--T", "-3"], "expected a whole number above 0, got '-3'"),
+        (["--k", "9", "--hidden", "16"], "--k must be at most hidden / 2 = 8"),
+        (["--networks", "gru"], "invalid choice: 'gru'"),
+        (["--batch", "x"], "expected a whole number above 0, got 'x'"),
+    ],
+)
+def test_an_experiment_says_what_is_wrong_with_an_option(name, arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        load(name).main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_a_sequence_to_add_needs_two_halves(capsys):
+    with pytest.raises(SystemExit):
+        load("adding_problem").main(["--T", "1"])
+    assert "expected at least 2, one number to a half" in capsys.readouterr().err
 
 
 def test_permuted_digits_trains_three_networks_side_by_side(tmp_path, capsys):
     example = load("permuted_digits")
     records = example.main(["--smoke", "--output", str(tmp_path)])
-    with (tmp_path / "permuted_digits.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == len(records) == 2 * len(example.NETWORKS)
+    assert len(read(tmp_path / "permuted_digits.csv")) == len(records) == 2 * len(example.NETWORKS)
     assert (tmp_path / "permuted_digits.png").read_bytes().startswith(PNG)
     printed = capsys.readouterr().out
     for name in example.NETWORKS:
         assert name in printed
-    errors = {record.network: record.orthogonality_error for record in records}
+    errors = {record["network"]: record["orthogonality_error"] for record in records}
     assert errors["orthogonal"] < 1e-5 < errors["unconstrained"]
 
 
 def test_permuted_digits_splits_do_not_overlap():
     train, validation, test = load("permuted_digits").load_splits()
     assert [len(labels) for _, labels in (train, validation, test)] == [1150, 287, 360]
-    rows = torch.cat([pixels for pixels, _ in (train, validation, test)]).flatten(1)
+    rows = torch.cat([pixels for pixels, _ in (train, validation, test)], 1).squeeze(-1).mT
     assert len(rows.unique(dim=0)) == len(rows)
 
 
@@ -59,6 +197,69 @@ def test_a_constrained_network_starts_like_the_unconstrained_one():
         assert torch.equal(value, states[1][name])
 
 
+def test_an_epoch_of_digits_sees_every_digit_once():
+    example = load("permuted_digits")
+    options = types.SimpleNamespace(dataset="digits", batch=64, epochs=2)
+    task, in_epoch = example.reading(options)
+    train, _, _ = example.load_splits()
+    for epoch in range(2):
+        iterations = range(epoch * in_epoch + 1, (epoch + 1) * in_epoch + 1)
+        seen = torch.cat([task.batch(0, iteration)[0] for iteration in iterations], 1)
+        assert seen.shape == train[0].shape
+        assert torch.equal(seen.sum((1, 2)), train[0].sum((1, 2)))
+    assert task.decay(0) == task.decay(in_epoch - 1) == 1
+    assert task.decay(in_epoch) == pytest.approx(0.5)
+
+
+def fake_torchvision(monkeypatch, mnist):
+    datasets = types.ModuleType("torchvision.datasets")
+    datasets.MNIST = mnist
+    monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
+
+
+def test_mnist_is_read_in_the_order_of_the_papers(tmp_path, monkeypatch):
+    class MNIST:
+        def __init__(self, root, train, download):
+            assert root == str(tmp_path)
+            assert not download
+            generator = torch.Generator().manual_seed(int(train))
+            count = 24 if train else 5
+            self.data = torch.randint(256, (count, 28, 28), generator=generator).byte()
+            self.targets = torch.arange(count) % 10
+
+    fake_torchvision(monkeypatch, MNIST)
+    example = load("permuted_digits")
+    train, validation, test = example.load_mnist(tmp_path)
+    assert [len(labels) for _, labels in (train, validation, test)] == [22, 2, 5]
+    order = np.random.RandomState(92916).permutation(784)
+    images = MNIST(str(tmp_path), True, False).data.flatten(1) / 255
+    assert torch.allclose(train[0].squeeze(-1).mT, images[:22, order])
+    assert torch.allclose(validation[0].squeeze(-1).mT, images[22:, order])
+    arguments = ["--smoke", "--dataset", "mnist", "--data", str(tmp_path), "--output"]
+    rows = example.main([*arguments, str(tmp_path / "out")])
+    assert len(rows) == 2 * len(example.NETWORKS)
+    assert (tmp_path / "out" / "permuted_mnist.png").read_bytes().startswith(PNG)
+    assert example.main([*arguments, str(tmp_path / "out")]) == rows
+    assert example.main([*arguments, str(tmp_path / "out"), "--tune"]) == []
+
+
+def test_mnist_without_torchvision_is_a_clear_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
+    with pytest.raises(SystemExit, match="torchvision, which is not installed: pip install"):
+        load("permuted_digits").main(["--dataset", "mnist"])
+
+
+def test_mnist_without_files_is_a_clear_error(tmp_path, monkeypatch):
+    def missing(root, train, download):
+        raise RuntimeError("Dataset not found.")
+
+    fake_torchvision(monkeypatch, missing)
+    with pytest.raises(SystemExit, match=r"No MNIST files in .*raw.*--data"):
+        load("permuted_digits").main(["--dataset", "mnist", "--data", str(tmp_path)])
+
+
 def test_mixed_manifolds_trains_four_kinds_of_parameters(tmp_path):
     result = load("mixed_manifolds").main(["--epochs", "8", "--output", str(tmp_path)])
     assert result["by_direction"] > 0.8
@@ -69,7 +270,7 @@ def test_mixed_manifolds_trains_four_kinds_of_parameters(tmp_path):
     assert (tmp_path / "mixed_manifolds.png").read_bytes().startswith(PNG)
 
 
-@pytest.mark.parametrize("name", ["permuted_digits", "mixed_manifolds"])
+@pytest.mark.parametrize("name", ["permuted_digits", "mixed_manifolds", *MEMORY])
 def test_an_example_refuses_an_unknown_option(name, capsys):
     with pytest.raises(SystemExit):
         load(name).main(["--unknown"])
