@@ -149,7 +149,7 @@ def draw(results: dict[str, dict[float, list[list[float]]]], path: Path) -> None
             for runs in by_lr.values()
         ]
         curve = min(medians, key=lambda values: values[-1])
-        style = {"lsi": "--", "column": ":"}.get(name.split(",")[0], "-")
+        style = {"tangent": "-", "lsi": "--", "column": ":"}.get(name.split(",")[0], "-.")
         axes.plot(range(1, len(curve) + 1), curve, style, label=name)
     axes.set(xlabel="epoch", ylabel="training loss", title="Digits, one pixel at a time")
     axes.grid(alpha=0.3)
