@@ -123,7 +123,8 @@ def twice_as_wide(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tenso
 
 
 ALTERNATIVES: dict[str, Sketch] = {
-    "one more power step": powers(2, lambda x, d, k, c: random_vectors(x, d, k, c) @ d @ x.mT),
+    "row space alone": powers(0, lambda x, d, k, c: random_vectors(x, d, k, c) @ d @ x.mT),
+    "two more power steps": powers(2, lambda x, d, k, c: random_vectors(x, d, k, c) @ d @ x.mT),
     "random test vectors": powers(0, random_vectors),
     "random, one more power step": powers(1, random_vectors),
     "largest columns": powers(0, largest_columns),

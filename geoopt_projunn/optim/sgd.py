@@ -85,8 +85,9 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
         :math:`D = M + g`, then :math:`M \leftarrow \phi (D - C) + \mu C`, with :math:`C` the
         sketch of :math:`D` that was followed, :math:`\phi` this share and :math:`\mu` the
         momentum. With :math:`\phi = \mu`, the default, this is the heavy ball. 0.99 averages
-        the noise of small batches, at learning rates below the best one without; 0 suits exact
-        gradients. Not with ``nesterov`` or ``dampening``.
+        the noise of small batches, at learning rates below the best one without, if the gradient
+        vanishes at the solution; where its normal part stays, a share near 1 does not converge.
+        0 to 0.5 suit exact gradients. Not with ``nesterov`` or ``dampening``.
     maximize : bool
         ascend instead of descend
     stabilize : int, optional
