@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from geoopt_projunn import LowRankUnitary
 from tests._asserts import assert_bit_equal, assert_same_to_rounding, assert_unitary, assert_within
+from tests._gpu import no_waiting
 from tests._matrices import (
     DTYPES,
     REAL_DTYPES,
@@ -497,7 +498,7 @@ def test_fake_tensors_pass_through_steps(retraction, sketch, method):
             assert result.shape == (3, 64, 64)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("method", LOW_RANK)
 @pytest.mark.parametrize("sketch", SKETCHES)
 @pytest.mark.parametrize("retraction", RETRACTIONS)
@@ -508,11 +509,8 @@ def test_steps_on_a_gpu_equal_those_on_a_cpu_and_wait_for_nothing(retraction, sk
     expected = tensors(METHODS[method](manifold, *values))
     values = [t.cuda() for t in values]
     METHODS[method](manifold, *values)  # the first call may allocate
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         result = tensors(METHODS[method](manifold, *values))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     for one, other in zip(result, expected, strict=True):
         assert_within(one.cpu(), other, 1e-11)
 

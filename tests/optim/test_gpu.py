@@ -1,0 +1,121 @@
+"""Whole steps on a GPU: nothing waits for it, and a graph replays them bit for bit."""
+
+import pytest
+import torch
+
+from geoopt_projunn import ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
+from tests._gpu import no_waiting
+
+from ._helpers import (
+    RETRACTIONS,
+    SKETCHES,
+    assert_same_bits,
+    assert_same_state,
+    assert_within,
+    feed,
+    gradients,
+    on_manifold,
+    orthogonality_error,
+    rotation,
+    same_bits,
+)
+
+pytestmark = pytest.mark.gpu
+
+SETTINGS = {
+    "sgd": (ProjUNNRiemannianSGD, {}),
+    "momentum": (ProjUNNRiemannianSGD, {"momentum": 0.9, "nesterov": True}),
+    "feedback": (ProjUNNRiemannianSGD, {"momentum": 0.5, "error_feedback": 0.9}),
+    "adam": (ProjUNNRiemannianAdam, {}),
+    "scalar": (ProjUNNRiemannianAdam, {"second_moment": "scalar", "amsgrad": True}),
+}
+each_setting = pytest.mark.parametrize(("kind", "options"), SETTINGS.values(), ids=SETTINGS.keys())
+retractions = pytest.mark.parametrize("retraction", RETRACTIONS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("sketch", SKETCHES)
+@retractions
+@each_setting
+def test_a_step_waits_for_nothing_and_is_that_of_a_cpu(kind, options, retraction, sketch, dtype):
+    start = rotation(3, 32, 32, dtype=dtype)
+    p = on_manifold(start, 2, retraction=retraction, sketch=sketch)
+    q = on_manifold(start.cuda(), 2, retraction=retraction, sketch=sketch)
+    grads = gradients(p, 3)
+    feed(kind([p], lr=0.01, **options), p, grads)
+    optimizer = kind([q], lr=0.01, **options)
+    first, *rest = [grad.cuda() for grad in grads]
+    feed(optimizer, q, [first])  # which makes the state, and waits for a probe of the point
+    for grad in rest:
+        q.grad = grad
+        with no_waiting():
+            optimizer.step()
+    assert_within(q.cpu(), p, 1e-10)
+
+
+@each_setting
+def test_parameters_of_many_kinds_and_a_learning_rate_on_the_gpu_wait_for_nothing(kind, options):
+    def parameter(n, k, dtype=torch.float32):
+        p = on_manifold(rotation(n, n, dtype=dtype).cuda(), k)
+        p.grad = torch.randn_like(p)
+        return p
+
+    alike = [parameter(16, 1) for _ in range(3)]
+    groups = [
+        {"params": [*alike, parameter(300, 1)]},
+        {"params": [parameter(16, 2), parameter(24, 1, torch.complex64)], "maximize": True},
+    ]
+    optimizer = kind(groups, lr=torch.tensor(0.01, device="cuda"), **options)
+    optimizer.step()
+    with no_waiting():
+        optimizer.step()
+    assert optimizer.skipped_steps == 0
+
+
+class Training:
+    """Forward pass, backward pass and step of one matrix, on data that stay where they are."""
+
+    def __init__(self, kind, options, start, data, **manifold):
+        self.p = on_manifold(start.cuda(), 2, **manifold)
+        self.optimizer = kind([self.p], lr=0.01, **options)
+        self.data = data.cuda()
+
+    def step(self):
+        self.optimizer.zero_grad()
+        turned = self.p @ self.data
+        (turned - turned.roll(1, -1)).abs().square().sum().backward()
+        self.optimizer.step()
+
+    def steps(self, count):
+        for _ in range(count):
+            self.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+@retractions
+@each_setting
+def test_a_graph_replays_training_steps_bit_for_bit(kind, options, retraction, dtype):
+    start, data = rotation(48, 48, dtype=dtype), torch.randn(48, 8, dtype=dtype)
+    eager, captured = (
+        Training(kind, options, start, data, retraction=retraction) for _ in range(2)
+    )
+    # On a stream of its own, as torch's notes on graphs ask for.
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        eager.steps(8)
+        captured.steps(3)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured.step()  # recorded, not run
+    for _ in range(5):
+        graph.replay()
+    assert_same_bits(captured.p, eager.p)
+    assert_same_state(
+        captured.optimizer.state[captured.p],
+        eager.optimizer.state[eager.p],
+    )
+    assert eager.optimizer.state[eager.p]["step"].item() == 8
+    assert not same_bits(captured.p.cpu(), start)
+    assert orthogonality_error(captured.p.cpu()) < 1e-5
