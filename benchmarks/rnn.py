@@ -20,10 +20,10 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import accumulate
 from pathlib import Path
 
 import torch
+from memory import peak_bytes
 from torch import Tensor
 from torch.nn.utils import parametrizations, parametrize
 from tqdm import tqdm
@@ -152,11 +152,7 @@ def measure_memory(name: str, size: Size) -> float:
     """Return the peak of what a step allocates, in MiB."""
     runner = Runner(name, size)
     runner.step()  # optimizers make their state
-    with torch.profiler.profile(profile_memory=True) as profile:
-        runner.step()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    events.sort(key=lambda event: event.start_ns())
-    return max(accumulate(event.nbytes() for event in events)) / 2**20
+    return peak_bytes(runner.step) / 2**20
 
 
 def available() -> tuple[list[str], list[str]]:

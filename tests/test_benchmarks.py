@@ -27,6 +27,7 @@ def load(name):
     return module
 
 
+memory = load("memory")
 problems = load("problems")
 methods = load("methods")
 learning = load("learning")
@@ -156,6 +157,16 @@ def test_the_memory_of_a_step_is_that_of_its_sequences():
     ours = rnn.measure_memory("OrthogonalRNN, modrelu, k = 1", size)
     assert 2 * states < ours < 2.5 * states
     assert ours < 1.1 * rnn.measure_memory(rnn.BASELINE, size)
+
+
+def test_the_peak_is_that_of_what_is_held_at_once():
+    def hold(count):
+        held = [torch.empty(2**20, dtype=torch.uint8) for _ in range(count)]
+        del held
+        torch.empty(2**20, dtype=torch.uint8)
+
+    assert memory.peak_bytes(lambda: None) == 0
+    assert 3 * 2**20 <= memory.peak_bytes(lambda: hold(3)) < 3.1 * 2**20
 
 
 def test_every_alternative_is_tried_and_none_is_left_behind(tmp_path, capsys):
