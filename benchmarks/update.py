@@ -1,0 +1,194 @@
+"""Time one optimizer update of a square matrix: ours, what one might pick instead, and the floors.
+
+All methods get the same point and gradient and take turns in one process, round after round, so
+that they share the machine's moods; a turn is as many warm updates as fit in 5 ms. A figure is the
+median over the rounds, a ratio the median of the ratios within the rounds; the time of one thread
+is that on its processor. A parametrization pays for its forward and backward pass and for torch's
+step. The floors are a product of two n × n matrices, and the streaming floor of a step of rank k:
+two products of k rows with the gradient, two with the point, and one update of the point of rank
+2k, as the fastest of torch's own forms.
+
+    python benchmarks/update.py                                   # the tables of the documentation
+    python benchmarks/update.py --sizes 1024,8192   # growth with n as well
+    python benchmarks/update.py --methods ours Euclidean          # some of them
+    python benchmarks/update.py --device cuda
+    python benchmarks/update.py --smoke                           # seconds, for a test
+
+A method leaves a size when it has had its seconds (--budget), and is left out of one where it would
+not get through three updates. pogo-torch and cdopt take part where they are installed.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from timing import timed
+from update_extras import copy_bandwidth, many_small, peaks
+from update_methods import FLOOR, OURS, RANKS, Method, Update, methods
+from update_peers import peers
+from update_problem import Problem, draw
+from update_report import Report, Result, machine
+
+try:
+    from tqdm import tqdm
+except ModuleNotFoundError:  # this benchmark runs where nothing but the package is installed
+
+    def tqdm(items: Iterable, **_: str) -> Iterable:
+        return items
+
+
+TURN = 5e-3
+"""Seconds of a turn of fast methods."""
+MOST_STEPS = 20
+ALIVE_BYTES = 8 * 2**30
+"""Of the methods that take turns with each other, at about six matrices each."""
+
+
+def measure(
+    updates: dict[str, Update], rounds: int, budget: float, label: str
+) -> dict[str, list[float]]:
+    """Return the seconds of an update in each round, of a method out of budget in fewer."""
+    seconds: dict[str, list[float]] = {name: [] for name in updates}
+    steps, spent = {}, {}
+    for name, update in tqdm(updates.items(), desc=f"{label}, warm-up", unit="method"):
+        first = timed(update.step)
+        # The first update makes state, and its time says nothing of the second.
+        second = timed(update.step) if first < budget / 3 else first
+        steps[name] = max(1, min(MOST_STEPS, int(TURN / second)))
+        spent[name] = first + second
+    for _ in tqdm(range(rounds), desc=label, unit="round"):
+        for name, update in updates.items():
+            if seconds[name] and spent[name] > budget:
+                continue
+            if steps[name] > 1:
+                update.step()  # fetch what the others have driven out of the cache
+            taken = timed(update.step, steps[name])
+            seconds[name].append(taken)
+            spent[name] += taken * steps[name]
+    return seconds
+
+
+def crews(chosen: list[Method], problem: Problem) -> Iterator[list[Method]]:
+    """Part the methods into those that fit into memory together."""
+    size = problem.x.numel() * problem.x.element_size()
+    count = max(1, ALIVE_BYTES // (6 * size))
+    for start in range(0, len(chosen), count):
+        yield chosen[start : start + count]
+
+
+def suited(chosen: list[Method], options: argparse.Namespace) -> list[Method]:
+    """Return the methods that are installed and know the dtype and batches."""
+    tiny = draw(2 * max(RANKS), options.shape, options.dtype, options.device)
+    kept = []
+    for method in chosen:
+        if options.dtype.is_complex and not method.complex:
+            print(f"{method.name}: left out, it has no complex matrices.")
+        elif options.shape and not method.batched:
+            print(f"{method.name}: left out, it has no batches.")
+        else:
+            try:
+                method.build(tiny)
+            except ModuleNotFoundError:
+                print(f"{method.name}: left out; `pip install {method.package}` adds it.")
+            else:
+                kept.append(method)
+    return kept
+
+
+def run_size(
+    n: int, chosen: list[Method], earlier: list[Result], options: argparse.Namespace
+) -> Iterator[Result]:
+    """Measure the methods at one size, but for those that would be too slow."""
+    problem = draw(n, options.shape, options.dtype, options.device)
+    due = []
+    for method in chosen:
+        last = next((r for r in reversed(earlier) if r.method == method.name), None)
+        expected = last.ms / 1e3 * (n / last.n) ** method.order if last else 0.0
+        if 3 * expected > options.budget:
+            print(f"{method.name}: left out at n = {n}, an update would take {expected:.0f} s.")
+        else:
+            due.append(method)
+    for crew in crews(due, problem):
+        updates = {method.name: method.build(problem) for method in crew}
+        seconds = measure(updates, options.rounds, options.budget, f"n = {n}")
+        del updates  # before the next crew is built
+        for method in crew:
+            times = [1e3 * s for s in seconds[method.name]]
+            yield Result(method.name, method.kind, method.k, n, times, problem.bytes_of_floor)
+
+
+def sizes(text: str) -> list[int]:
+    values = sorted({int(part) for part in text.split(",")})
+    least = 2 * max(RANKS)
+    if values[0] < least:
+        raise argparse.ArgumentTypeError(
+            f"sizes must be at least {least}, twice the largest rank, got {values[0]}"
+        )
+    return values
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--sizes", type=sizes, default=[128, 256, 512, 1024, 2048])
+    parser.add_argument("--dtype", choices=["float32", "complex64"], default="float32")
+    parser.add_argument("--batch", type=int, help="matrices in one parameter; one without batch")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--budget", type=float, default=10.0, help="seconds a method and size")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--methods", nargs="+", default=[""], help="parts of names, or floor, ours, peer"
+    )
+    parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder to write to")
+    parser.add_argument("--figure", type=Path, help="where the figure goes, if not there")
+    parser.add_argument("--smoke", action="store_true", help="seconds, for a test")
+    options = parser.parse_args(arguments)
+    options.dtype = getattr(torch, options.dtype)
+    if options.smoke:
+        options.sizes, options.rounds = [32, 48], 2
+        options.batch = options.batch and 3
+    options.shape = () if options.batch is None else (options.batch,)
+    return options
+
+
+def main(arguments: list[str] | None = None) -> Report:
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    baselines = {OURS, *(FLOOR.format(k) for k in RANKS)}
+    chosen = [
+        method
+        for method in [*methods(options.device), *peers()]
+        if method.name in baselines
+        or any(part in f"{method.kind}: {method.name}" for part in options.methods)
+    ]
+    chosen = suited(chosen, options)
+    report = Report(machine(options), copy_bandwidth(options.device, options.smoke))
+    options.output.mkdir(parents=True, exist_ok=True)
+    for n in options.sizes:
+        report.results += run_size(n, chosen, report.results, options)
+        write(report, options)
+    if not options.shape:
+        report.small = many_small(options, measure)
+        report.peaks = peaks(64 if options.smoke else 4096, options)
+        write(report, options)
+    print(report.text())
+    try:
+        from update_figure import figure
+    except ModuleNotFoundError:
+        print("No figure; `pip install matplotlib` adds it.")
+    else:
+        figure(report, options.figure or options.output / "update.png")
+    return report
+
+
+def write(report: Report, options: argparse.Namespace) -> None:
+    """Write what there is: a run that is cut off leaves the sizes it has finished."""
+    (options.output / "update.json").write_text(json.dumps(report.as_json(), indent=1))
+    (options.output / "update.md").write_text(report.text())
+
+
+if __name__ == "__main__":
+    main()

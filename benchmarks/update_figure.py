@@ -1,0 +1,60 @@
+"""The figure of the update benchmark: time against size, both logarithmic."""
+
+from pathlib import Path
+
+import matplotlib as mpl
+from update_methods import FLOOR, MATMUL, OURS
+from update_report import Report
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+# Few, for a figure that can be read; the tables have the others.
+STYLES = {
+    "torch orthogonal, householder": {"color": "tab:brown", "marker": "v"},
+    "torch orthogonal, matrix_exp": {"color": "tab:purple", "marker": "^"},
+    "torch orthogonal, cayley": {"color": "tab:pink", "marker": "<"},
+    "geoopt CanonicalStiefel, RiemannianSGD": {"color": "tab:orange", "marker": "s"},
+    "POGO": {"color": "tab:olive", "marker": "D"},
+    "geoopt EuclideanStiefel, RiemannianSGD": {"color": "tab:red", "marker": "P"},
+    MATMUL: {"color": "black", "linestyle": ":"},
+    "SGD, k = 16": {"color": "tab:cyan", "marker": "o"},
+    OURS: {"color": "tab:blue", "marker": "o", "linewidth": 2.5},
+    "SGD, k = 1, in a CUDA graph": {"color": "tab:green", "marker": "o"},
+    FLOOR.format(1): {"color": "black", "linestyle": "--"},
+}
+
+
+def figure(report: Report, path: Path) -> None:
+    drawn, axes = plt.subplots(figsize=(9, 5.2), layout="constrained")
+    for method, style in STYLES.items():
+        found = sorted((r.n, r.ms) for r in report.results if r.method == method)
+        if found:
+            label = f"ours: {method}" if method.startswith("SGD") else method
+            axes.plot(*zip(*found, strict=True), label=label, markersize=4, **style)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    sizes = sorted({r.n for r in report.results})
+    axes.set_xticks(sizes, [str(n) for n in sizes])
+    _slopes(axes, report, sizes)
+    axes.set_xlabel("n")
+    axes.set_ylabel("milliseconds of one update")
+    axes.grid(alpha=0.3)
+    drawn.legend(loc="outside right upper", frameon=False)
+    drawn.savefig(path, dpi=100)
+    plt.close(drawn)
+
+
+def _slopes(axes: plt.Axes, report: Report, sizes: list[int]) -> None:
+    """Draw n² below the cheapest and n³ above the dearest at the right end."""
+    limits = axes.get_ylim()
+    last = [r.ms for r in report.results if r.n == sizes[-1]]
+    for power, end, name in ((2, min(last) / 2, "n²"), (3, 2 * max(last), "n³")):
+        axes.plot(
+            sizes,
+            [end * (n / sizes[-1]) ** power for n in sizes],
+            color="grey",
+            linewidth=0.8,
+        )
+        axes.annotate(name, (sizes[-1], end), color="grey", va="center", ha="left")
+    axes.set_ylim(limits[0] / 2, limits[1] * 4)
