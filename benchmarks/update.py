@@ -1,12 +1,12 @@
 """Time one optimizer update of a square matrix: ours, what one might pick instead, and the floors.
 
 All methods get the same point and gradient and take turns in one process, round after round, so
-that they share the machine's moods; a turn is as many warm updates as fit in 5 ms. A figure is the
+that they share the machine's moods; a turn is as many warm updates as fit in 10 ms. A figure is the
 median over the rounds, a ratio the median of the ratios within the rounds; the time of one thread
 is that on its processor. A parametrization pays for its forward and backward pass and for torch's
 step. The floors are a product of two n × n matrices, and the streaming floor of a step of rank k:
 two products of k rows with the gradient, two with the point, and one update of the point of rank
-2k, as the fastest of torch's own forms.
+2k, all at once or row by row, whichever is the fastest.
 
     python benchmarks/update.py                                   # the tables of the documentation
     python benchmarks/update.py --sizes 1024,8192   # growth with n as well
@@ -39,9 +39,11 @@ except ModuleNotFoundError:  # this benchmark runs where nothing but the package
         return items
 
 
-TURN = 5e-3
+TURN = 10e-3
 """Seconds of a turn of fast methods."""
 MOST_STEPS = 20
+COLD = 0.1
+"""Seconds of an update from which on it does not matter what is in the caches."""
 ALIVE_BYTES = 8 * 2**30
 """Of the methods that take turns with each other, at about six matrices each."""
 
@@ -51,22 +53,22 @@ def measure(
 ) -> dict[str, list[float]]:
     """Return the seconds of an update in each round, of a method out of budget in fewer."""
     seconds: dict[str, list[float]] = {name: [] for name in updates}
-    steps, spent = {}, {}
+    last, steps, spent = {}, {}, {}
     for name, update in tqdm(updates.items(), desc=f"{label}, warm-up", unit="method"):
         first = timed(update.step)
         # The first update makes state, and its time says nothing of the second.
-        second = timed(update.step) if first < budget / 3 else first
-        steps[name] = max(1, min(MOST_STEPS, int(TURN / second)))
-        spent[name] = first + second
+        last[name] = timed(update.step) if first < budget / 3 else first
+        steps[name] = max(1, min(MOST_STEPS, int(TURN / last[name])))
+        spent[name] = first + last[name]
     for _ in tqdm(range(rounds), desc=label, unit="round"):
         for name, update in updates.items():
             if seconds[name] and spent[name] > budget:
                 continue
-            if steps[name] > 1:
-                update.step()  # fetch what the others have driven out of the cache
-            taken = timed(update.step, steps[name])
-            seconds[name].append(taken)
-            spent[name] += taken * steps[name]
+            if last[name] < COLD:
+                update.step()  # fetches what the others have driven out
+            last[name] = timed(update.step, steps[name])
+            seconds[name].append(last[name])
+            spent[name] += last[name] * steps[name]
     return seconds
 
 
@@ -107,7 +109,7 @@ def run_size(
         last = next((r for r in reversed(earlier) if r.method == method.name), None)
         expected = last.ms / 1e3 * (n / last.n) ** method.order if last else 0.0
         if 3 * expected > options.budget:
-            print(f"{method.name}: left out at n = {n}, an update would take {expected:.0f} s.")
+            print(f"{method.name}: left out at n = {n}, an update would take {expected:.1f} s.")
         else:
             due.append(method)
     for crew in crews(due, problem):

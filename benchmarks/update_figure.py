@@ -46,15 +46,12 @@ def figure(report: Report, path: Path) -> None:
 
 
 def _slopes(axes: plt.Axes, report: Report, sizes: list[int]) -> None:
-    """Draw n² below the cheapest and n³ above the dearest at the right end."""
-    limits = axes.get_ylim()
-    last = [r.ms for r in report.results if r.n == sizes[-1]]
-    for power, end, name in ((2, min(last) / 2, "n²"), (3, 2 * max(last), "n³")):
-        axes.plot(
-            sizes,
-            [end * (n / sizes[-1]) ** power for n in sizes],
-            color="grey",
-            linewidth=0.8,
-        )
-        axes.annotate(name, (sizes[-1], end), color="grey", va="center", ha="left")
-    axes.set_ylim(limits[0] / 2, limits[1] * 4)
+    """Draw n² below the cheapest and n³ above the dearest of the largest sizes."""
+    ends = sizes[-3:]
+    shown = [r for r in report.results if r.n in ends and r.method in STYLES]
+    above = 1.6 * max(r.ms / r.n**3 for r in shown)
+    below = min(r.ms / r.n**2 for r in shown) / 1.6
+    for power, factor, name in ((2, below, "n²"), (3, above, "n³")):
+        values = [factor * n**power for n in ends]
+        axes.plot(ends, values, color="grey", linewidth=1)
+        axes.annotate(f" {name}", (ends[-1], values[-1]), color="grey", va="center")

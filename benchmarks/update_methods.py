@@ -7,6 +7,7 @@ that reads the matrix. Peers are in ``update_peers.py``.
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import geoopt
 import torch
@@ -133,36 +134,34 @@ def _streaming(k: int) -> Callable[[Problem], Update]:
         # Short, so that x stays of size one however often it is updated.
         left, right = (1e-3 * torch.randn(shape, dtype=x.dtype, device=x.device) for _ in range(2))
         rows = left[..., :k, :].contiguous()
-        vector = rows.flatten()
 
-        def products() -> None:
-            for matrix in (d, x):
-                if k == 1 and x.dim() == 2:
-                    torch.mv(matrix, vector)
-                    torch.mv(matrix.T, vector)
-                else:
-                    torch.matmul(rows, matrix)
-                    torch.matmul(rows, matrix.mT)
+        def product(matrix: Tensor) -> None:
+            torch.matmul(rows, matrix)
 
-        def at_once() -> None:
-            if x.dim() == 2:
-                x.addmm_(left.T, right)
-            else:
-                x.baddbmm_(left.mT, right)
+        def products_one_by_one(matrix: Tensor) -> None:
+            for row in rows:
+                torch.mv(matrix.T, row)
 
-        def one_by_one() -> None:
+        def update() -> None:
+            (x.addmm_ if x.dim() == 2 else x.baddbmm_)(left.mT, right)
+
+        def update_one_by_one() -> None:
             for u, v in zip(left, right, strict=True):
                 x.addr_(u, v)
 
-        update = at_once
-        if x.dim() == 2 and _seconds(one_by_one) < _seconds(at_once):
-            update = one_by_one
+        def step(multiply: Callable[[Tensor], None], add: Callable[[], None]) -> None:
+            for matrix in (d, d.mT, x, x.mT):
+                multiply(matrix)
+            add()
 
-        def step() -> None:
-            products()
-            update()
-
-        return Update(step)
+        alone = x.dim() == 2
+        forms = [
+            partial(step, multiply, add)
+            for multiply in (product, products_one_by_one)[: 1 + alone]
+            for add in (update, update_one_by_one)[: 1 + alone]
+        ]
+        # Whole steps are compared: alone, each part would find its matrix in the cache.
+        return Update(min(forms, key=_seconds))
 
     return build
 

@@ -208,7 +208,8 @@ def test_a_floor_is_below_what_it_bounds_in_flops():
     subject = floor.build(problem)
     with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
         subject.step()
-    assert counter.get_total_flops() in (12 * k * n**2, 8 * k * n**2)  # addr_ is not counted
+    # Of the forms that it chooses from, the counter knows only these products.
+    assert counter.get_total_flops() <= 12 * k * n**2
 
 
 @pytest.mark.gpu
