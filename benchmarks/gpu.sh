@@ -15,14 +15,14 @@ if [[ ${1:-} == --dry-run ]]; then
   shift
 fi
 out=${1:-${OUT:-$root/outputs/gpu}}
-mkdir -p "$out" && out=$(cd "$out" && pwd) && cd "$root" || exit 2
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 if [[ $device == cuda ]] && ! "$python" -c 'import torch; torch.zeros(1).cuda()' 2>/dev/null; then
   echo "The torch of '$python' sees no GPU, or there is no torch; set PYTHON to another one, or" \
     "try this script on a CPU by 'benchmarks/gpu.sh --dry-run'." >&2
   exit 2
 fi
+mkdir -p "$out" && out=$(cd "$out" && pwd) && cd "$root" || exit 2
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 failed=0
 parts=""
