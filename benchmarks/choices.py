@@ -8,31 +8,38 @@ Each question has a few answers, which are tried on the same problems, seeds and
 - retraction: polar, exponential or Cayley;
 - second moment: which learning rate is best for Adam, at several ranks and widths.
 
+Results are recorded one by one in a JSON-lines file; a second call continues it. A table and a
+figure for each question lie beside it.
+
     python benchmarks/choices.py                      # the tables of the documentation
     python benchmarks/choices.py --smoke              # seconds, for a test
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib as mpl
 import torch
+from alternatives import ALTERNATIVES, Carried
 from learning import FRACTIONS, NEVER, Run, best, train
 from methods import GRIDS, Make, Method, on_manifold
 from problems import PROBLEMS
 from tqdm import tqdm
 
 from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
-from geoopt_projunn.drift import sweep_columns_
-from geoopt_projunn.linalg.basis import orthonormalize
-from geoopt_projunn.linalg.dense import skewh
-from geoopt_projunn.linalg.hashing import uniform
-from geoopt_projunn.linalg.rows import generator_rows, squared_column_norms
-from geoopt_projunn.sketches import SKETCHES, Sketch, Sketched
+from geoopt_projunn.sketches import SKETCHES
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
 
 RESIDUAL, CONSISTENT = "Procrustes, large residual", "Procrustes, consistent"
 BATCHES, NOISY, BROCKETT = "regression, batch 8", "regression, batch 8, noisy", "Brockett"
+# What the figures show, an index into FRACTIONS.
+_DRAWN = 1
 
 
 class Trial(NamedTuple):
@@ -46,129 +53,22 @@ class Trial(NamedTuple):
     make: Make
 
 
-# -- sketches ------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Result:
+    """Steps to each fraction, and the learning rate that was best for it."""
 
+    question: str
+    answer: str
+    problem: str
+    n: int
+    rates: tuple[float, ...]
+    seeds: int
+    most: int
+    found: tuple[tuple[float, float], ...]
 
-def powers(more: int, first: Callable[..., torch.Tensor]) -> Sketch:
-    """Keep what touches orth(Ω^(1 + more) T), T the given test vectors."""
-
-    def sketch(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> Sketched:
-        rows = first(x, d, k, counter)
-        for _ in range(1 + more):
-            rows = generator_rows(orthonormalize(rows.double()).to(x.dtype), x, d)
-        return touching(x, d, rows)
-
-    return sketch
-
-
-def touching(x: torch.Tensor, d: torch.Tensor, rows: torch.Tensor) -> Sketched:
-    """Keep everything of the generator that touches the span of the rows."""
-    q = orthonormalize(rows.double())
-    z = generator_rows(q.to(x.dtype), x, d).double()
-    w = orthonormalize(torch.cat((q, z), -2))
-    alpha, beta = w @ q.mT, w @ z.mT
-    half = (beta - alpha @ (q @ z.mT) / 2) @ alpha.mT
-    return Sketched(w, half - half.mT)
-
-
-def random_vectors(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> torch.Tensor:
-    n = x.shape[-1]
-    return uniform(counter, k * n).to(x.dtype).view(-1, k, n)
-
-
-def largest_columns(
-    x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor
-) -> torch.Tensor:
-    return columns(d, squared_column_norms(d).topk(k).indices)
-
-
-def next_columns(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> torch.Tensor:
-    n = x.shape[-1]
-    return columns(d, (k * counter[:, None] + torch.arange(k)) % n)
-
-
-def columns(d: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    return d.mT.gather(-2, index.unsqueeze(-1).expand(-1, -1, d.shape[-1]))
-
-
-class LastBasis:
-    """Q of the step before, iterated; alone or mixed with the largest columns."""
-
-    def __init__(self, mixed: bool) -> None:
-        self.mixed = mixed
-
-    def __call__(self, x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> Sketched:
-        if int(counter.max()) == 0:
-            self.rows = random_vectors(x, d, k, counter)
-        test = self.rows
-        if self.mixed:
-            top = orthonormalize(largest_columns(x, d, k, counter).double()).to(x.dtype)
-            test = generator_rows(orthonormalize(test.double()).to(x.dtype) + top, x, d)
-        sketched = touching(x, d, test)
-        q = orthonormalize(test.double()).to(x.dtype)
-        # A matrix that has got there has no gradient: keep its basis from dying.
-        self.rows = torch.where(d.any(-1).any(-1)[:, None, None], generator_rows(q, x, d), q)
-        return sketched
-
-
-def best_possible(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> Sketched:
-    """Keep the k largest pairs of singular values of the generator, O(n³)."""
-    generator = skewh(d.double() @ x.double().mT)
-    vectors = torch.linalg.eigh(1j * generator).eigenvectors[..., -k:]
-    return touching(x, d, vectors.real.mT.to(x.dtype))
-
-
-def twice_as_wide(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> Sketched:
-    return SKETCHES["tangent"](x, d, 2 * k, counter)
-
-
-ALTERNATIVES: dict[str, Sketch] = {
-    "row space alone": powers(0, lambda x, d, k, c: random_vectors(x, d, k, c) @ d @ x.mT),
-    "two more power steps": powers(2, lambda x, d, k, c: random_vectors(x, d, k, c) @ d @ x.mT),
-    "random test vectors": powers(0, random_vectors),
-    "random, one more power step": powers(1, random_vectors),
-    "largest columns": powers(0, largest_columns),
-    "columns in turn": powers(0, next_columns),
-    "last basis": LastBasis(mixed=False),
-    "last basis and largest columns": LastBasis(mixed=True),
-    "2k wide": twice_as_wide,
-    "the best of rank 2k, O(n³)": best_possible,
-}
-"""Real matrices only; none of them is offered by the package."""
-
-
-# -- momentum ------------------------------------------------------------------------------
-
-
-class Carried(torch.optim.Optimizer):
-    """Heavy-ball descent whose buffer is carried along with the point."""
-
-    def __init__(
-        self, params: list[torch.Tensor], lr: float, momentum: float, tangent: bool
-    ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum})
-        self.tangent = tangent
-
-    @torch.no_grad()
-    def step(self) -> None:
-        for group in self.param_groups:
-            for p in group["params"]:
-                state = self.state[p]
-                if not state:
-                    state["buffer"] = torch.zeros_like(p.data)
-                    state["step"] = torch.zeros(len(p), dtype=torch.int64)
-                x, manifold, buffer = p.data, p.manifold, state["buffer"]
-                grad = manifold.proju(x, p.grad) if self.tangent else p.grad
-                buffer.mul_(group["momentum"]).add_(grad)
-                sketched = manifold.sketch_direction(x, buffer, state["step"])
-                rotation = manifold.rotation(sketched, -group["lr"], x.dtype)
-                rotation.apply_(buffer)
-                rotation.apply_(x)
-                sweep_columns_(x, 1, state["step"], torch.ones(len(x), dtype=torch.bool))
-                state["step"] += 1
-
-
-# -- the questions -------------------------------------------------------------------------
+    def is_of(self, trial: Trial, rates: tuple[float, ...], options: argparse.Namespace) -> bool:
+        mine = self.question, self.answer, self.problem, self.n, self.rates, self.seeds, self.most
+        return mine == (*trial[:4], rates, options.seeds, options.steps)
 
 
 def trials(n: int) -> Iterator[Trial]:
@@ -208,10 +108,9 @@ def trials(n: int) -> Iterator[Trial]:
                 yield Trial("second moment", answer, BATCHES, size, grid, make)
 
 
-def measure(trial: Trial, options: argparse.Namespace) -> str:
-    """Return a row of a table: steps to each fraction, and the best learning rate of each."""
+def measure(trial: Trial, rates: tuple[float, ...], options: argparse.Namespace) -> Result:
     runs = []
-    for lr in trial.grid[:: options.thin]:
+    for lr in rates:
         drawn = [
             PROBLEMS[trial.problem](torch.Generator().manual_seed(seed), trial.n)
             for seed in range(options.seeds)
@@ -219,46 +118,113 @@ def measure(trial: Trial, options: argparse.Namespace) -> str:
         method = Method(trial.question, trial.answer, trial.make)
         curves = train(drawn, method, lr, options.steps)
         runs.append(Run(trial.problem, trial.n, trial.answer, lr, options.seeds, curves, 0.0))
-    found = [best(runs, fraction) for fraction in FRACTIONS]
-    cells = ["–" if steps == NEVER else f"{steps:g} ({lr:g})" for steps, lr in found]
-    return f"| {trial.problem} | {trial.n} | {trial.answer} | {' | '.join(cells)} |"
+    found = tuple(best(runs, fraction) for fraction in FRACTIONS)
+    return Result(*trial[:4], rates, options.seeds, options.steps, found)
 
 
-def main(arguments: list[str] | None = None) -> str:
+def read(path: Path) -> list[Result]:
+    """Return what a file of results holds."""
+    results = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        fields = json.loads(line)
+        fields["rates"] = tuple(fields["rates"])
+        fields["found"] = tuple((steps, lr) for steps, lr in fields["found"])
+        results.append(Result(**fields))
+    return results
+
+
+def record(options: argparse.Namespace) -> list[Result]:
+    """Try what has not been tried yet; return the results of all that was asked for."""
+    path: Path = options.output / "choices.jsonl"
+    options.output.mkdir(parents=True, exist_ok=True)
+    known, asked = read(path), []
+    todo = [
+        trial
+        for trial in trials(options.n)
+        if not options.questions or trial.question in options.questions
+    ]
+    with path.open("a") as file:
+        for trial in (progress := tqdm(todo, unit="trial")):
+            progress.set_postfix_str(f"{trial.question}: {trial.answer}")
+            rates = trial.grid[:: options.thin]
+            result = next((one for one in known if one.is_of(trial, rates, options)), None)
+            if result is None:
+                result = measure(trial, rates, options)
+                file.write(json.dumps(asdict(result)) + "\n")
+                file.flush()
+            asked.append(result)
+    return asked
+
+
+def table(results: list[Result]) -> str:
+    """Return a Markdown table of one question."""
+    heads = " | ".join(f"{fraction:g} (lr)" for fraction in FRACTIONS)
+    lines = [f"| problem | n | answer | {heads} |", "|---" * (len(FRACTIONS) + 3) + "|"]
+    for one in results:
+        cells = ["–" if steps == NEVER else f"{steps:g} ({lr:g})" for steps, lr in one.found]
+        lines.append(f"| {one.problem} | {one.n} | {one.answer} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(results: list[Result], path: Path) -> None:
+    """Draw the steps of every answer to one question as bars, a panel for each problem."""
+    panels = list(dict.fromkeys((one.problem, one.n) for one in results))
+    longest = max(sum((one.problem, one.n) == panel for one in results) for panel in panels)
+    figure, row = plt.subplots(
+        1,
+        len(panels),
+        figsize=(1.5 + 3.2 * len(panels), 0.9 + 0.22 * longest),
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
+    )
+    for axes, panel in zip(row[0], panels, strict=True):
+        members = [one for one in results if (one.problem, one.n) == panel]
+        ranks = sorted({one.answer.rpartition(", ")[2] for one in members})
+        for place, one in enumerate(members):
+            steps = one.found[_DRAWN][0]
+            arrived = steps < NEVER
+            width = steps if arrived else one.most
+            colour = f"C{ranks.index(one.answer.rpartition(', ')[2])}" if arrived else "0.85"
+            axes.barh(place, width, color=colour)
+            text = f" {steps:g}" if arrived else " not in time"
+            axes.text(width, place, text, va="center", fontsize="x-small")
+        axes.set(xscale="log", title=f"{panel[0]}, n = {panel[1]}", xlim=(5, 6 * members[0].most))
+        axes.set_xlabel(f"steps to {FRACTIONS[_DRAWN]:g} of the start")
+        axes.title.set_fontsize("medium")
+        axes.set_yticks(range(len(members)), [one.answer for one in members], fontsize="x-small")
+    row[0, 0].invert_yaxis()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> list[Result]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--n", type=int, default=64, help="size of the matrix")
     parser.add_argument("--steps", type=int, default=1000, help="most steps of a run")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--thin", type=int, default=1, help="take every nth learning rate")
     parser.add_argument("--questions", nargs="+", help="some of them (default: all)")
-    parser.add_argument("--output", type=Path, default=Path("outputs/choices.md"))
+    parser.add_argument("--output", type=Path, default=Path("outputs/choices"))
     parser.add_argument("--smoke", action="store_true", help="seconds, for a test")
     options = parser.parse_args(arguments)
     if options.smoke:
         options.n, options.steps, options.seeds, options.thin = 34, 5, 1, 6
     torch.set_num_threads(1)
     SKETCHES.update(ALTERNATIVES)
-    todo = [
-        trial
-        for trial in trials(options.n)
-        if not options.questions or trial.question in options.questions
-    ]
-    heads = " | ".join(f"{fraction:g} (lr)" for fraction in FRACTIONS)
-    lines: list[str] = []
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     try:
-        for trial in (progress := tqdm(todo, unit="trial")):
-            progress.set_postfix_str(f"{trial.question}: {trial.answer}")
-            title = f"\n## {trial.question}\n\n| problem | n | answer | {heads} |"
-            if title not in lines:
-                lines += [title, "|---" * (len(FRACTIONS) + 3) + "|"]
-            lines.append(measure(trial, options))
-            options.output.write_text("\n".join(lines) + "\n")
+        results = record(options)
     finally:
         for name in ALTERNATIVES:
             del SKETCHES[name]
-    print("\n".join(lines))
-    return "\n".join(lines)
+    text = ""
+    for question in dict.fromkeys(one.question for one in results):
+        of_question = [one for one in results if one.question == question]
+        draw(of_question, options.output / f"choices_{question.replace(' ', '_')}.png")
+        text += f"\n## {question}\n\n{table(of_question)}\n"
+    (options.output / "choices.md").write_text(text)
+    print(text)
+    return results
 
 
 if __name__ == "__main__":

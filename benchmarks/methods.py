@@ -14,8 +14,8 @@ from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam, ProjUNNRiemann
 GRIDS = {
     "sgd": (0.1, 0.18, 0.3, 0.55, 1.0, 1.8, 3.0),
     "momentum": (0.018, 0.03, 0.055, 0.1, 0.18, 0.3, 0.55),
-    "adam": (1.8e-3, 3e-3, 5.5e-3, 1e-2, 1.8e-2, 3e-2, 5.5e-2),
-    "adam, scalar": (0.1, 0.18, 0.3, 0.55, 1.0, 1.8, 3.0),
+    "adam": (5.5e-3, 1e-2, 1.8e-2, 3e-2, 5.5e-2, 0.1, 0.18),
+    "adam, scalar": (0.3, 0.55, 1.0, 1.8, 3.0, 5.5, 10.0),
 }
 RANKS = (1, 4, 16)
 

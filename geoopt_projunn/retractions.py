@@ -11,7 +11,7 @@ host (so no data-dependent loop, no torch routine that checks for errors).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 
@@ -20,25 +20,11 @@ from .linalg.rows import row_norms
 
 Retraction = Callable[[torch.Tensor], torch.Tensor]
 
-# Numerator of the [13/13] Pade approximant of exp (Higham, SIAM J. Matrix Anal. 26, 2005).
-_PADE = (
-    64764752532480000.0,
-    32382376266240000.0,
-    7771770303897600.0,
-    1187353796428800.0,
-    129060195264000.0,
-    10559470521600.0,
-    670442572800.0,
-    33522128640.0,
-    1323241920.0,
-    40840800.0,
-    960960.0,
-    16380.0,
-    182.0,
-    1.0,
-)
-# Five squarings reach the accuracy of float64 up to a spectral norm of 5.4 * 2**5.
-_SQUARINGS = 5
+# The Taylor polynomial of degree 8 reaches the accuracy of float64 up to a norm of 0.04: the
+# squarings carry it to the longest generator. It takes no linear solve, which costs as much as
+# all its products of small matrices.
+_TAYLOR_DEGREE = 8
+_SQUARINGS = 12
 _LONGEST_EXPONENTIAL = 170.0
 # One polishing step squares an orthogonality error, here of 1e-16 * 1e8.
 _LONGEST_CAYLEY = 1e8
@@ -66,14 +52,14 @@ def exponential(core: torch.Tensor) -> torch.Tensor:
 
     References
     ----------
-    Kiani et al., arXiv:2203.05483, Theorem 3.2. Pade approximant and number of squarings:
-    Higham, SIAM J. Matrix Anal. Appl. 26, 2005.
+    Kiani et al., arXiv:2203.05483, Theorem 3.2. Scaling and squaring: Higham, SIAM J. Matrix
+    Anal. Appl. 26, 2005.
     """
-    a = _shortened(skewh(core), _LONGEST_EXPONENTIAL) / 2**_SQUARINGS
+    a = _shortened(skewh(core), _LONGEST_EXPONENTIAL) * 2.0**-_SQUARINGS
     a = a.reshape(-1, *core.shape[-2:])
-    a2 = torch.bmm(a, a)
-    odd, even = torch.bmm(a, _polynomial(_PADE[1::2], a2)), _polynomial(_PADE[0::2], a2)
-    delta = _solve(even - odd, 2 * odd)
+    delta = a
+    for degree in range(_TAYLOR_DEGREE, 1, -1):
+        delta = torch.baddbmm(a, a, delta, alpha=1 / degree)
     for _ in range(_SQUARINGS):
         delta = _squared(delta)
     return delta.view(core.shape)
@@ -150,16 +136,6 @@ def polar(core: torch.Tensor) -> torch.Tensor:
         )
         delta = (delta * gamma + other / gamma + eye * ((gamma - 1) ** 2 / gamma)) / 2
     return delta
-
-
-def _polynomial(weights: Sequence[float], a: torch.Tensor) -> torch.Tensor:
-    """Return the sum of ``weights[j] * a**j`` for a of shape (b, r, r), by Horner's rule."""
-    *weights, last, highest = weights
-    eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
-    total = torch.add(eye * last, a, alpha=highest)
-    for weight in reversed(weights):
-        total = torch.baddbmm(eye, a, total, beta=weight)
-    return total
 
 
 def _squared(delta: torch.Tensor) -> torch.Tensor:

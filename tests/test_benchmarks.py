@@ -31,6 +31,7 @@ memory = load("memory")
 problems = load("problems")
 methods = load("methods")
 learning = load("learning")
+alternatives = load("alternatives")
 choices = load("choices")
 learning_rnn = load("learning_rnn")
 rnn = load("rnn")
@@ -169,16 +170,25 @@ def test_the_peak_is_that_of_what_is_held_at_once():
     assert 3 * 2**20 <= memory.peak_bytes(lambda: hold(3)) < 3.1 * 2**20
 
 
+QUESTIONS = ("sketch", "momentum", "feedback", "retraction", "second moment")
+
+
 def test_every_alternative_is_tried_and_none_is_left_behind(tmp_path, capsys):
     offered = dict(SKETCHES)
-    text = choices.main(["--smoke", "--output", str(tmp_path / "choices.md")])
-    assert (tmp_path / "choices.md").read_text() == text + "\n"
+    results = choices.main(["--smoke", "--output", str(tmp_path)])
+    text = (tmp_path / "choices.md").read_text()
     assert text in capsys.readouterr().out
-    for name in choices.ALTERNATIVES:
+    for name in alternatives.ALTERNATIVES:
         assert text.count(f"| {name}, k = ") == 8
-    for question in ("sketch", "momentum", "feedback", "retraction", "second moment"):
+    for question in QUESTIONS:
         assert text.count(f"## {question}\n") == 1
+        assert (tmp_path / f"choices_{question.replace(' ', '_')}.png").stat().st_size > 5000
     assert offered == SKETCHES
+    # A second call measures nothing and tells the same.
+    lines = (tmp_path / "choices.jsonl").read_text()
+    assert choices.main(["--smoke", "--output", str(tmp_path)]) == results
+    assert (tmp_path / "choices.jsonl").read_text() == lines
+    assert len(lines.splitlines()) == len(results)
 
 
 def test_the_best_alternative_keeps_the_largest_speeds():
@@ -189,9 +199,9 @@ def test_the_best_alternative_keeps_the_largest_speeds():
     speeds = torch.linalg.svdvals(generator)[0]
     counter = torch.zeros(1, dtype=torch.int64)
     for k in (1, 2):
-        kept = choices.best_possible(x, d, k, counter).core.square().sum()
+        kept = alternatives.best_possible(x, d, k, counter).core.square().sum()
         assert kept == pytest.approx(float(speeds[: 2 * k].square().sum()), rel=1e-9)
-        for name, sketch in choices.ALTERNATIVES.items():
+        for name, sketch in alternatives.ALTERNATIVES.items():
             if name != "2k wide":
                 assert sketch(x, d, k, counter).core.square().sum() <= kept * (1 + 1e-9)
 
