@@ -6,10 +6,11 @@ continues exactly, and a CUDA graph can capture the computation.
 
 import torch
 
-# Odd 64-bit constants of the splitmix64 generator (Steele, Lea & Flood, 2014), as signed.
-_INCREMENT = -7046029254386353131
-_MIX_1 = -4658895280553007687
-_MIX_2 = -7723592293110705685
+# Of a 32-bit finalizer found by search for the least bias (Wellons, "hash prospector", 2018). In
+# int64 no product overflows, which compiled code need not wrap around.
+_MIX_1 = 0x21F0AAAD
+_MIX_2 = 0x735A2D97
+_MASK = 2**32 - 1
 
 
 def uniform(counter: torch.Tensor, count: int) -> torch.Tensor:
@@ -20,20 +21,21 @@ def uniform(counter: torch.Tensor, count: int) -> torch.Tensor:
     counter : torch.Tensor
         (*), int64; equal counters give equal numbers
     count : int
-        how many numbers for each counter
+        How many numbers for each counter. Consecutive counters give independent numbers until
+        :math:`2^{32}` have been drawn.
 
     Returns
     -------
     torch.Tensor
-        (*, count), float64, multiples of :math:`2^{-52}` and never 0
+        (*, count), float64, odd multiples of :math:`2^{-32}`
     """
-    index = torch.arange(1, count + 1, device=counter.device)
-    bits = torch.add(index, counter.unsqueeze(-1), alpha=count).mul_(_INCREMENT)
-    bits.bitwise_xor_(_shift(bits, 30)).mul_(_MIX_1)
-    bits.bitwise_xor_(_shift(bits, 27)).mul_(_MIX_2)
-    bits.bitwise_xor_(_shift(bits, 31))
-    # Exact in every operation: (bits + 0.5) * 2**-51 - 1.
-    return _shift(bits, 12).double().mul_(2.0**-51).add_(2.0**-52 - 1.0)
+    start = counter.bitwise_and(_MASK).mul_(count).unsqueeze(-1)
+    bits = torch.arange(1, count + 1, device=counter.device).add(start).bitwise_and_(_MASK)
+    bits.bitwise_xor_(bits >> 16).mul_(_MIX_1).bitwise_and_(_MASK)
+    bits.bitwise_xor_(bits >> 15).mul_(_MIX_2).bitwise_and_(_MASK)
+    bits.bitwise_xor_(bits >> 15)
+    # Exact in every operation: (bits + 0.5) * 2**-31 - 1.
+    return bits.double().mul_(2.0**-31).add_(2.0**-32 - 1.0)
 
 
 def bits_of_row(u: torch.Tensor) -> torch.Tensor:
@@ -45,8 +47,3 @@ def bits_of_row(u: torch.Tensor) -> torch.Tensor:
     real = torch.view_as_real(row).flatten(-2) if row.is_complex() else row
     integer = torch.int64 if real.dtype == torch.float64 else torch.int32
     return real.contiguous().view(integer).sum(-1, dtype=torch.int64)
-
-
-def _shift(bits: torch.Tensor, by: int) -> torch.Tensor:
-    """Shift right and fill with zeros; torch's own shift of int64 copies the sign."""
-    return (bits >> by).bitwise_and_((1 << (64 - by)) - 1)
