@@ -46,6 +46,10 @@ class Task:
     measure: Callable[[torch.nn.Module], dict[str, float]] = field(default=lambda model: {})
     decay: Callable[[int], float] = field(default=lambda iteration: 1.0)
 
+    def columns(self, iteration: int) -> dict[str, int]:
+        """Return what else to note of an iteration."""
+        return {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryTask(Task):
@@ -53,6 +57,16 @@ class MemoryTask(Task):
 
     trivial: float  # loss of the best predictor that remembers nothing
     threshold: float  # a loss that counts as solved
+    length: int
+    length_at: Callable[[int], int] | None = None  # of shorter ones before, by iteration
+
+    def columns(self, iteration: int) -> dict[str, int]:
+        return {"length": self.length_at(iteration) if self.length_at else self.length}
+
+    def solved_at(self, history: list["Row"]) -> int | None:
+        """Return the first iteration with a loss below the threshold at the full length."""
+        of_length = [row for row in history if row["length"] == self.length]
+        return first_below(of_length, self.threshold)
 
 
 @dataclass(frozen=True)
@@ -201,6 +215,7 @@ def train(
                 "loss": sum(losses) / len(losses),
                 "seconds": round(seconds, 2),
                 "orthogonality_error": model.orthogonality_error(),
+                **task.columns(iteration),
                 **task.measure(model),
             }
             losses = []
@@ -291,6 +306,9 @@ def draw(rows: list[Row], tasks: list[MemoryTask], path: Path) -> None:
                 label=None if label in drawn else label,
             )
             drawn.add(label)
+            full = next((r["iteration"] for r in history if r["length"] == task.length), None)
+            if full not in (None, history[0]["iteration"]):
+                axes.axvline(full, color="0.85", linewidth=1, zorder=0)
         axes.axhline(task.trivial, color="0.3", linestyle="--", label="trivial predictor")
         axes.axhline(task.threshold, color="0.6", linestyle=":", label=f"{task.threshold:g}")
         axes.set(xlabel="iteration", ylabel="loss", title=task.title)
@@ -310,7 +328,7 @@ def print_table(rows: list[Row], tasks: list[MemoryTask]) -> None:
         )
         for (label, seed), history in runs(rows, task).items():
             last = history[-1]
-            solved = first_below(history, task.threshold) or "never"
+            solved = task.solved_at(history) or "never"
             error = last["orthogonality_error"]
             print(
                 f"{label:<26}{seed:>6}{last['iteration']:>12}{last['loss']:>10.1e}{solved:>18}"

@@ -6,10 +6,13 @@ one. A network without memory says 1, at a mean squared error of 1/6.
 
     python examples/adding_problem.py                               # T = 200, k = 1
     python examples/adding_problem.py --T 200 750 --k 1 4 --networks orthogonal lstm
+    python examples/adding_problem.py --warm-up 0                   # long sequences at once
     python examples/adding_problem.py --smoke                       # seconds, for a test
 
 Batches are drawn anew in every iteration, so that the training loss is the loss on unseen
-sequences. Runs are saved in the output folder and continued by a second call.
+sequences. The first sequences have 50 numbers, and their length doubles until it is T: on long ones
+alone the loss stays at 1/6 for thousands of iterations. Runs are saved in the output folder and
+continued by a second call.
 """
 
 import argparse
@@ -20,6 +23,7 @@ from _runs import MemoryTask, Row, cosine, networks, parse, parser, positive, ru
 
 TRIVIAL = 1 / 6
 THRESHOLD = 0.01
+SHORTEST = 50
 
 
 def draw_batch(
@@ -36,13 +40,24 @@ def draw_batch(
     return torch.from_numpy(np.stack([numbers, marks], -1)), torch.from_numpy(sums).unsqueeze(1)
 
 
-def adding(length: int, size: int, iterations: int) -> MemoryTask:
+def length_at(iteration: int, last: int, warm_up: int) -> int:
+    """Return the length of an iteration's sequences: doubled after every ``warm_up`` of them."""
+    doublings = (iteration - 1) // warm_up if warm_up else last
+    # A bit length bounds the power, which nobody needs in full.
+    return min(last, SHORTEST << min(doublings, last.bit_length()))
+
+
+def adding(last: int, size: int, iterations: int, warm_up: int) -> MemoryTask:
     return MemoryTask(
-        name=f"T{length}",
-        title=f"Add two of T = {length}",
+        name=f"T{last}",
+        title=f"Add two of T = {last}",
         trivial=TRIVIAL,
         threshold=THRESHOLD,
-        batch=lambda seed, iteration: draw_batch(length, size, seed, iteration),
+        length=last,
+        length_at=lambda iteration: length_at(iteration, last, warm_up),
+        batch=lambda seed, iteration: draw_batch(
+            length_at(iteration, last, warm_up), size, seed, iteration
+        ),
         loss=torch.nn.functional.mse_loss,
         decay=lambda done: cosine(done, iterations),
     )
@@ -53,6 +68,11 @@ def at_least_two(text: str) -> int:
     if positive(text) < 2:
         raise argparse.ArgumentTypeError("expected at least 2, one number to a half")
     return int(text)
+
+
+def not_negative(text: str) -> int:
+    """Parse a whole number."""
+    return 0 if text == "0" else positive(text)
 
 
 def main(arguments: list[str] | None = None) -> list[Row]:
@@ -73,10 +93,19 @@ def main(arguments: list[str] | None = None) -> list[Row]:
         clip=1.0,
     )
     options.add_argument("--T", nargs="+", type=at_least_two, default=[200], help="length")
-    options = parse(options, arguments, T=[10], hidden=16, batch=8, iterations=4, every=2)
+    options.add_argument(
+        "--warm-up",
+        type=not_negative,
+        default=500,
+        help="iterations until the length doubles; 0: no growth",
+    )
+    smoke = {"T": [100], "hidden": 16, "batch": 8, "iterations": 4, "every": 2, "warm_up": 2}
+    options = parse(options, arguments, **smoke)
     # The learning rates decay towards the last iteration, so that a longer run is another run.
-    options.fixed.append("iterations")
-    tasks = [adding(length, options.batch, options.iterations) for length in options.T]
+    options.fixed += ["iterations", "warm_up"]
+    tasks = [
+        adding(last, options.batch, options.iterations, options.warm_up) for last in options.T
+    ]
     return run(tasks, networks(options, 2, 1, last=True), options)
 
 

@@ -45,6 +45,7 @@ def copying(delay: int, size: int) -> MemoryTask:
         title=f"Copy after T = {delay}",
         trivial=LENGTH * math.log(SYMBOLS) / (delay + 2 * LENGTH),
         threshold=THRESHOLD,
+        length=delay,
         batch=lambda seed, iteration: draw_batch(delay, size, seed, iteration),
         loss=lambda logits, wanted: torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), wanted.flatten()

@@ -159,6 +159,31 @@ def test_a_sequence_to_add_needs_two_halves(capsys):
     assert "expected at least 2, one number to a half" in capsys.readouterr().err
 
 
+def test_sequences_to_add_grow_to_their_length_and_count_as_solved_only_there():
+    example = load("adding_problem")
+    task = example.adding(750, 8, 100, 3)
+    lengths = [task.length_at(iteration) for iteration in range(1, 17)]
+    assert lengths == [50] * 3 + [100] * 3 + [200] * 3 + [400] * 3 + [750] * 4
+    for iteration, length in enumerate(lengths, 1):
+        assert task.batch(0, iteration)[0].shape == (length, 8, 2)
+    assert example.adding(20, 8, 100, 3).length_at(1) == 20
+    assert example.adding(750, 8, 100, 0).length_at(1) == 750
+    assert example.adding(750, 8, 100, 3).length_at(10**9) == 750
+    history = [
+        {"iteration": 10, "loss": 0.001, "length": 400},
+        {"iteration": 20, "loss": 0.1, "length": 750},
+        {"iteration": 30, "loss": 0.009, "length": 750},
+    ]
+    assert task.solved_at(history) == 30
+    assert task.solved_at(history[:2]) is None
+
+
+def test_a_warm_up_is_a_whole_number(capsys):
+    with pytest.raises(SystemExit):
+        load("adding_problem").main(["--warm-up", "-1"])
+    assert "expected a whole number above 0, got '-1'" in capsys.readouterr().err
+
+
 def test_permuted_digits_trains_three_networks_side_by_side(tmp_path, capsys):
     example = load("permuted_digits")
     records = example.main(["--smoke", "--output", str(tmp_path)])

@@ -92,6 +92,10 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         1e-3 radian scalar. For complex parameters the square is :math:`|g|^2`, real.
     maximize : bool
         ascend instead of descend
+    compile : bool
+        Compile the steps of real matrices below n = 512 by :func:`torch.compile`, twice as fast at
+        n = 128. The first step of each shape takes some seconds, a changed hyperparameter other
+        than ``lr`` too; the steps are the same to rounding.
     stabilize : int, optional
         project every parameter on its manifold after this many steps (default: never)
 
@@ -127,6 +131,7 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         *,
         second_moment: str = "elementwise",
         maximize: bool = False,
+        compile: bool = False,
         stabilize: int | None = None,
         **unsupported: Any,
     ) -> None:
@@ -138,6 +143,7 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
             "amsgrad": amsgrad,
             "second_moment": second_moment,
             "maximize": maximize,
+            "compile": compile,
         }
         super().__init__(params, defaults, stabilize, unsupported)
 

@@ -74,6 +74,8 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         """Raise ValueError for a hyperparameter out of range; subclasses add theirs."""
         for name in ("lr", "weight_decay"):
             check_range(name, group[name], 0.0)
+        if not isinstance(group["compile"], bool):
+            raise ValueError(f"`compile` must be True or False, got {group['compile']!r}.")
         every = group["stabilize"]
         if every is not None and (
             isinstance(every, bool) or not isinstance(every, int) or every < 1

@@ -9,6 +9,7 @@ import torch
 from ..drift import sweep_columns_
 from ..linalg.dense import estimate_orthogonality_error
 from ..manifold import LowRankUnitary
+from .compiled import compiled, pays
 from .rules import Buffers, UpdateRule
 
 # Matrices below this size spend their step in launching operations: stacking pays.
@@ -77,9 +78,10 @@ def _step_stack(
     x = _gather(members, lead)
     grad = _gather([p.grad for p in members], lead)  # type: ignore[misc]
     buffers = {name: _gather([s[name] for s in states], lead) for name in states[0]}
+    take = compiled(step_) if group["compile"] and pays(x) else step_
     for part in _parts(x):
         part_of_buffers = {name: buffer[part] for name, buffer in buffers.items()}
-        step_(manifold, x[part], grad[part], part_of_buffers, rule, group)
+        take(manifold, x[part], grad[part], part_of_buffers, rule, group=group)
     _scatter(x, members)
     for name, buffer in buffers.items():
         _scatter(buffer, [state[name] for state in states])
@@ -151,8 +153,9 @@ def _is_finite(buffer: torch.Tensor) -> torch.Tensor:
 
 def _gather(tensors: list[torch.Tensor], lead: int) -> torch.Tensor:
     """View one tensor, or stack several, with its ``lead`` batch dimensions as one."""
-    tensor = tensors[0].detach().unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
-    return tensor.reshape(math.prod(tensor.shape[: lead + 1]), *tensor.shape[lead + 1 :])
+    shape = tensors[0].shape
+    tensor = tensors[0].detach() if len(tensors) == 1 else torch.stack(tensors)
+    return tensor.reshape(len(tensors) * math.prod(shape[:lead]), *shape[lead:])
 
 
 def _scatter(stacked: torch.Tensor, tensors: list[torch.Tensor]) -> None:

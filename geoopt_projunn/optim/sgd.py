@@ -90,6 +90,10 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
         0 to 0.5 suit exact gradients. Not with ``nesterov`` or ``dampening``.
     maximize : bool
         ascend instead of descend
+    compile : bool
+        Compile the steps of real matrices below n = 512 by :func:`torch.compile`, twice as fast at
+        n = 128. The first step of each shape takes some seconds, a changed hyperparameter other
+        than ``lr`` too; the steps are the same to rounding.
     stabilize : int, optional
         project every parameter on its manifold after this many steps (default: never)
 
@@ -124,6 +128,7 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
         *,
         error_feedback: float | None = None,
         maximize: bool = False,
+        compile: bool = False,
         stabilize: int | None = None,
         **unsupported: Any,
     ) -> None:
@@ -135,6 +140,7 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
             "nesterov": nesterov,
             "error_feedback": error_feedback,
             "maximize": maximize,
+            "compile": compile,
         }
         super().__init__(params, defaults, stabilize, unsupported)
 
