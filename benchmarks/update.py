@@ -143,6 +143,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--methods", nargs="+", default=[""], help="parts of names, or floor, ours, peer"
     )
+    parser.add_argument("--compile", action="store_true", help="also measure ours compiled")
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder to write to")
     parser.add_argument("--figure", type=Path, help="where the figure goes, if not there")
     parser.add_argument("--smoke", action="store_true", help="seconds, for a test")
@@ -162,7 +163,7 @@ def main(arguments: list[str] | None = None) -> Report:
     baselines = {OURS, *(FLOOR.format(k) for k in RANKS)}
     chosen = [
         method
-        for method in [*methods(options.device), *peers()]
+        for method in [*methods(options.device, options.compile), *peers()]
         if method.name in baselines
         or any(part in f"{method.kind}: {method.name}" for part in options.methods)
     ]

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import geoopt
 import torch
@@ -47,8 +48,8 @@ class Method:
     """What ``pip install`` needs; None for what is installed with this package."""
 
 
-def methods(device: str) -> Iterator[Method]:
-    """Return the floors and ours; on a GPU ours in a CUDA graph as well."""
+def methods(device: str, compile: bool = False) -> Iterator[Method]:
+    """Return the floors and ours; compiled as well, and on a GPU in a CUDA graph."""
     yield Method(MATMUL, "floor", _matmul)
     for k in RANKS:
         yield Method(FLOOR.format(k), "floor", _streaming(k), k, 2)
@@ -62,6 +63,10 @@ def methods(device: str) -> Iterator[Method]:
     yield Method("Adam, k = 1", "ours", _projunn(adam, 1), 1, 2)
     scalar = _projunn(adam, 1, second_moment="scalar")
     yield Method("Adam, scalar, k = 1", "ours", scalar, 1, 2)
+    if compile:
+        for k in RANKS:
+            fast = _projunn(sgd, k, compile=True)
+            yield Method(f"SGD, k = {k}, compiled", "ours", fast, k, 2, complex=False)
     if device == "cuda":
         for k in RANKS:
             captured = _captured(_projunn(sgd, k))
@@ -74,7 +79,8 @@ def optimizer_for(
     kind: type[torch.optim.Optimizer],
     k: int,
     *,
-    second_moment: str | None = None,
+    second_moment: str = "elementwise",
+    compile: bool = False,
     **manifold: str,
 ) -> torch.optim.Optimizer:
     """Return an optimizer of this package over copies of some points, gradients set."""
@@ -84,15 +90,14 @@ def optimizer_for(
         p.grad = d.clone()
         parameters.append(p)
     if kind is ProjUNNRiemannianSGD:
-        return kind(parameters, lr=LENGTH)
-    if second_moment == "scalar":
-        return kind(parameters, lr=LENGTH, second_moment=second_moment)
-    # A direction of Adam has entries of size one.
-    return kind(parameters, lr=LENGTH / tensors[0].shape[-1])
+        return kind(parameters, lr=LENGTH, compile=compile)
+    # An elementwise direction of Adam has entries of size one.
+    lr = LENGTH if second_moment == "scalar" else LENGTH / tensors[0].shape[-1]
+    return kind(parameters, lr=lr, second_moment=second_moment, compile=compile)
 
 
 def _projunn(
-    kind: type[torch.optim.Optimizer], k: int, **options: str
+    kind: type[torch.optim.Optimizer], k: int, **options: Any
 ) -> Callable[[Problem], Update]:
     def build(problem: Problem) -> Update:
         optimizer = optimizer_for([problem.x], [problem.d], kind, k, **options)

@@ -103,9 +103,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     options = parse(options, arguments, **smoke)
     # The learning rates decay towards the last iteration, so that a longer run is another run.
     options.fixed += ["iterations", "warm_up"]
-    tasks = [
-        adding(last, options.batch, options.iterations, options.warm_up) for last in options.T
-    ]
+    tasks = [adding(last, options.batch, options.iterations, options.warm_up) for last in options.T]
     return run(tasks, networks(options, 2, 1, last=True), options)
 
 

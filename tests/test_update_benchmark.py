@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 
@@ -125,6 +126,22 @@ def test_every_method_is_measured_and_reported(tmp_path, capsys):
     assert set(written["small"]) == set(update_extras.KINDS)
     assert written["peaks"]["SGD, k = 1"] < written["peaks"]["Adam, k = 1"]
     assert torch.__version__ in text
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+def test_compiled_methods_take_the_steps_of_the_others():
+    problem = update_problem.draw(40, (), torch.float32)
+    others = {method.name: method for method in METHODS}
+    compiled = [m for m in update_methods.methods("cpu", compile=True) if "compiled" in m.name]
+    assert len(compiled) == len(update_methods.RANKS)
+    pair = [compiled[0], others[compiled[0].name.removesuffix(", compiled")]]
+    updates = [method.build(problem) for method in pair]
+    for update in updates:
+        update.step()
+    assert (updates[0].weight() - updates[1].weight()).abs().max() < 1e-6
+    assert not torch.equal(updates[0].weight(), problem.x)
+    torch._dynamo.reset()
 
 
 def test_some_methods_alone_are_measured_beside_what_they_are_compared_with(tmp_path):
