@@ -59,7 +59,10 @@ def adding(last: int, size: int, iterations: int, warm_up: int) -> MemoryTask:
             length_at(iteration, last, warm_up), size, seed, iteration
         ),
         loss=torch.nn.functional.mse_loss,
-        decay=lambda done: cosine(done, iterations),
+        # What turns the state by too much is the rate times the length.
+        decay=lambda done: (
+            cosine(done, iterations) * min(1, 100 / length_at(done + 1, last, warm_up))
+        ),
     )
 
 

@@ -46,8 +46,9 @@ class _Adam:
         step = (taken + 1).to(torch.float64)
         correction1 = (1 - beta1**step).to(second.dtype)[:, None, None]
         correction2 = (1 - beta2**step).to(second.dtype)[:, None, None]
-        scale = correction1 * ((second / correction2).sqrt_() + group["eps"])
-        return proposed["exp_avg"] / scale, proposed
+        # In the memory of the squares, which are not needed any more.
+        scale = torch.div(second, correction2, out=square).sqrt_().add_(group["eps"])
+        return proposed["exp_avg"] / scale.mul_(correction1), proposed
 
     def withdrawn(self, group: Mapping[str, Any]) -> Mapping[str, float]:
         return {}

@@ -129,7 +129,7 @@ def step_(
     if manifold.sweep:
         sweep_columns_(x, min(manifold.sweep, x.shape[-1]), taken, finite)
     for name, buffer in proposed.items():
-        buffers[name].copy_(buffer.where(finite[:, None, None], buffers[name]))
+        torch.where(finite[:, None, None], buffer, buffers[name], out=buffers[name])
     taken.add_(finite)
     buffers["skipped"].add_(~finite)
 
