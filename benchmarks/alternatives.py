@@ -39,6 +39,13 @@ def random_vectors(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tens
     return uniform(counter, k * n).to(x.dtype).view(-1, k, n)
 
 
+def all_rows(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> torch.Tensor:
+    """Make the default's test vectors of all rows of the gradient instead of a few."""
+    along, anywhere = random_vectors(x, d, 2 * k, counter).split(k, -2)
+    unit = torch.nn.functional.normalize
+    return (unit(along @ d, dim=-1) + 0.3 * unit(anywhere, dim=-1)) @ x.mT
+
+
 def largest_columns(
     x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor
 ) -> torch.Tensor:
@@ -86,6 +93,7 @@ def twice_as_wide(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tenso
 
 
 ALTERNATIVES: dict[str, Sketch] = {
+    "all rows": powers(0, all_rows),
     "row space alone": powers(0, lambda x, d, k, c: random_vectors(x, d, k, c) @ d @ x.mT),
     "two more power steps": powers(2, lambda x, d, k, c: random_vectors(x, d, k, c) @ d @ x.mT),
     "random test vectors": powers(0, random_vectors),

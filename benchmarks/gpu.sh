@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All that needs a GPU, in one call of under ten minutes. Writes JSON to a folder.
 #
-#   benchmarks/gpu.sh [FOLDER]              # FOLDER, else $OUT, else outputs/gpu
+#   benchmarks/gpu.sh [FOLDER]              # outputs/gpu unless given
 #   benchmarks/gpu.sh --dry-run [FOLDER]    # on a CPU, at tiny sizes: tries the script
 #
 # $PYTHON (python) has this package installed. The tests take part if it has pytest.
@@ -14,7 +14,7 @@ if [[ ${1:-} == --dry-run ]]; then
   device=cpu
   shift
 fi
-out=${1:-${OUT:-$root/outputs/gpu}}
+out=${1:-$root/outputs/gpu}
 
 if [[ $device == cuda ]] && ! "$python" -c 'import torch; torch.zeros(1).cuda()' 2>/dev/null; then
   echo "The torch of '$python' sees no GPU, or there is no torch; set PYTHON to another one, or" \
@@ -41,7 +41,7 @@ part() {
 run_tests() {
   if ! "$python" -c 'import pytest'; then
     echo "no pytest: the tests on a GPU are left out." >&2
-    return 1
+    return 0
   fi
   "$python" -m pytest -q -p no:cacheprovider -m gpu --junitxml="$out/tests.xml" \
     tests/test_manifold.py tests/optim/test_gpu.py tests/test_update_benchmark.py

@@ -57,9 +57,10 @@ def measure(
     for name, update in tqdm(updates.items(), desc=f"{label}, warm-up", unit="method"):
         first = timed(update.step)
         # The first update makes state, and its time says nothing of the second.
-        last[name] = timed(update.step) if first < budget / 3 else first
+        again = first < budget / 3
+        last[name] = timed(update.step) if again else first
         steps[name] = max(1, min(MOST_STEPS, int(TURN / last[name])))
-        spent[name] = first + last[name]
+        spent[name] = first + again * last[name]
     for _ in tqdm(range(rounds), desc=label, unit="round"):
         for name, update in updates.items():
             if seconds[name] and spent[name] > budget:

@@ -120,7 +120,12 @@ def _captured(build: Callable[[Problem], Update]) -> Callable[[Problem], Update]
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             update.step()
-        return Update(graph.replay, update.weight)
+
+        def replay(kept: Update = update) -> None:
+            # The graph works on the optimizer's state, which lives as long as this.
+            graph.replay()
+
+        return Update(replay, update.weight)
 
     return captured
 

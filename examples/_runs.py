@@ -47,8 +47,12 @@ class Task:
     decay: Callable[[int], float] = field(default=lambda iteration: 1.0)
 
     def columns(self, iteration: int) -> dict[str, int]:
-        """Return what else to note of an iteration."""
+        """Return what else to note in a row that begins with an iteration."""
         return {}
+
+    def completed(self, row: Row) -> Row:
+        """Return a saved row with the columns that earlier versions had not."""
+        return row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +67,10 @@ class MemoryTask(Task):
     def columns(self, iteration: int) -> dict[str, int]:
         return {"length": self.length_at(iteration) if self.length_at else self.length}
 
-    def solved_at(self, history: list["Row"]) -> int | None:
+    def completed(self, row: Row) -> Row:
+        return {**row, "length": row.get("length", self.length)}
+
+    def solved_at(self, history: list[Row]) -> int | None:
         """Return the first iteration with a loss below the threshold at the full length."""
         of_length = [row for row in history if row["length"] == self.length]
         return first_below(of_length, self.threshold)
@@ -182,7 +189,8 @@ def train(
                 f"{path} is a run with {saved['settings']}, not {settings}: "
                 "delete it, or choose another --output."
             )
-        rows, done = saved["rows"], saved["rows"][-1]["iteration"]
+        rows = [task.completed(row) for row in saved["rows"]]
+        done = rows[-1]["iteration"]
         seconds = rows[-1]["seconds"]
         for name, part in parts.items():
             part.load_state_dict(saved[name])
@@ -215,7 +223,7 @@ def train(
                 "loss": sum(losses) / len(losses),
                 "seconds": round(seconds, 2),
                 "orthogonality_error": model.orthogonality_error(),
-                **task.columns(iteration),
+                **task.columns(iteration - len(losses) + 1),
                 **task.measure(model),
             }
             losses = []
@@ -268,8 +276,12 @@ def run(tasks: list[MemoryTask], chosen: list[Network], options: argparse.Namesp
 
 def _history(folder: Path, tasks: list[MemoryTask]) -> list[Row]:
     """Return the rows of all saved runs of some tasks, also those of earlier calls."""
-    paths = [path for task in tasks for path in sorted((folder / task.name).glob("*.pt"))]
-    return [row for path in paths for row in torch.load(path)["rows"]]
+    return [
+        task.completed(row)
+        for task in tasks
+        for path in sorted((folder / task.name).glob("*.pt"))
+        for row in torch.load(path)["rows"]
+    ]
 
 
 def write_csv(rows: list[Row], path: Path) -> None:

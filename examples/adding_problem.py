@@ -74,8 +74,10 @@ def at_least_two(text: str) -> int:
 
 
 def not_negative(text: str) -> int:
-    """Parse a whole number."""
-    return 0 if text == "0" else positive(text)
+    """Parse a whole number, 0 among them."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number or 0, got {text!r}")
+    return int(text)
 
 
 def main(arguments: list[str] | None = None) -> list[Row]:

@@ -29,8 +29,8 @@ from .linalg.rows import (
     times_adjoint,
 )
 
-# Rows of the gradient that each test vector of the tangent sketch takes part in: as good as all
-# of them, and without a pass over the gradient.
+# Rows of the gradient for each test vector of the tangent sketch, combined by all of them. All
+# rows would cost one more pass over the gradient and save no steps.
 _ROWS_IN_TURN = 4
 # Beside test vectors of length one in the row space of the gradient: enough to reach what is
 # outside of it, too little to show where the gradient has full rank.
@@ -96,7 +96,7 @@ def tangent(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> 
 
     Notes
     -----
-    Four passes over ``x`` and four over ``d``, :math:`16kn^2` flops.
+    Four passes over ``x`` and four over ``d``, :math:`16kn^2 + 8k^2n` flops.
     """
     n = x.shape[-1]
     count = min(_ROWS_IN_TURN * k, n)

@@ -1,30 +1,19 @@
 """The benchmarks measure what they say, at a small size."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from geoopt_projunn.sketches import SKETCHES
+from tests._benchmarks import load
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 FULL_BATCH = [
     "Procrustes, large residual",
     "Procrustes, consistent",
     "Brockett",
     "joint diagonalization",
 ]
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 memory = load("memory")

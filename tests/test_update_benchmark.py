@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests._asserts import assert_unitary
-from tests.test_benchmarks import BENCHMARKS, load
+from tests._benchmarks import BENCHMARKS, load
 
 timing = load("timing")
 update_problem = load("update_problem")

@@ -6,8 +6,8 @@ continues exactly, and a CUDA graph can capture the computation.
 
 import torch
 
-# Of a 32-bit finalizer found by search for the least bias (Wellons, "hash prospector", 2018). In
-# int64 no product overflows, which compiled code need not wrap around.
+# Of a 32-bit finalizer of two rounds that the hash-prospector project found by a search for the
+# least bias. In int64 no product overflows, which compiled code need not wrap around.
 _MIX_1 = 0x21F0AAAD
 _MIX_2 = 0x735A2D97
 _MASK = 2**32 - 1
@@ -31,9 +31,7 @@ def uniform(counter: torch.Tensor, count: int) -> torch.Tensor:
     """
     start = counter.bitwise_and(_MASK).mul_(count).unsqueeze(-1)
     bits = torch.arange(1, count + 1, device=counter.device).add(start).bitwise_and_(_MASK)
-    bits.bitwise_xor_(bits >> 16).mul_(_MIX_1).bitwise_and_(_MASK)
-    bits.bitwise_xor_(bits >> 15).mul_(_MIX_2).bitwise_and_(_MASK)
-    bits.bitwise_xor_(bits >> 15)
+    bits = _mix_(bits)
     # Exact in every operation: (bits + 0.5) * 2**-31 - 1.
     return bits.double().mul_(2.0**-31).add_(2.0**-32 - 1.0)
 
@@ -41,9 +39,18 @@ def uniform(counter: torch.Tensor, count: int) -> torch.Tensor:
 def bits_of_row(u: torch.Tensor) -> torch.Tensor:
     """Return a counter that the first row of each matrix determines, (*), int64.
 
-    A sum of bits taken as integers: the same in any order, and so in any batch.
+    A sum of bits taken as integers, the same in any order, and so in any batch; mixed, for those
+    of float64 differ in the upper half at times.
     """
     row = u[..., 0, :]
     real = torch.view_as_real(row).flatten(-2) if row.is_complex() else row
     integer = torch.int64 if real.dtype == torch.float64 else torch.int32
-    return real.contiguous().view(integer).sum(-1, dtype=torch.int64)
+    total = real.contiguous().view(integer).sum(-1, dtype=torch.int64)
+    return _mix_((total ^ (total >> 32)).bitwise_and_(_MASK))
+
+
+def _mix_(bits: torch.Tensor) -> torch.Tensor:
+    """Permute the numbers below 2**32, in place."""
+    bits.bitwise_xor_(bits >> 16).mul_(_MIX_1).bitwise_and_(_MASK)
+    bits.bitwise_xor_(bits >> 15).mul_(_MIX_2).bitwise_and_(_MASK)
+    return bits.bitwise_xor_(bits >> 15)

@@ -57,6 +57,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         self.__dict__.setdefault("_stabilize", None)
         # A checkpoint of another optimizer, or an older one, may lack some options. torch adds
         # "differentiable" to the defaults here, which is no option of ours.
+        self.defaults.setdefault("compile", False)
         options = {**self.defaults, "stabilize": self._stabilize}
         options.pop("differentiable", None)
         for group in self.param_groups:

@@ -1,18 +1,18 @@
 """Steps of small matrices as one compiled function, where launching operations is what costs."""
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 from ..manifold import LowRankUnitary
 
 # From here on a step is made of passes over memory, and the compiler makes those no faster: it
 # copies what is changed in place.
 _PAYS_BELOW = 512
-# Each kind of parameter and set of hyperparameters is compiled by itself.
-_MOST_KINDS = 1024
 _NOT_OF_THE_STEP = ("params", "param_names", "name", "lr", "initial_lr", "step", "stabilize")
 
 Step = Callable[..., None]
@@ -25,17 +25,32 @@ def pays(x: torch.Tensor) -> bool:
 
 @functools.cache
 def compiled(step: Step) -> Step:
-    """Compile a step, anew for each kind of arguments; the learning rate may change freely."""
-    fast: Step = torch.compile(  # type: ignore[call-overload]
-        step, fullgraph=True, dynamic=False, recompile_limit=_MOST_KINDS
-    )
+    """Compile a step, anew for each kind of arguments; the learning rate may change freely.
+
+    Where it cannot be compiled, for want of a compiler or after too many kinds, a warning says so
+    once and the step is taken as it is: nothing has run by then.
+    """
+    fast: Step = torch.compile(step, fullgraph=True, dynamic=False)
+    works = True
 
     @functools.wraps(step)
     def take(manifold: LowRankUnitary, *rest: Any, group: Mapping[str, Any]) -> None:
+        nonlocal works
+        if not works:
+            return step(manifold, *rest, group=group)
         constants = {name: group[name] for name in group.keys() - _NOT_OF_THE_STEP}
         # A number would be compiled in.
-        lr = torch.as_tensor(group["lr"], dtype=torch.float64)
-        fast(_one_for_all(manifold), *rest, group={**constants, "lr": lr})
+        lr = torch.as_tensor(group["lr"], dtype=torch.float64).reshape(())
+        try:
+            fast(_one_for_all(manifold), *rest, group={**constants, "lr": lr})
+        except TorchDynamoException as error:
+            works = False
+            warnings.warn(
+                "`compile=True` has no effect from here on, for torch.compile failed: "
+                f"{str(error).strip().splitlines()[0]}",
+                stacklevel=2,
+            )
+            step(manifold, *rest, group=group)
 
     return take
 

@@ -92,8 +92,10 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
         ascend instead of descend
     compile : bool
         Compile the steps of real matrices below n = 512 by :func:`torch.compile`, twice as fast at
-        n = 128. The first step of each shape takes some seconds, a changed hyperparameter other
-        than ``lr`` too; the steps are the same to rounding.
+        n = 128; they are the same to rounding. The first step of each kind takes some seconds: of
+        each shape, number of parameters of that shape with a gradient, and value of a
+        hyperparameter other than ``lr``. Not with a schedule of the momentum, which would compile
+        in every step.
     stabilize : int, optional
         project every parameter on its manifold after this many steps (default: never)
 

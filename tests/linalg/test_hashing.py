@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from geoopt_projunn.linalg.hashing import uniform
+from geoopt_projunn.linalg.hashing import _MASK, _MIX_1, _MIX_2, bits_of_row, uniform
 
 MASK = 2**32 - 1
 
@@ -23,7 +23,17 @@ def test_numbers_are_those_of_the_finalizer(counter):
 
 def test_no_product_overflows():
     # Of signed integers an overflow wraps around in torch, but need not in compiled code.
-    assert (2**32 - 1) * max(0x21F0AAAD, 0x735A2D97) < 2**63
+    assert _MASK * max(_MIX_1, _MIX_2) < 2**63
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex128])
+def test_different_rows_have_different_counters_that_start_anywhere(dtype):
+    # Small integers: of float64 their bits differ in the upper half alone.
+    rows = torch.randint(-4, 5, (500, 3, 8), generator=torch.Generator().manual_seed(0)).to(dtype)
+    counter = bits_of_row(rows)
+    # A sum of eight of them takes fewer values than there are rows.
+    assert counter.unique().numel() > 50
+    assert (counter % 8).unique().numel() == 8
 
 
 def test_numbers_are_odd_multiples_of_the_last_bit_within_the_open_interval():
