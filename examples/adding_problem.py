@@ -16,6 +16,7 @@ continued by a second call.
 """
 
 import argparse
+import itertools
 
 import numpy as np
 import torch
@@ -48,6 +49,13 @@ def length_at(iteration: int, last: int, warm_up: int) -> int:
 
 
 def adding(last: int, size: int, iterations: int, warm_up: int) -> MemoryTask:
+    first = next(i for i in itertools.count(1) if length_at(i, last, warm_up) == last)
+
+    def decay(done: int) -> float:
+        # What turns a state by too much is the rate times the length.
+        rate = min(1, 200 / length_at(done + 1, last, warm_up))
+        return rate * cosine(max(0, done + 1 - first), iterations + 1 - first)
+
     return MemoryTask(
         name=f"T{last}",
         title=f"Add two of T = {last}",
@@ -59,10 +67,7 @@ def adding(last: int, size: int, iterations: int, warm_up: int) -> MemoryTask:
             length_at(iteration, last, warm_up), size, seed, iteration
         ),
         loss=torch.nn.functional.mse_loss,
-        # What turns the state by too much is the rate times the length.
-        decay=lambda done: (
-            cosine(done, iterations) * min(1, 100 / length_at(done + 1, last, warm_up))
-        ),
+        decay=decay,
     )
 
 
@@ -81,7 +86,7 @@ def not_negative(text: str) -> int:
 
 
 def main(arguments: list[str] | None = None) -> list[Row]:
-    options = parser(
+    options_parser = parser(
         "adding_problem",
         __doc__.splitlines()[0],
         hidden=170,
@@ -97,17 +102,23 @@ def main(arguments: list[str] | None = None) -> list[Row]:
         smoothing=0.99,
         clip=1.0,
     )
-    options.add_argument("--T", nargs="+", type=at_least_two, default=[200], help="length")
-    options.add_argument(
+    options_parser.add_argument("--T", nargs="+", type=at_least_two, default=[200], help="length")
+    options_parser.add_argument(
         "--warm-up",
         type=not_negative,
         default=500,
         help="iterations until the length doubles; 0: no growth",
     )
     smoke = {"T": [100], "hidden": 16, "batch": 8, "iterations": 4, "every": 2, "warm_up": 2}
-    options = parse(options, arguments, **smoke)
+    options = parse(options_parser, arguments, **smoke)
     # The learning rates decay towards the last iteration, so that a longer run is another run.
     options.fixed += ["iterations", "warm_up"]
+    for last in options.T:
+        if options.iterations and length_at(options.iterations, last, options.warm_up) < last:
+            options_parser.error(
+                f"--iterations {options.iterations} ends before sequences have {last} numbers; "
+                "raise it, or lower --warm-up"
+            )
     tasks = [adding(last, options.batch, options.iterations, options.warm_up) for last in options.T]
     return run(tasks, networks(options, 2, 1, last=True), options)
 

@@ -178,6 +178,21 @@ def test_sequences_to_add_grow_to_their_length_and_count_as_solved_only_there():
     assert task.solved_at(history[:2]) is None
 
 
+def test_the_rate_falls_with_the_length_and_then_to_nothing():
+    task = load("adding_problem").adding(400, 8, 19, 3)
+    rates = [task.decay(done) for done in range(19)]
+    assert rates[:9] == [1.0] * 9
+    assert rates[9] == 0.5
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert rates[-1] == pytest.approx(0.25 * (1 + math.cos(0.9 * math.pi)))
+
+
+def test_an_end_before_the_full_length_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        load("adding_problem").main(["--T", "750", "--iterations", "1500"])
+    assert "--iterations 1500 ends before sequences have 750 numbers" in capsys.readouterr().err
+
+
 def test_a_warm_up_is_a_whole_number(capsys):
     with pytest.raises(SystemExit):
         load("adding_problem").main(["--warm-up", "-1"])
