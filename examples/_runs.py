@@ -320,7 +320,7 @@ def draw(rows: list[Row], tasks: list[MemoryTask], path: Path) -> None:
             drawn.add(label)
             full = next((r["iteration"] for r in history if r["length"] == task.length), None)
             if full not in (None, history[0]["iteration"]):
-                axes.axvline(full, color="0.85", linewidth=1, zorder=0)
+                axes.axvline(full, color="0.6", linewidth=1, zorder=0)
         axes.axhline(task.trivial, color="0.3", linestyle="--", label="trivial predictor")
         axes.axhline(task.threshold, color="0.6", linestyle=":", label=f"{task.threshold:g}")
         axes.set(xlabel="iteration", ylabel="loss", title=task.title)
