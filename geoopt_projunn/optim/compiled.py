@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from ..manifold import LowRankUnitary
 
@@ -43,7 +43,7 @@ def compiled(step: Step) -> Step:
         lr = torch.as_tensor(group["lr"], dtype=torch.float64).reshape(())
         try:
             fast(_one_for_all(manifold), *rest, group={**constants, "lr": lr})
-        except TorchDynamoException as error:
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             works = False
             warnings.warn(
                 "`compile=True` has no effect from here on, for torch.compile failed: "

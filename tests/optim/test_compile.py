@@ -7,6 +7,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from geoopt_projunn import ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
+from geoopt_projunn.optim.compiled import compiled
 
 from ._helpers import (
     OPTIMIZERS,
@@ -92,6 +93,26 @@ def test_what_the_compiler_does_not_speed_up_takes_the_eager_step(kind):
         feed(kind([q], lr=0.01, compile=True), q, grads)
         assert_same_bits(p, q)
     assert graphs() == 0
+
+
+def test_where_compilation_fails_a_warning_says_so_and_the_step_is_taken():
+    start = [rotation(n, n) for n in (8, 9)]
+    eager, others = ([on_manifold(x) for x in start] for _ in range(2))
+    compiled.cache_clear()
+    with torch._dynamo.config.patch(accumulated_recompile_limit=1):
+        for parameters, compile in ((eager, False), (others, True)):
+            optimizer = SGD(parameters, lr=0.1, compile=compile)
+            for p, x in zip(parameters, start, strict=True):
+                p.grad = torch.ones_like(x).tril()
+            if compile:
+                with pytest.warns(UserWarning, match="`compile=True` has no effect from here on"):
+                    optimizer.step()
+            else:
+                optimizer.step()
+            optimizer.step()  # without another warning
+    compiled.cache_clear()
+    for p, q in zip(eager, others, strict=True):
+        assert_within(q, p, 1e-6)
 
 
 def test_a_compiled_step_that_is_not_finite_is_left_out():
