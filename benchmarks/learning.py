@@ -208,6 +208,7 @@ def draw(runs: list[Run], family: str, path: Path) -> None:
         for axes in (above, below):
             axes.axis("on")
             axes.grid(alpha=0.3)
+            axes.xaxis.set_minor_formatter("")
     for axes in grid[:, 0]:
         axes.set_ylabel("suboptimality / initial")
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
