@@ -49,13 +49,17 @@ def on_manifold(
     return make
 
 
-def parametrized(start: torch.Tensor, lr: float) -> Trained:
-    """Make torch's orthogonal parametrization and Adam on its raw weight."""
-    holder = torch.nn.Module()
-    holder.weight = torch.nn.Parameter(start.clone())
-    parametrizations.orthogonal(holder, orthogonal_map="matrix_exp")
-    holder.weight = start.clone()
-    return lambda: holder.weight, torch.optim.Adam(holder.parameters(), lr=lr)
+def parametrized(orthogonal_map: str, optimizer: Callable[..., torch.optim.Optimizer]) -> Make:
+    """Make torch's orthogonal parametrization and an optimizer of its raw weight."""
+
+    def make(start: torch.Tensor, lr: float) -> Trained:
+        holder = torch.nn.Module()
+        holder.weight = torch.nn.Parameter(start.clone())
+        parametrizations.orthogonal(holder, orthogonal_map=orthogonal_map)
+        holder.weight = start.clone()
+        return lambda: holder.weight, optimizer(holder.parameters(), lr=lr)
+
+    return make
 
 
 def methods() -> Iterator[Method]:
@@ -85,4 +89,5 @@ def methods() -> Iterator[Method]:
     theirs = geoopt.optim.RiemannianSGD, geoopt.optim.RiemannianAdam
     yield Method("sgd", "geoopt Stiefel", on_manifold(stiefel, theirs[0]), False)
     yield Method("adam, scalar", "geoopt Stiefel", on_manifold(stiefel, theirs[1]), False)
-    yield Method("adam", "torch parametrization", parametrized, False)
+    exponential = parametrized("matrix_exp", torch.optim.Adam)
+    yield Method("adam", "torch parametrization", exponential, False)
