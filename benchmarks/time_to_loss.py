@@ -2,7 +2,7 @@ r"""Count the optimizer seconds to a target loss: rank-k steps beside full-rank 
 
 A step of rank k is cheaper than a full one and does less, so steps and seconds of a step say
 little each; this gives their product. Every method runs every problem at every learning rate of
-one grid, until the population loss is below TARGET of its initial value. Its figure is the number
+one grid, until the population loss is below 1 % of its initial value. Its figure is the number
 of steps, at the rate that needs fewest, times the median processor time of a step. A step is what
 comes on top of the gradient with respect to the matrix: ``optimizer.step()``, and for a
 parametrization its forward and backward pass too. The loss is looked at outside of it. One thread.
@@ -19,174 +19,16 @@ measure a method again, delete its files. POGO takes part if pogo-torch is insta
 import argparse
 import json
 import math
-import re
 import statistics
-import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-import geoopt
 import torch
-from methods import Method, Trained, on_manifold, parametrized
-from problems import Problem, procrustes, regression
-from time_to_loss_report import DIVERGED, OVER_BUDGET, OVERTAKEN, REACHED, STALLED, Run, draw, table
+from time_to_loss_report import draw, table
+from time_to_loss_run import OVER_BUDGET, REACHED, Run, run
+from time_to_loss_tasks import HAS_POGO, MINI_BATCH, PROBLEMS, RATES, Task, methods
 from tqdm import tqdm
-
-from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianSGD
-
-TARGET = 1e-2
-CHECK_EVERY = 10
-PATIENCE = 30
-# The same gradient moves geoopt's CanonicalStiefel four times as far as the others.
-RATES = (0.055, 0.1, 0.18, 0.3, 0.55, 1.0)
-RANKS = (1, 4, 16, 32)
-MINI_BATCH = "regression"
-Draw = Callable[[torch.Generator, int, int], Problem]
-# Gradients are means over the samples: (W - Q) X Xᵀ / batch for the regressions.
-PROBLEMS: dict[str, Draw] = {
-    MINI_BATCH: lambda g, n, batch: regression(g, n, label_noise=0.0, batch=batch),
-    "regression, batch n": lambda g, n, _: regression(g, n, label_noise=0.0, batch=n),
-    "Procrustes, consistent": lambda g, n, _: procrustes(g, n, noise=0.0, samples=2 * n),
-    "Procrustes, large residual": lambda g, n, _: procrustes(g, n, noise=2.0, samples=2 * n),
-}
-
-
-@dataclass(frozen=True)
-class Task:
-    """One method on one problem at one learning rate."""
-
-    problem: str
-    n: int
-    batch: int
-    seed: int
-    method: Method
-    lr: float
-
-    @property
-    def label(self) -> str:
-        """The problem, with its batch where that is an option."""
-        return f"{self.problem}, batch {self.batch}" if self.problem == MINI_BATCH else self.problem
-
-    def path(self, folder: Path) -> Path:
-        words = f"{self.method.name}_{self.label}_n{self.n}_lr{self.lr:g}_seed{self.seed}"
-        return folder / (re.sub(r"[^\w.]+", "-", words) + ".json")
-
-
-@lru_cache(maxsize=1)
-def drawn(name: str, n: int, batch: int, seed: int) -> tuple[Problem, torch.Generator, object]:
-    """Draw a problem; with the generator of its batches, and the state that they start from."""
-    generator = torch.Generator().manual_seed(seed)
-    problem = PROBLEMS[name](generator, n, batch)
-    return problem, generator, generator.get_state()
-
-
-def methods(n: int) -> Iterator[Method]:
-    """Yield ours, of ranks that n allows, and the peers that are installed."""
-    for k in RANKS:
-        if k <= n // 2:
-            yield Method("ours", f"k = {k}", on_manifold(LowRankUnitary(k), ProjUNNRiemannianSGD))
-    if n >= 32:
-        lsi = LowRankUnitary(16, sketch="lsi")
-        yield Method("ours", "k = 16, lsi", on_manifold(lsi, ProjUNNRiemannianSGD))
-    for manifold in (geoopt.EuclideanStiefel(), geoopt.CanonicalStiefel()):
-        make = on_manifold(manifold, geoopt.optim.RiemannianSGD)
-        yield Method("peer", f"geoopt {type(manifold).__name__}", make)
-    yield Method("peer", "torch orthogonal, cayley", parametrized("cayley", torch.optim.SGD))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it compiles something with what torch deprecates
-            from pogo import POGO, base
-    except ImportError:
-        return
-
-    def make_pogo(start: torch.Tensor, lr: float) -> Trained:
-        weight = torch.nn.Parameter(start.clone())
-        return lambda: weight, POGO([weight], base.SGD(), lr)
-
-    yield Method("peer", "POGO", make_pogo)
-
-
-class Stopwatch:
-    """Processor seconds, which other processes do not add to, and wall seconds."""
-
-    def __init__(self) -> None:
-        self.processor = self.wall = 0.0
-
-    def __enter__(self) -> None:
-        self._begun = time.process_time(), time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.processor += time.process_time() - self._begun[0]
-        self.wall += time.perf_counter() - self._begun[1]
-
-
-def stalled(curve: list[float]) -> bool:
-    """Return whether the second half of a curve of some length has found nothing lower."""
-    half = len(curve) // 2
-    return half >= PATIENCE and min(curve[half:]) >= min(curve[:half])
-
-
-def run(task: Task, most: float, budget: float, progress: tqdm) -> Run:
-    """Train until the target, ``most`` steps, the budget, or divergence or no progress."""
-    problem, generator, state = drawn(task.problem, task.n, task.batch, task.seed)
-    generator.set_state(state)
-    weight, optimizer = task.method.make(problem.start[None], task.lr)
-    first = problem.suboptimality(problem.start)
-    curve, steps, gradients = [1.0], [], []
-    outcome, wall, spent = OVER_BUDGET, 0.0, 0.0
-    while spent < budget:
-        step, gradient = Stopwatch(), Stopwatch()
-        optimizer.zero_grad()
-        with step:
-            point = weight()
-        with gradient:
-            grad = problem.gradient(point.detach()[0])[None]
-        if point.is_leaf:
-            point.grad = grad
-        with step:
-            if not point.is_leaf:
-                point.backward(grad)
-            optimizer.step()
-        steps.append(step.processor)
-        gradients.append(gradient.processor)
-        wall += step.wall
-        spent += step.processor
-        if len(steps) % CHECK_EVERY:
-            continue
-        value = problem.suboptimality(weight().detach()[0]) / first
-        if not value < 10:
-            outcome = DIVERGED
-            break
-        curve.append(float(f"{value:.4g}"))
-        progress.set_postfix(loss=value, refresh=False)
-        progress.update(CHECK_EVERY)
-        if value < TARGET:
-            outcome = REACHED
-            break
-        if len(steps) >= most:
-            outcome = OVERTAKEN
-            break
-        if stalled(curve):
-            outcome = STALLED
-            break
-    return Run(
-        problem=task.label,
-        n=task.n,
-        method=task.method.name,
-        lr=task.lr,
-        seed=task.seed,
-        outcome=outcome,
-        steps=len(steps),
-        step_seconds=statistics.median(steps),
-        wall_seconds=wall,
-        gradient_seconds=statistics.median(gradients),
-        budget=budget,
-        check_every=CHECK_EVERY,
-        curve=curve,
-    )
 
 
 def from_the_middle(rates: Sequence[float]) -> list[float]:
@@ -241,10 +83,14 @@ def main(arguments: list[str] | None = None) -> list[Run]:
     parser.add_argument("--output", type=Path, default=Path("outputs/time_to_loss"))
     parser.add_argument("--smoke", action="store_true", help="seconds, for a test")
     options = parser.parse_args(arguments)
+    if options.budget <= 0 or min(options.rates) <= 0:
+        parser.error("`--budget` and `--rates` must be positive.")
     if options.smoke:
         options.sizes, options.batch, options.budget = [16], 4, min(options.budget, 10)
     torch.set_num_threads(1)
     print("Learning rates:", *options.rates)
+    if not HAS_POGO:
+        print("pogo-torch is not installed: no POGO.")
     record(options)
     runs = [one for one in load(options.output) if one.seed == options.seed]
     text = table(runs)

@@ -1,58 +1,25 @@
 """The table and the figure of time_to_loss.py."""
 
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
+from time_to_loss_run import OUTCOMES, OVER_BUDGET, REACHED, TARGET, Run
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-OUTCOMES = ("reached", "over budget", "overtaken", "stalled", "diverged")
-"""How a run may end, the best first; "overtaken" by another learning rate, in fewer steps."""
-REACHED, OVER_BUDGET, OVERTAKEN, STALLED, DIVERGED = OUTCOMES
-# Shades from light to dark for ours, by rank; hues of their own for the peers.
+# Ours are full lines, the peers broken ones.
 STYLES = {
     "ours: k = 1": ("#9ecae1", "-"),
     "ours: k = 4": ("#4292c6", "-"),
-    "ours: k = 16": ("#08519c", "-"),
-    "ours: k = 32": ("#041f4a", "-"),
+    "ours: k = 16": ("#08306b", "-"),
+    "ours: k = 32": ("#00a087", "-"),
     "peer: geoopt EuclideanStiefel": ("#e6550d", "--"),
     "peer: geoopt CanonicalStiefel": ("#fdae6b", "--"),
     "peer: torch orthogonal, cayley": ("#756bb1", ":"),
     "peer: POGO": ("#31a354", "-."),
 }
-
-
-@dataclass
-class Run:
-    """What one method did on one problem at one learning rate."""
-
-    problem: str
-    n: int
-    method: str
-    lr: float
-    seed: int
-    outcome: str
-    steps: int
-    step_seconds: float
-    """Median processor time of a step."""
-    wall_seconds: float
-    """Sum over the steps."""
-    gradient_seconds: float
-    """Median processor time of a gradient with respect to the matrix, with drawing its batch."""
-    budget: float
-    check_every: int
-    curve: list[float]
-    """Population loss relative to the start, every ``check_every`` steps."""
-
-    @property
-    def seconds(self) -> float:
-        """Optimizer seconds to the target; the budget, a lower bound, if it was spent."""
-        if self.outcome == REACHED:
-            return self.steps * self.step_seconds
-        return self.budget if self.outcome == OVER_BUDGET else float("inf")
 
 
 def best(runs: list[Run]) -> Run:
@@ -122,7 +89,7 @@ def table(runs: list[Run]) -> str:
 def draw(runs: list[Run], path: Path) -> None:
     """Draw the population loss against optimizer seconds, each method at its best rate."""
     groups = grouped(runs)
-    width = min(len(groups), 3)
+    width = min(len(groups), 2)
     height = -(-len(groups) // width)
     figure, grid = plt.subplots(
         height,
@@ -142,7 +109,7 @@ def draw(runs: list[Run], path: Path) -> None:
             seconds = [run.step_seconds * run.check_every * i for i in range(len(run.curve))]
             color, line = STYLES[name]
             axes.loglog(seconds[1:], run.curve[1:], line, color=color, label=name)
-        axes.axhline(1e-2, color="0.6", linewidth=0.8)
+        axes.axhline(TARGET, color="0.6", linewidth=0.8)
         axes.set(title=f"{problem}, n = {n}", xlabel="optimizer seconds", ylim=(7e-3, 1.1))
         axes.title.set_fontsize("medium")
         axes.grid(alpha=0.3)
@@ -158,7 +125,7 @@ def draw(runs: list[Run], path: Path) -> None:
         [lines[name] for name in shown],
         [name.removeprefix("peer: ") for name in shown],
         loc="outside lower center",
-        ncols=4,
+        ncols=2 * width,
     )
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -5,18 +5,20 @@ import torch
 
 from .test_benchmarks import load, problems
 
+tasks = load("time_to_loss_tasks")
+running = load("time_to_loss_run")
 report = load("time_to_loss_report")
 timing = load("time_to_loss")
 
-METHODS = [method.name for method in timing.methods(16)]
+METHODS = [method.name for method in tasks.methods(16)]
 
 
 def smoke(folder, *more):
     return ["--smoke", "--output", str(folder), *map(str, more)]
 
 
-def run(method, seconds, outcome=report.REACHED, problem="p", lr=0.3, steps=10):
-    return report.Run(
+def run(method, seconds, outcome=running.REACHED, problem="p", lr=0.3, steps=10):
+    return running.Run(
         problem=problem,
         n=16,
         method=method,
@@ -29,7 +31,7 @@ def run(method, seconds, outcome=report.REACHED, problem="p", lr=0.3, steps=10):
         gradient_seconds=1e-3,
         budget=seconds,
         check_every=10,
-        curve=[1.0, 5e-3 if outcome == report.REACHED else 0.5],
+        curve=[1.0, 5e-3 if outcome == running.REACHED else 0.5],
     )
 
 
@@ -60,17 +62,17 @@ def test_mini_batch_gradients_average_to_that_of_the_population_loss():
         assert float((mean * direction).sum()) == pytest.approx(slope, abs=0.02 * size)
 
 
-@pytest.mark.parametrize("problem", timing.PROBLEMS)
+@pytest.mark.parametrize("problem", tasks.PROBLEMS)
 def test_every_method_reaches_the_target_of_every_problem(problem, tmp_path):
-    rates = ("--rates", 0.1, 0.3)
-    runs = timing.main(smoke(tmp_path, "--problems", problem, *rates))
+    # One that every method can follow.
+    runs = timing.main(smoke(tmp_path, "--problems", problem, "--rates", 0.1))
     (methods,) = report.grouped(runs).values()
     assert set(methods) == set(METHODS)
     for one in map(report.best, methods.values()):
-        assert one.outcome == report.REACHED
+        assert one.outcome == running.REACHED
         assert one.curve[0] == 1
-        assert one.curve[-1] < timing.TARGET <= min(one.curve[:-1])
-        assert one.steps == timing.CHECK_EVERY * (len(one.curve) - 1)
+        assert one.curve[-1] < running.TARGET <= min(one.curve[:-1])
+        assert one.steps == running.CHECK_EVERY * (len(one.curve) - 1)
 
 
 def test_a_second_call_runs_what_is_missing_and_repeats_the_table(tmp_path, capsys):
@@ -94,10 +96,10 @@ def test_a_second_call_runs_what_is_missing_and_repeats_the_table(tmp_path, caps
 def test_only_a_run_that_spent_its_budget_is_tried_with_a_larger_one(tmp_path):
     arguments = smoke(tmp_path, "--rates", 0.3, "--methods", "ours: k = 1")
     (stopped,) = timing.main([*arguments, "--budget", "1e-9"])
-    assert (stopped.outcome, stopped.steps) == (report.OVER_BUDGET, 1)
+    assert (stopped.outcome, stopped.steps) == (running.OVER_BUDGET, 1)
     assert timing.main([*arguments, "--budget", "1e-10"]) == [stopped]
     (arrived,) = timing.main([*arguments])
-    assert arrived.outcome == report.REACHED
+    assert arrived.outcome == running.REACHED
     assert timing.main([*arguments, "--budget", "20"]) == [arrived]
 
 
@@ -105,15 +107,35 @@ def test_a_method_is_not_trained_for_longer_than_its_best_rate_took(tmp_path):
     arguments = smoke(tmp_path, "--methods", "ours: k = 1")
     (quick,) = timing.main([*arguments, "--rates", "0.3"])
     _, slow = sorted(timing.main([*arguments, "--rates", "1e-4"]), key=lambda one: -one.lr)
-    assert slow.outcome == report.OVERTAKEN
+    assert slow.outcome == running.OVERTAKEN
     assert slow.steps == quick.steps
 
 
 def test_every_run_sees_the_same_batches():
-    method = next(timing.methods(16))
-    tasks = [timing.Task(timing.MINI_BATCH, 16, 4, 0, method, lr) for lr in (0.3, 1, 0.3)]
-    first, other, again = (timing.run(task, 30, 10, timing.tqdm(disable=True)) for task in tasks)
+    method = next(tasks.methods(16))
+    three = [tasks.Task(tasks.MINI_BATCH, 16, 4, 0, method, lr) for lr in (0.3, 1, 0.3)]
+    first, other, again = (running.run(task, 30, 10, running.tqdm(disable=True)) for task in three)
     assert first.curve == again.curve != other.curve
+
+
+def test_a_learning_rate_moves_the_peers_as_far_as_is_said():
+    generator = torch.Generator().manual_seed(0)
+    x = problems.rotation(generator, 16)[None]
+    d = torch.randn(1, 16, 16, generator=generator)
+    velocity = (x @ d.mT @ x - d) / 2
+    speeds = {}
+    for method in tasks.methods(16):
+        weight, optimizer = method.make(x, 1e-3)
+        point = weight()
+        point.backward(d)
+        optimizer.step()
+        moved = (weight().detach() - x) / 1e-3
+        speeds[method.variant] = float((moved * velocity).sum() / velocity.square().sum())
+    assert speeds["geoopt EuclideanStiefel"] == pytest.approx(1, rel=1e-2)
+    assert speeds["geoopt CanonicalStiefel"] == pytest.approx(4, rel=1e-2)
+    assert speeds["torch orthogonal, cayley"] == pytest.approx(2, rel=1e-2)
+    assert speeds.get("POGO", 1) == pytest.approx(1, rel=1e-2)
+    assert 0 < speeds["k = 1"] < speeds["k = 4"] < 1
 
 
 def test_the_likeliest_rates_come_first():
@@ -126,7 +148,7 @@ def test_ratios_are_to_the_fastest_peer_of_the_same_problem():
         run("ours: k = 1", 2.0, lr=0.1),
         run("ours: k = 1", 4.0, lr=0.3, steps=20),
         run("peer: a", 8.0, lr=0.1),
-        run("peer: a", 9.0, outcome=report.OVERTAKEN),
+        run("peer: a", 9.0, outcome=running.OVERTAKEN),
         run("peer: b", 16.0),
         run("peer: c", 1.0, problem="q"),
     ]
@@ -140,12 +162,12 @@ def test_ratios_are_to_the_fastest_peer_of_the_same_problem():
 
 
 def test_a_run_over_its_budget_bounds_the_ratio():
-    ours, slow = run("ours: k = 1", 2.0), run("peer: a", 50.0, outcome=report.OVER_BUDGET)
+    ours, slow = run("ours: k = 1", 2.0), run("peer: a", 50.0, outcome=running.OVER_BUDGET)
     found = rows(report.table([ours, slow]))
     assert found["ours: k = 1"][4] == "> 25×"
     assert found["peer: a"][3:6] == ["> 50", "–", "> 10"]
-    slow_ours = run("ours: k = 1", 50.0, outcome=report.OVER_BUDGET)
+    slow_ours = run("ours: k = 1", 50.0, outcome=running.OVER_BUDGET)
     found = rows(report.table([slow_ours, run("peer: a", 5.0)]))
     assert found["ours: k = 1"][4] == "< 0.1×"
-    lost = run("peer: b", 1.0, outcome=report.DIVERGED)
+    lost = run("peer: b", 1.0, outcome=running.DIVERGED)
     assert rows(report.table([ours, lost]))["ours: k = 1"][4] == "–"
