@@ -9,7 +9,7 @@ parametrization its forward and backward pass too. The loss is looked at outside
 
     python benchmarks/time_to_loss.py                                # mini-batches, 512 and 1024
     python benchmarks/time_to_loss.py --sizes 512 --problems "regression, batch n" \
-        "Procrustes, consistent" "Procrustes, large residual"        # gradients of full rank
+        "Procrustes, consistent" "Procrustes, large residual" --every 2   # full-rank gradients
     python benchmarks/time_to_loss.py --smoke                        # seconds, for a test
 
 Every run leaves a file in the output folder, and a second call goes on with what is missing; to
@@ -63,7 +63,8 @@ def record(options: argparse.Namespace) -> None:
         ]
         name = f"{task.label}, n = {task.n}, {task.method.name}, lr {task.lr:g}"
         with tqdm(desc=name, unit="step", leave=False) as progress:
-            result = run(task, min(rivals, default=math.inf), options.budget, progress)
+            most = min(rivals, default=math.inf)
+            result = run(task, options.every, most, options.budget, progress)
         path.write_text(json.dumps(asdict(result)) + "\n")
 
 
@@ -78,13 +79,14 @@ def main(arguments: list[str] | None = None) -> list[Run]:
     parser.add_argument("--batch", type=int, default=32, help="samples of a fresh mini-batch")
     parser.add_argument("--methods", nargs="+", default=[""], help="parts of methods' names")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
+    parser.add_argument("--every", type=int, default=10, help="steps from loss to loss")
     parser.add_argument("--budget", type=float, default=200, help="optimizer seconds of a run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("outputs/time_to_loss"))
     parser.add_argument("--smoke", action="store_true", help="seconds, for a test")
     options = parser.parse_args(arguments)
-    if options.budget <= 0 or min(options.rates) <= 0:
-        parser.error("`--budget` and `--rates` must be positive.")
+    if min(options.budget, options.every, *options.rates) <= 0:
+        parser.error("`--budget`, `--every` and `--rates` must be positive.")
     if options.smoke:
         options.sizes, options.batch, options.budget = [16], 4, min(options.budget, 10)
     torch.set_num_threads(1)

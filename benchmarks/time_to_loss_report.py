@@ -33,9 +33,9 @@ def best(runs: list[Run]) -> Run:
 
 
 def grouped(runs: list[Run]) -> dict[tuple[str, int], dict[str, list[Run]]]:
-    """Collect the learning rates of each method, by problem and size."""
+    """Collect the learning rates of each method, by problem (regressions first) and size."""
     groups: dict[tuple[str, int], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
-    for run in sorted(runs, key=lambda run: (run.problem, run.n)):
+    for run in sorted(runs, key=lambda run: (run.problem.swapcase(), run.n)):
         groups[run.problem, run.n][run.method].append(run)
     return groups
 
@@ -89,7 +89,7 @@ def table(runs: list[Run]) -> str:
 def draw(runs: list[Run], path: Path) -> None:
     """Draw the population loss against optimizer seconds, each method at its best rate."""
     groups = grouped(runs)
-    width = min(len(groups), 2)
+    width = min(len(groups), 3)
     height = -(-len(groups) // width)
     figure, grid = plt.subplots(
         height,

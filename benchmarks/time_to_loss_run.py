@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from time_to_loss_tasks import Task, drawn
 from tqdm import tqdm
 
-CHECK_EVERY = 10
 PATIENCE = 30
 TARGET = 1e-2
 """The population loss to reach, relative to the start."""
@@ -66,8 +65,11 @@ def stalled(curve: list[float]) -> bool:
     return half >= PATIENCE and min(curve[half:]) >= min(curve[:half])
 
 
-def run(task: Task, most: float, budget: float, progress: tqdm) -> Run:
-    """Train until the target, ``most`` steps, the budget, or divergence or no progress."""
+def run(task: Task, every: int, most: float, budget: float, progress: tqdm) -> Run:
+    """Train until the target, ``most`` steps, the budget, or divergence or no progress.
+
+    The loss is looked at every ``every`` steps.
+    """
     problem, generator, state = drawn(task.problem, task.n, task.batch, task.seed)
     generator.set_state(state)
     weight, optimizer = task.method.make(problem.start[None], task.lr)
@@ -91,7 +93,7 @@ def run(task: Task, most: float, budget: float, progress: tqdm) -> Run:
         gradients.append(gradient.processor)
         wall += step.wall
         spent += step.processor
-        if len(steps) % CHECK_EVERY:
+        if len(steps) % every:
             continue
         value = problem.suboptimality(weight().detach()[0]) / first
         if not value < 10:
@@ -99,7 +101,7 @@ def run(task: Task, most: float, budget: float, progress: tqdm) -> Run:
             break
         curve.append(float(f"{value:.4g}"))
         progress.set_postfix(loss=value, refresh=False)
-        progress.update(CHECK_EVERY)
+        progress.update(every)
         if value < TARGET:
             outcome = REACHED
             break
@@ -121,6 +123,6 @@ def run(task: Task, most: float, budget: float, progress: tqdm) -> Run:
         wall_seconds=wall,
         gradient_seconds=statistics.median(gradients),
         budget=budget,
-        check_every=CHECK_EVERY,
+        check_every=every,
         curve=curve,
     )

@@ -19,7 +19,7 @@ HAS_POGO = importlib.util.find_spec("pogo") is not None
 RANKS = (1, 4, 16, 32)
 # Wide, for the same gradient moves the parametrization twice and geoopt's CanonicalStiefel four
 # times as far as the others.
-RATES = (0.055, 0.1, 0.18, 0.3, 0.55, 1.0)
+RATES = (0.055, 0.1, 0.18, 0.3, 0.55, 1.0, 1.8, 3.0)
 MINI_BATCH = "regression"
 # Gradients are means over the samples: (W - Q) X Xᵀ / batch for the regressions.
 PROBLEMS: dict[str, Callable[[torch.Generator, int, int], Problem]] = {

@@ -72,7 +72,7 @@ def test_every_method_reaches_the_target_of_every_problem(problem, tmp_path):
         assert one.outcome == running.REACHED
         assert one.curve[0] == 1
         assert one.curve[-1] < running.TARGET <= min(one.curve[:-1])
-        assert one.steps == running.CHECK_EVERY * (len(one.curve) - 1)
+        assert one.steps == one.check_every * (len(one.curve) - 1)
 
 
 def test_a_second_call_runs_what_is_missing_and_repeats_the_table(tmp_path, capsys):
@@ -114,7 +114,9 @@ def test_a_method_is_not_trained_for_longer_than_its_best_rate_took(tmp_path):
 def test_every_run_sees_the_same_batches():
     method = next(tasks.methods(16))
     three = [tasks.Task(tasks.MINI_BATCH, 16, 4, 0, method, lr) for lr in (0.3, 1, 0.3)]
-    first, other, again = (running.run(task, 30, 10, running.tqdm(disable=True)) for task in three)
+    first, other, again = (
+        running.run(task, 10, 30, 10, running.tqdm(disable=True)) for task in three
+    )
     assert first.curve == again.curve != other.curve
 
 
