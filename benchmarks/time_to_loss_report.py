@@ -113,6 +113,7 @@ def draw(runs: list[Run], path: Path) -> None:
         axes.set(title=f"{problem}, n = {n}", xlabel="optimizer seconds", ylim=(7e-3, 1.1))
         axes.title.set_fontsize("medium")
         axes.grid(alpha=0.3)
+        axes.xaxis.set_minor_formatter("")
     for axes in grid[:, 0]:
         axes.set_ylabel("population loss / initial")
     lines = {

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from .test_benchmarks import load, problems
+from tests._benchmarks import load
 
+problems = load("problems")
+methods = load("methods")
 tasks = load("time_to_loss_tasks")
 running = load("time_to_loss_run")
 report = load("time_to_loss_report")
