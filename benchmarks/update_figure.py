@@ -20,7 +20,6 @@ STYLES = {
     MATMUL: {"color": "black", "linestyle": ":"},
     "SGD, k = 16": {"color": "tab:cyan", "marker": "o"},
     OURS: {"color": "tab:blue", "marker": "o", "linewidth": 2.5},
-    "SGD, k = 1, compiled": {"color": "tab:blue", "linestyle": ":", "linewidth": 2.5},
     "SGD, k = 1, in a CUDA graph": {"color": "tab:green", "marker": "o"},
     FLOOR.format(1): {"color": "black", "linestyle": "--"},
 }
