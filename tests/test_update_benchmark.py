@@ -13,6 +13,7 @@ import torch
 from tests._asserts import assert_unitary
 from tests._benchmarks import BENCHMARKS, load
 
+memory = load("memory")
 timing = load("timing")
 update_problem = load("update_problem")
 update_methods = load("update_methods")
