@@ -46,6 +46,26 @@ def all_rows(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) ->
     return (unit(along @ d, dim=-1) + 0.3 * unit(anywhere, dim=-1)) @ x.mT
 
 
+def few_rows(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> torch.Tensor:
+    """Make the test vectors of rows, as the default does at k = 1, at every k."""
+    return combined(d, k, counter) @ x.mT
+
+
+def few_columns(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> torch.Tensor:
+    """Make the test vectors of columns, as the default does from k = 2 on, at every k."""
+    return combined(d.mT, k, counter)
+
+
+def combined(d: torch.Tensor, k: int, counter: torch.Tensor) -> torch.Tensor:
+    n = d.shape[-1]
+    count = min(4 * k, n)
+    turn = (count * counter[:, None] + torch.arange(count)) % n
+    weights, anywhere = random_vectors(d, d, 2 * k, counter).split(k, -2)
+    rows = weights[..., :count] @ d.gather(-2, turn.unsqueeze(-1).expand(-1, -1, n))
+    unit = torch.nn.functional.normalize
+    return unit(rows, dim=-1) + 0.3 * unit(anywhere, dim=-1)
+
+
 def largest_columns(
     x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor
 ) -> torch.Tensor:
@@ -93,6 +113,8 @@ def twice_as_wide(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tenso
 
 
 ALTERNATIVES: dict[str, Sketch] = {
+    "rows at every k": powers(0, few_rows),
+    "columns at every k": powers(0, few_columns),
     "all rows": powers(0, all_rows),
     "row space alone": powers(0, lambda x, d, k, c: random_vectors(x, d, k, c) @ d @ x.mT),
     "two more power steps": powers(2, lambda x, d, k, c: random_vectors(x, d, k, c) @ d @ x.mT),

@@ -2,7 +2,7 @@ r"""Drift control: keep rounding from adding up, in :math:`O(n^2)` a step."""
 
 import torch
 
-from .linalg.rows import row_norms, times_adjoint
+from .linalg.rows import row_norms, set_columns_, times, times_adjoint
 
 _CONVERGES = 0.1
 
@@ -38,7 +38,7 @@ def sweep_columns_(
     turn = torch.add(index, counter.unsqueeze(-1), alpha=count).remainder_(n)
     pick = turn.unsqueeze(-2).expand(-1, n, -1)
     rows = x.gather(-1, pick).mH.contiguous()
-    product = torch.bmm(rows, x)
+    product = times(rows, x)
     own = turn.unsqueeze(-1)
     # Not scatter_add, which has no deterministic kernel on every device.
     error = product.scatter(-1, own, product.gather(-1, own) - 1)
@@ -46,4 +46,4 @@ def sweep_columns_(
     mended = torch.baddbmm(rows - times_adjoint(error, x), within, rows, alpha=0.5)
     # Far from the manifold, where a parameter was overwritten, the correction would diverge.
     near = torch.linalg.vector_norm(row_norms(error), dim=(-2, -1)) < _CONVERGES
-    x.scatter_(-1, pick, torch.where((active & near)[:, None, None], mended, rows).mH)
+    set_columns_(x, pick, torch.where((active & near)[:, None, None], mended, rows).mH)

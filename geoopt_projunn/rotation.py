@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from .linalg.rows import add_product_
+from .linalg.rows import add_product_, times
 
 
 class Rotation(NamedTuple):
@@ -24,14 +24,14 @@ class Rotation(NamedTuple):
         """Return :math:`Rv` for v of shape (b, n, p), in :math:`4rnp` flops."""
         if self.rows is None:
             return v + self._turned(v)
-        return torch.baddbmm(v, self.rows.mH, self._turned(torch.bmm(self.rows, v)))
+        return torch.baddbmm(v, self.rows.mH, self._turned(times(self.rows, v)))
 
     def apply_(self, x: torch.Tensor) -> None:
         """Replace x of shape (b, n, p) by :math:`Rx`; nothing of its size is created."""
         if self.rows is None:
             x.add_(self._turned(x))
         else:
-            add_product_(x, self.rows, self._turned(torch.bmm(self.rows, x)))
+            add_product_(x, self.rows, self._turned(times(self.rows, x)))
 
     def is_finite(self) -> torch.Tensor:
         """Return for each matrix of the batch whether its rotation is finite, (b,), bool."""

@@ -23,16 +23,18 @@ from .linalg.hashing import uniform
 from .linalg.precision import WIDE
 from .linalg.rows import (
     add_product_,
+    both_sides,
     generator_rows,
     row_norms,
     squared_column_norms,
+    times,
     times_adjoint,
 )
 
-# Rows of the gradient for each test vector of the tangent sketch, combined by all of them. All
-# rows would cost one more pass over the gradient and save no steps.
-_ROWS_IN_TURN = 4
-# Beside test vectors of length one in the row space of the gradient: enough to reach what is
+# Rows or columns of the gradient for each test vector of the tangent sketch, combined by all of
+# them. All rows would cost one more pass over the gradient and save no steps.
+_IN_TURN = 4
+# Beside test vectors of length one made of the gradient: enough to reach what is
 # outside of it, too little to show where the gradient has full rank.
 _ANYWHERE = 0.3
 
@@ -51,7 +53,7 @@ class Sketched(NamedTuple):
         :math:`W` times this is the velocity of :math:`x` in a step of unit length.
         """
         generator = skewh(self.core)
-        small = x if self.rows is None else torch.bmm(self.rows.to(x.dtype), x)
+        small = x if self.rows is None else times(self.rows.to(x.dtype), x)
         return torch.bmm(generator, small.to(generator.dtype)).to(x.dtype)
 
     def add_velocity_(self, v: torch.Tensor, x: torch.Tensor, scale: float) -> None:
@@ -75,10 +77,12 @@ def tangent(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> 
     :math:`P`. The normal part of a gradient, which does not go to zero at a solution, never
     enters.
 
-    The test vectors are :math:`T = x (D^H H + G)`, new at each step: random combinations of
-    4k rows of :math:`D`, the next ones in turn, of unit length, and a smaller part that lies in
-    any direction. They are blind to no gradient, and where :math:`2 \operatorname{rank} D \le k`,
+    The test vectors are :math:`T = DH + G`, new at each step: random combinations of 4k columns
+    of :math:`D`, the next ones in turn, of unit length, and a smaller part that lies in any
+    direction. They are blind to no gradient, and where :math:`2 \operatorname{rank} D \le k`,
     as for batches of k / 2, they reach all of :math:`\Omega` and the step is that of full rank.
+    For k = 1 rows take the place of columns, :math:`T = x (D^H H + G)`: there, and only there,
+    they need fewer steps.
 
     Parameters
     ----------
@@ -96,22 +100,22 @@ def tangent(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> 
 
     Notes
     -----
-    Four passes over ``x`` and four over ``d``, :math:`16kn^2 + 8k^2n` flops.
+    Four passes over ``x`` and two over ``d``, :math:`16kn^2 + 8k^2n` flops.
     """
     n = x.shape[-1]
-    count = min(_ROWS_IN_TURN * k, n)
+    count = min(_IN_TURN * k, n)
     turn = torch.arange(count, device=x.device).add(counter.unsqueeze(-1), alpha=count)
-    turn = turn.remainder_(n).unsqueeze(-1).expand(-1, -1, n)
+    turn = turn.remainder_(n)
     some, anywhere = _test_rows(x, k, counter, count + n).split((count, n), dim=-1)
-    # Rows of unit length, for what follows multiplies them with d once more. And they choose
-    # a subspace and no more: here alone xᴴx may be taken for I.
-    along = _unit(torch.bmm(some, d.gather(-2, turn)))
-    # With the sign of d, so that -d is sketched as d is. The entries have variance 1/3.
-    total = along.real.sum(-1, keepdim=True)
-    share = torch.full_like(total, _ANYWHERE * math.sqrt(3 / n)).copysign_(total)
-    mixed = along.addcmul_(share, anywhere)
-    test = times_adjoint(mixed, x)
-    return _touching(x, d, times_adjoint(mixed, d) - times_adjoint(torch.bmm(test, d), x))
+    if k == 1:
+        few = d.gather(-2, turn.unsqueeze(-1).expand(-1, -1, n))
+        mixed = _mostly(torch.bmm(some, few), anywhere)
+        test = times_adjoint(mixed, x)
+        moved, back = both_sides(test, mixed, d)
+        # The rows choose a subspace and no more: here alone xᴴx may be taken for I.
+        return _touching(x, d, back - times_adjoint(moved, x))
+    few = d.gather(-1, turn.unsqueeze(-2).expand(-1, n, -1)).mH
+    return _touching(x, d, generator_rows(_mostly(torch.bmm(some, few), anywhere), x, d))
 
 
 def full_range(x: torch.Tensor, u: torch.Tensor, k: int) -> Sketched:
@@ -154,7 +158,7 @@ def lsi(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> Sket
     -----
     Two passes over ``d`` and one over ``x``.
     """
-    rows = torch.bmm(_test_rows(x, k, counter, x.shape[-1]), d)
+    rows = times(_test_rows(x, k, counter, x.shape[-1]), d)
     v = orthonormalize(rows.to(WIDE[x.dtype])).to(x.dtype)
     return _ambient(x, times_adjoint(v, d), v)
 
@@ -182,7 +186,7 @@ def column(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> S
     chosen = keys.topk(k).indices
     columns = d.gather(-1, chosen.unsqueeze(-2).expand(-1, n, -1)).mH
     u = orthonormalize(columns.to(WIDE[x.dtype])).to(x.dtype)
-    return _ambient(x, u, u @ d)
+    return _ambient(x, u, times(u, d))
 
 
 def exact(x: torch.Tensor, d: torch.Tensor) -> Sketched:
@@ -204,6 +208,16 @@ def _ambient(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> Sketched:
 
 def _test_rows(x: torch.Tensor, k: int, counter: torch.Tensor, length: int) -> torch.Tensor:
     return uniform(counter, k * length).to(x.dtype).view(-1, k, length)
+
+
+def _mostly(rows: torch.Tensor, anywhere: torch.Tensor) -> torch.Tensor:
+    """Return the rows at unit length with a share of random ones, uniform in (-1, 1)."""
+    # Of unit length, for what follows multiplies them with the gradient once more.
+    unit = _unit(rows)
+    # With the sign of the rows, so that -d is sketched as d is. The entries have variance 1/3.
+    total = unit.real.sum(-1, keepdim=True)
+    share = torch.full_like(total, _ANYWHERE * math.sqrt(3 / rows.shape[-1])).copysign_(total)
+    return unit.addcmul_(share, anywhere)
 
 
 def _unit(rows: torch.Tensor) -> torch.Tensor:

@@ -25,9 +25,12 @@ def orthonormalize(rows: torch.Tensor) -> torch.Tensor:
 
     Notes
     -----
-    Householder QR on a CPU. Elsewhere block Gram-Schmidt, made of matrix products only:
-    on a GPU QR of a batch runs matrix by matrix. Neither reads a value back to the host.
+    Householder QR on a CPU. Elsewhere block Gram-Schmidt, made of matrix products only: on a
+    GPU QR of a batch runs matrix by matrix. One row is divided by its norm on either. None reads
+    a value back to the host.
     """
+    if rows.shape[-2] == 1:
+        return _unit_rows(rows, 0.0)
     if rows.device.type == "cpu":
         return torch.linalg.qr(rows.mT).Q.mT
     return block_gram_schmidt(rows)

@@ -10,6 +10,8 @@ torch.matmul, which has to find out what it is given.
 
 import torch
 
+from . import streams
+
 # Measured on a CPU in float32: from n = 512 on, one general product of inner size 2 or 4 is two
 # to four times slower than as many rank-one updates. Below, and from inner size 8, it is faster.
 _MOST_RANK_ONE_UPDATES = 4
@@ -20,23 +22,28 @@ _REAL_RANK = 2
 _REAL_FROM_BATCH = 8
 
 
+def times(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Return ``rows @ x``, (b, k, m), for rows (b, k, n) and x (b, n, m)."""
+    if streams.serve(x):
+        return streams.times(rows, x)
+    return torch.bmm(rows, x)
+
+
 def times_adjoint(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    r"""Return ``rows @ x.mH`` without conjugating the large factor.
-
-    Parameters
-    ----------
-    rows : torch.Tensor
-        (b, k, n)
-    x : torch.Tensor
-        (b, n, n)
-
-    Returns
-    -------
-    torch.Tensor
-        (b, k, n)
-    """
+    """Return ``rows @ x.mH``, (b, k, n), for rows (b, k, m) and x (b, n, m)."""
+    if streams.serve(x):
+        return streams.times_adjoint(rows, x)
     # A lazily conjugated x would be copied as a whole by the batched product.
     return torch.bmm(rows.conj(), x.mT).conj()
+
+
+def both_sides(
+    left: torch.Tensor, right: torch.Tensor, x: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ``left @ x`` and ``right @ x.mH``, in one pass over x where that is possible."""
+    if streams.serve(x):
+        return streams.both_sides(left, right, x)
+    return torch.bmm(left, x), times_adjoint(right, x)
 
 
 def generator_rows(rows: torch.Tensor, x: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
@@ -59,9 +66,10 @@ def generator_rows(rows: torch.Tensor, x: torch.Tensor, d: torch.Tensor) -> torc
 
     Notes
     -----
-    :math:`8kn^2` flops, two passes over ``x`` and two over ``d``.
+    :math:`8kn^2` flops, two passes over ``x`` and one over ``d``.
     """
-    return (times_adjoint(torch.bmm(rows, x), d) - times_adjoint(torch.bmm(rows, d), x)) / 2
+    along, back = both_sides(rows, times(rows, x), d)
+    return (back - times_adjoint(along, x)) / 2
 
 
 def row_norms(rows: torch.Tensor) -> torch.Tensor:
@@ -112,6 +120,9 @@ def add_product_(x: torch.Tensor, rows: torch.Tensor, factor: torch.Tensor) -> N
     rows, factor : torch.Tensor
         (b, r, n)
     """
+    if streams.serve(x):
+        streams.add_product_(x, rows, factor)
+        return
     rank = rows.shape[-2]
     if _is_faster_real(x, rank):
         # With rows = u + iv, rowsᴴ factor is uᵀ factor - i vᵀ factor.
@@ -129,3 +140,11 @@ def add_product_(x: torch.Tensor, rows: torch.Tensor, factor: torch.Tensor) -> N
     for start in range(0, rank, width):
         part = slice(start, start + width)
         x.baddbmm_(left[..., part], factor[..., part, :])
+
+
+def set_columns_(x: torch.Tensor, index: torch.Tensor, columns: torch.Tensor) -> None:
+    """Replace columns of ``x``, (b, n, n), in place; index and columns are (b, n, count)."""
+    if streams.serve(x):
+        streams.set_columns_(x, index, columns)
+    else:
+        x.scatter_(-1, index, columns)

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
+from ..linalg import streams
 from ..manifold import LowRankUnitary
 
-# From here on a step is made of passes over memory, and the compiler makes those no faster: it
-# copies what is changed in place.
-_PAYS_BELOW = 512
+# From here on, torch's own updates in place are compiled into copies of the whole matrix; the
+# products that read a matrix once are not.
+_COPIES_FROM = 512
 _NOT_OF_THE_STEP = ("params", "param_names", "name", "lr", "initial_lr", "step", "stabilize")
 
 Step = Callable[..., None]
@@ -20,7 +21,8 @@ Step = Callable[..., None]
 
 def pays(x: torch.Tensor) -> bool:
     """Return whether compiling makes steps of x faster, and the compiler knows its dtype."""
-    return x.shape[-1] < _PAYS_BELOW and not x.is_complex() and not x.is_meta
+    small = x.shape[-1] < _COPIES_FROM
+    return (small or streams.serve(x)) and not x.is_complex() and not x.is_meta
 
 
 @functools.cache

@@ -1,0 +1,185 @@
+r"""Products of a few rows with large matrices that read each matrix once.
+
+Where the rows are few, reading the matrices is all the work, and BLAS reads one for each row
+and each side. The extension ``_streams`` reads it once; it is built with the package if there
+is a C++ compiler, for CPUs. These are operators of torch: flops are counted, and
+torch.compile takes them as they are.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+try:
+    from . import _streams
+except ImportError:
+    # Not built: everything is done by torch's own products.
+    _streams = None  # type: ignore[assignment]
+
+BUILT = _streams is not None
+_USES_THREADS = BUILT and _streams.USES_THREADS
+# Below, calling costs more than reading once saves.
+_FROM_BYTES = 2**18
+# Bit 0: complex; bit 1: double precision.
+_KINDS = {torch.float32: 0, torch.complex64: 1, torch.float64: 2, torch.complex128: 3}
+
+_enabled = BUILT
+
+
+def serve(x: torch.Tensor) -> bool:
+    """Return whether the products of this module take ``x``, (b, n, m), and gain by it."""
+    return (
+        _enabled
+        and x.device.type == "cpu"
+        and x.dtype in _KINDS
+        and x.numel() * x.element_size() >= _FROM_BYTES
+        and x.is_contiguous()
+        and not torch.is_grad_enabled()
+        and (_USES_THREADS or torch.get_num_threads() == 1)
+    )
+
+
+@contextmanager
+def disabled() -> Iterator[None]:
+    """Use torch's own products, for comparison."""
+    global _enabled
+    before, _enabled = _enabled, False
+    try:
+        yield
+    finally:
+        _enabled = before
+
+
+_library = torch.library.Library("geoopt_projunn", "DEF")
+_library.define("times(Tensor rows, Tensor x) -> Tensor")
+_library.define("times_adjoint(Tensor rows, Tensor x) -> Tensor")
+_library.define("both_sides(Tensor left, Tensor right, Tensor x) -> (Tensor, Tensor)")
+_library.define("add_product_(Tensor(a!) x, Tensor rows, Tensor factor) -> ()")
+_library.define("set_columns_(Tensor(a!) x, Tensor index, Tensor columns) -> ()")
+
+times = torch.ops.geoopt_projunn.times.default
+"""rows @ x"""
+times_adjoint = torch.ops.geoopt_projunn.times_adjoint.default
+"""rows @ x.mH"""
+both_sides = torch.ops.geoopt_projunn.both_sides.default
+"""left @ x and right @ x.mH"""
+add_product_ = torch.ops.geoopt_projunn.add_product_.default
+"""x += rows.mH @ factor, in place"""
+set_columns_ = torch.ops.geoopt_projunn.set_columns_.default
+"""x.scatter_(-1, index, columns), of which torch.compile makes a copy of x"""
+
+
+def _plain(x: torch.Tensor, rows: torch.Tensor, size: int) -> torch.Tensor:
+    """Return the rows, (b, k, size), as they must lie in memory; what reads them does not look."""
+    if rows.dtype != x.dtype or rows.device != x.device or not x.is_contiguous():
+        raise ValueError(
+            f"`rows` must have the dtype and device of `x`, {x.dtype} on {x.device}, which must be "
+            f"contiguous; got {rows.dtype} on {rows.device} and strides {x.stride()} of `x`."
+        )
+    if rows.dim() != 3 or rows.shape[0] != x.shape[0] or rows.shape[2] != size:
+        raise ValueError(
+            f"`rows` must have shape ({x.shape[0]}, k, {size}) for `x` of shape "
+            f"{tuple(x.shape)}, got {tuple(rows.shape)}."
+        )
+    return rows.contiguous()
+
+
+def _times(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    b, n, m = x.shape
+    rows = _plain(x, rows, n)
+    out = x.new_empty((b, rows.shape[1], m))
+    _streams.both_sides(
+        *(_KINDS[x.dtype], b, n, m, rows.shape[1], 0, torch.get_num_threads()),
+        *(x.data_ptr(), rows.data_ptr(), 0, out.data_ptr(), 0),
+    )
+    return out
+
+
+def _times_adjoint(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    b, n, m = x.shape
+    rows = _plain(x, rows, m)
+    out = x.new_empty((b, rows.shape[1], n))
+    _streams.both_sides(
+        *(_KINDS[x.dtype], b, n, m, 0, rows.shape[1], torch.get_num_threads()),
+        *(x.data_ptr(), 0, rows.data_ptr(), 0, out.data_ptr()),
+    )
+    return out
+
+
+def _both_sides(
+    left: torch.Tensor, right: torch.Tensor, x: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    b, n, m = x.shape
+    left, right = _plain(x, left, n), _plain(x, right, m)
+    counts = left.shape[1], right.shape[1]
+    outs = x.new_empty((b, counts[0], m)), x.new_empty((b, counts[1], n))
+    _streams.both_sides(
+        *(_KINDS[x.dtype], b, n, m, *counts, torch.get_num_threads()),
+        *(x.data_ptr(), left.data_ptr(), right.data_ptr(), outs[0].data_ptr(), outs[1].data_ptr()),
+    )
+    return outs
+
+
+def _add_product_(x: torch.Tensor, rows: torch.Tensor, factor: torch.Tensor) -> None:
+    b, n, m = x.shape
+    rows, factor = _plain(x, rows, n), _plain(x, factor, m)
+    if rows.shape[1] != factor.shape[1]:
+        raise ValueError(
+            f"`rows` and `factor` must have as many rows, got {rows.shape[1]} and "
+            f"{factor.shape[1]}."
+        )
+    _streams.add_product(
+        *(_KINDS[x.dtype], b, n, m, rows.shape[1], 0, torch.get_num_threads()),
+        *(x.data_ptr(), rows.data_ptr(), factor.data_ptr()),
+    )
+    # What autograd has saved must not change unnoticed.
+    torch.autograd.graph.increment_version(x)
+
+
+def _set_columns_(x: torch.Tensor, index: torch.Tensor, columns: torch.Tensor) -> None:
+    x.scatter_(-1, index, columns)
+
+
+_library.impl("times", _times, "CPU")
+_library.impl("times_adjoint", _times_adjoint, "CPU")
+_library.impl("both_sides", _both_sides, "CPU")
+_library.impl("add_product_", _add_product_, "CPU")
+_library.impl("set_columns_", _set_columns_, "CPU")
+
+
+def _shape_of_times(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return rows.new_empty((*rows.shape[:2], x.shape[2]))
+
+
+def _shape_of_times_adjoint(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return rows.new_empty((*rows.shape[:2], x.shape[1]))
+
+
+def _shapes_of_both_sides(
+    left: torch.Tensor, right: torch.Tensor, x: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return _shape_of_times(left, x), _shape_of_times_adjoint(right, x)
+
+
+torch.library.register_fake(times, _shape_of_times)
+torch.library.register_fake(times_adjoint, _shape_of_times_adjoint)
+torch.library.register_fake(both_sides, _shapes_of_both_sides)
+torch.library.register_fake(add_product_, lambda x, rows, factor: None)
+torch.library.register_fake(set_columns_, lambda x, index, columns: None)
+
+
+@register_flop_formula([torch.ops.geoopt_projunn.times, torch.ops.geoopt_projunn.times_adjoint])
+def _(rows: torch.Size, x: torch.Size, **_: object) -> int:
+    return 2 * rows[1] * x.numel()
+
+
+@register_flop_formula(torch.ops.geoopt_projunn.both_sides)
+def _(left: torch.Size, right: torch.Size, x: torch.Size, **_: object) -> int:
+    return 2 * (left[1] + right[1]) * x.numel()
+
+
+@register_flop_formula(torch.ops.geoopt_projunn.add_product_)
+def _(x: torch.Size, rows: torch.Size, factor: torch.Size, **_: object) -> int:
+    return 2 * rows[1] * x.numel()

@@ -1,0 +1,179 @@
+"""Products that read a matrix once, against torch's own in double precision."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from geoopt_projunn.linalg import streams
+from tests._asserts import assert_bit_equal, assert_within
+from tests._matrices import DTYPES, eps, wide
+
+pytestmark = pytest.mark.skipif(not streams.BUILT, reason="the extension is not built")
+
+# Whole vectors and rests, one chunk of rows and several, every case of rows at once.
+SIZES = [(1, 1, 1), (3, 5, 7), (2, 16, 16), (1, 127, 33), (1, 130, 64), (2, 300, 260)]
+COUNTS = [1, 2, 3, 4, 8, 15]
+dtypes = pytest.mark.parametrize("dtype", DTYPES)
+sizes = pytest.mark.parametrize("size", SIZES)
+counts = pytest.mark.parametrize("count", COUNTS)
+
+
+@pytest.fixture(autouse=True)
+def _without_gradients():
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def draw(*size, dtype):
+    return torch.randn(*size, dtype=dtype)
+
+
+def assert_product(actual, left, right):
+    """Equal to the product in double precision, to the rounding of a sum of that length."""
+    assert actual.dtype == left.dtype
+    expected = left.to(wide(left.dtype)) @ right.to(wide(left.dtype))
+    # Of entries of size one: errors add up like a random walk, and no worse.
+    assert_within(actual, expected, 10 * eps(left.dtype) * left.shape[-1] ** 0.5 * 4)
+
+
+@counts
+@sizes
+@dtypes
+def test_each_side_is_the_product(dtype, size, count):
+    b, n, m = size
+    x, left, right = draw(*size, dtype=dtype), draw(b, count, n, dtype=dtype), None
+    right = draw(b, count, m, dtype=dtype)
+    assert_product(streams.times(left, x), left, x)
+    assert_product(streams.times_adjoint(right, x), right, x.mH)
+
+
+@pytest.mark.parametrize(("left_count", "right_count"), [(1, 1), (2, 2), (5, 5), (1, 3), (9, 2)])
+@sizes
+@dtypes
+def test_both_sides_are_the_two_products(dtype, size, left_count, right_count):
+    b, n, m = size
+    x = draw(*size, dtype=dtype)
+    left, right = draw(b, left_count, n, dtype=dtype), draw(b, right_count, m, dtype=dtype)
+    out_left, out_right = streams.both_sides(left, right, x)
+    assert_product(out_left, left, x)
+    assert_product(out_right, right, x.mH)
+
+
+@counts
+@sizes
+@dtypes
+def test_the_update_adds_the_product_in_place(dtype, size, count):
+    b, n, m = size
+    x, rows, factor = (draw(*one, dtype=dtype) for one in (size, (b, count, n), (b, count, m)))
+    expected = x.to(wide(dtype)) + rows.to(wide(dtype)).mH @ factor.to(wide(dtype))
+    place, version = x.data_ptr(), x._version
+    streams.add_product_(x, rows, factor)
+    assert x.data_ptr() == place
+    assert x._version > version
+    assert_within(x, expected, 40 * eps(dtype) * count**0.5)
+
+
+@dtypes
+def test_the_columns_are_set_in_place(dtype):
+    x, columns = draw(2, 9, 9, dtype=dtype), draw(2, 9, 2, dtype=dtype)
+    index = torch.tensor([[3, 7], [0, 8]]).unsqueeze(1).expand(2, 9, 2)
+    expected, version = x.scatter(-1, index, columns), x._version
+    streams.set_columns_(x, index, columns)
+    assert_bit_equal(x, expected)
+    assert x._version > version
+
+
+@dtypes
+def test_conjugate_and_strided_rows_are_taken_for_what_they_are(dtype):
+    x = draw(2, 40, 40, dtype=dtype)
+    rows = draw(2, 40, 3, dtype=dtype)
+    assert_product(streams.times(rows.mH, x), rows.mH, x)
+    assert_product(streams.times_adjoint(rows.mT, x), rows.mT, x.mH)
+    assert_product(streams.times(rows.mT, x.conj()), rows.mT, x.conj())
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@dtypes
+def test_a_bad_entry_shows_in_what_it_belongs_to(dtype, bad):
+    x, rows = draw(2, 200, 50, dtype=dtype), draw(2, 1, 200, dtype=dtype)
+    right = draw(2, 1, 50, dtype=dtype)
+    x[1, 150, 7] = bad
+    left_out, right_out = streams.both_sides(rows, right, x)
+    assert left_out[0].isfinite().all()
+    assert (~left_out[1].isfinite()).nonzero().tolist() == [[0, 7]]
+    assert (~right_out.isfinite()).nonzero().tolist() == [[1, 0, 150]]
+
+
+@pytest.mark.parametrize("n", [100, 700])
+@dtypes
+def test_threads_and_other_matrices_change_no_bit(dtype, n, threads):
+    x, left = draw(3, n, n, dtype=dtype), draw(3, 2, n, dtype=dtype)
+    outs = []
+    for count in (1, 2, 3):
+        threads(count)
+        updated = x.clone()
+        streams.add_product_(updated, left, left)
+        outs.append((*streams.both_sides(left, left, x), updated))
+    for other in outs[1:]:
+        for one, two in zip(outs[0], other, strict=True):
+            assert_bit_equal(one, two)
+    alone = streams.both_sides(left[1:2], left[1:2], x[1:2])
+    for one, two in zip(alone, outs[0], strict=False):
+        assert_bit_equal(one[0], two[1])
+
+
+def test_large_products_are_served_and_nothing_else():
+    x = torch.randn(1, 512, 512)
+    assert streams.serve(x)
+    others = {
+        "small": x[:, :32, :32].contiguous(),
+        "strided": x.mT,
+        "half precision": x.bfloat16(),
+        "without data": x.to("meta"),
+    }
+    for name, other in others.items():
+        assert not streams.serve(other), name
+    with torch.enable_grad():
+        assert not streams.serve(x)
+    with streams.disabled():
+        assert not streams.serve(x)
+    assert streams.serve(x)
+
+
+def test_what_does_not_fit_is_refused():
+    x, rows = torch.randn(2, 6, 5), torch.randn(2, 1, 6)
+    with pytest.raises(ValueError, match=r"`rows` must have shape \(2, k, 5\) .* got \(2, 1, 6\)"):
+        streams.times_adjoint(rows, x)
+    with pytest.raises(ValueError, match=r"must have the dtype .*torch.float32.* got .*float64"):
+        streams.times(rows.double(), x)
+    with pytest.raises(ValueError, match=r"contiguous; got .* strides \(30, 1, 6\)"):
+        streams.times(rows, torch.randn(2, 5, 6).mT)
+    with pytest.raises(ValueError, match=r"as many rows, got 1 and 2"):
+        streams.add_product_(x, rows, torch.randn(2, 2, 5))
+
+
+def test_shapes_are_known_without_data_and_flops_are_counted():
+    def run(make):
+        x, left, right = make(2, 40, 30), make(2, 3, 40), make(2, 4, 30)
+        streams.add_product_(x, left, right[:, :3].contiguous())
+        streams.set_columns_(x, torch.zeros(2, 40, 1, dtype=torch.int64), make(2, 40, 1))
+        return (
+            *streams.both_sides(left, right, x),
+            streams.times(left, x),
+            streams.times_adjoint(right, x),
+        )
+
+    with FlopCounterMode(display=False) as counter:
+        real = run(torch.randn)
+    assert counter.get_total_flops() == 2 * (2 * 40 * 30) * (3 + 7 + 3 + 4)
+    with FakeTensorMode():
+        fake = run(torch.randn)
+    assert [one.shape for one in fake] == [one.shape for one in real]
