@@ -238,116 +238,154 @@ void split(const T* rows, Index count, T* real, T* imaginary) {
   }
 }
 
+// Call work(first, last) for contiguous parts of the range, each on a thread of its own.
 template <typename Work>
-void for_each(Index count, Index threads, const Work& work) {
+void in_parts(Index count, Index threads, const Work& work) {
+  threads = std::min(threads, count);
 #ifdef _OPENMP
-  if (threads > 1 && count > 1) {
-#pragma omp parallel for num_threads(static_cast<int>(std::min(threads, count))) schedule(static)
-    for (Index i = 0; i < count; ++i) work(i);
+  if (threads > 1) {
+#pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(static)
+    for (Index part = 0; part < threads; ++part)
+      work(part * count / threads, (part + 1) * count / threads);
     return;
   }
 #endif
-  (void)threads;
-  for (Index i = 0; i < count; ++i) work(i);
+  work(Index(0), count);
 }
 
-// A batch of b matrices (n, m); l and r count rows.
+// A batch of b matrices (n, m); l rows from the left, r from the right.
 struct Shape {
   Index b, n, m, l, r, threads;
   bool complex;
 
-  // The same matrices with real entries.
-  Shape real(std::size_t bytes) const {
-    const Index c = complex ? 2 : 1;
-    const Index useful = 1 + b * n * c * m * static_cast<Index>(bytes) / bytes_for_a_thread;
-    return Shape{b, n, c * m, c * l, c * r, std::min(threads, useful), false};
-  }
+  // Real numbers in an entry, and in a row of the matrix.
+  Index parts() const { return complex ? 2 : 1; }
+  Index width() const { return parts() * m; }
   Index chunks() const { return (n + chunk_rows - 1) / chunk_rows; }
+  Shape with_useful_threads(std::size_t bytes) const {
+    Shape other = *this;
+    const Index useful = 1 + b * n * width() * static_cast<Index>(bytes) / bytes_for_a_thread;
+    other.threads = std::max<Index>(1, std::min(threads, useful));
+    return other;
+  }
 };
 
-// out_left (b, l, m) = left (b, l, n) @ a; out_right (b, r, n) = right (b, r, m) @ a^T.
+// Rows of one matrix as real ones, and what becomes of them.
+template <typename T>
+struct Scratch {
+  std::vector<T> left, right, products, dots, shares;
+};
+
+// out_left (l, m) = left (l, n) @ a; out_right (r, n) = right (r, m) @ a^T, all real.
 //
-// Chunks are added in their order, so that the threads, and other matrices, change no bit.
+// Chunks are added in their order, so that the threads change no bit.
 template <typename T>
-void real_both_sides(const Shape& s, const T* a, const T* left, const T* right, T* out_left,
-                     T* out_right) {
-  const Index size = s.l * s.m;
-  std::fill_n(out_left, s.b * size, T(0));
-  const auto run = [&](Index matrix, Index chunk, T* share) {
-    const Index first = chunk * chunk_rows, last = std::min(s.n, first + chunk_rows);
-    sides_of(a + matrix * s.n * s.m, first, last, s.n, s.m, s.l, s.r, left + matrix * s.l * s.n,
-             right + matrix * s.r * s.m, share, out_right + matrix * s.r * s.n);
-  };
-  if (s.chunks() == 1) {
-    for_each(s.b, s.threads, [&](Index matrix) { run(matrix, 0, out_left + matrix * size); });
-    return;
-  }
-  const Index team = std::min(s.threads, s.chunks());
-  std::vector<T> shares(team * size);
-  for (Index matrix = 0; matrix < s.b; ++matrix) {
-    T* to = out_left + matrix * size;
-    for (Index chunk = 0; chunk < s.chunks(); chunk += team) {
-      const Index count = std::min(team, s.chunks() - chunk);
-      for_each(count, team, [&](Index i) {
-        std::fill_n(shares.data() + i * size, size, T(0));
-        run(matrix, chunk + i, shares.data() + i * size);
-      });
-      for (Index i = 0; i < count; ++i)
-        for (Index j = 0; j < size; ++j) to[j] += shares[i * size + j];
-    }
+void real_sides(Index n, Index m, Index l, Index r, Index threads, const T* a, const T* left,
+                const T* right, T* out_left, T* out_right, std::vector<T>* shares) {
+  const Index size = l * m, chunks = (n + chunk_rows - 1) / chunk_rows;
+  std::fill_n(out_left, size, T(0));
+  if (chunks == 1) return sides_of(a, 0, n, n, m, l, r, left, right, out_left, out_right);
+  const Index team = std::min(threads, chunks);
+  shares->resize(team * size);
+  for (Index begin = 0; begin < chunks; begin += team) {
+    const Index count = std::min(team, chunks - begin);
+    std::fill_n(shares->begin(), count * size, T(0));
+    in_parts(count, team, [&](Index part, Index last_part) {
+      for (; part < last_part; ++part) {
+        const Index first = (begin + part) * chunk_rows, last = std::min(n, first + chunk_rows);
+        sides_of(a, first, last, n, m, l, r, left, right, shares->data() + part * size, out_right);
+      }
+    });
+    for (Index part = 0; part < count; ++part)
+      for (Index j = 0; j < size; ++j) out_left[j] += (*shares)[part * size + j];
   }
 }
 
-// out_left (b, l, m) = left (b, l, n) @ a; out_right (b, r, n) = right (b, r, m) @ a^H.
+// out_left (l, m) = left (l, n) @ a; out_right (r, n) = right (r, m) @ a^H, for one matrix.
 template <typename T>
-void both_sides(const Shape& s, const T* a, const T* left, const T* right, T* out_left,
-                T* out_right) {
-  const Shape real = s.real(sizeof(T));
-  if (!s.complex) return real_both_sides(real, a, left, right, out_left, out_right);
-  std::vector<T> lefts(real.b * real.l * s.n), rights(real.b * real.r * real.m);
-  std::vector<T> products(real.b * real.l * real.m), dots(real.b * real.r * s.n);
-  for (Index row = 0; row < s.b * s.l; ++row)
-    split(left + 2 * row * s.n, s.n, &lefts[2 * row * s.n], &lefts[(2 * row + 1) * s.n]);
-  for (Index row = 0; row < s.b * s.r; ++row) {
-    std::copy_n(right + row * real.m, real.m, &rights[2 * row * real.m]);
-    times_i(right + row * real.m, s.m, T(-1), &rights[(2 * row + 1) * real.m]);
+void sides_of_one(const Shape& s, const T* a, const T* left, const T* right, T* out_left,
+                  T* out_right, Scratch<T>* scratch) {
+  const Index n = s.n, width = s.width();
+  if (!s.complex)
+    return real_sides(n, width, s.l, s.r, s.threads, a, left, right, out_left, out_right,
+                      &scratch->shares);
+  scratch->left.resize(2 * s.l * n);
+  scratch->products.resize(2 * s.l * width);
+  scratch->right.resize(2 * s.r * width);
+  scratch->dots.resize(2 * s.r * n);
+  for (Index row = 0; row < s.l; ++row)
+    split(left + 2 * row * n, n, &scratch->left[2 * row * n], &scratch->left[(2 * row + 1) * n]);
+  for (Index row = 0; row < s.r; ++row) {
+    std::copy_n(right + row * width, width, &scratch->right[2 * row * width]);
+    times_i(right + row * width, s.m, T(-1), &scratch->right[(2 * row + 1) * width]);
   }
-  real_both_sides(real, a, lefts.data(), rights.data(), products.data(), dots.data());
-  for (Index row = 0; row < s.b * s.l; ++row) {
-    const T *by_real = &products[2 * row * real.m], *by_imaginary = by_real + real.m;
-    T* to = out_left + row * real.m;
+  real_sides(n, width, 2 * s.l, 2 * s.r, s.threads, a, scratch->left.data(),
+             scratch->right.data(), scratch->products.data(), scratch->dots.data(),
+             &scratch->shares);
+  for (Index row = 0; row < s.l; ++row) {
+    const T *by_real = &scratch->products[2 * row * width], *by_imaginary = by_real + width;
+    T* to = out_left + row * width;
     times_i(by_imaginary, s.m, T(1), to);
-    for (Index j = 0; j < real.m; ++j) to[j] += by_real[j];
+    for (Index j = 0; j < width; ++j) to[j] += by_real[j];
   }
-  for (Index row = 0; row < s.b * s.r; ++row)
-    for (Index i = 0; i < s.n; ++i) {
-      out_right[2 * (row * s.n + i)] = dots[2 * row * s.n + i];
-      out_right[2 * (row * s.n + i) + 1] = dots[(2 * row + 1) * s.n + i];
+  for (Index row = 0; row < s.r; ++row)
+    for (Index i = 0; i < n; ++i) {
+      out_right[2 * (row * n + i)] = scratch->dots[2 * row * n + i];
+      out_right[2 * (row * n + i) + 1] = scratch->dots[(2 * row + 1) * n + i];
     }
 }
 
-// a (b, n, m) += rows^T factor, rows (b, l, n), factor (b, l, m).
 template <typename T>
-void real_add_product(const Shape& s, T* a, const T* rows, const T* factor) {
-  for_each(s.b * s.chunks(), s.threads, [&](Index piece) {
-    const Index matrix = piece / s.chunks(), first = piece % s.chunks() * chunk_rows;
-    update_of(a + matrix * s.n * s.m, first, std::min(s.n, first + chunk_rows), s.n, s.m, s.l,
-              rows + matrix * s.l * s.n, factor + matrix * s.l * s.m);
+void both_sides(const Shape& given, const T* a, const T* left, const T* right, T* out_left,
+                T* out_right) {
+  Shape s = given.with_useful_threads(sizeof(T));
+  const Index c = s.parts(), threads = s.threads;
+  // Of small matrices each thread takes some; of large ones all threads take chunks.
+  if (s.chunks() == 1) s.threads = 1;
+  in_parts(s.b, s.chunks() == 1 ? threads : 1, [&](Index matrix, Index last) {
+    Scratch<T> scratch;
+    for (; matrix < last; ++matrix)
+      sides_of_one(s, a + matrix * s.n * s.width(), left + matrix * c * s.l * s.n,
+                   right + matrix * s.r * s.width(), out_left + matrix * s.l * s.width(),
+                   out_right + matrix * c * s.r * s.n, &scratch);
   });
 }
 
-// a (b, n, m) += rows^H factor, rows (b, l, n), factor (b, l, m).
+// a (n, m) += rows^H factor, rows (l, n), factor (l, m), for one matrix.
 template <typename T>
-void add_product(const Shape& s, T* a, const T* rows, const T* factor) {
-  const Shape real = s.real(sizeof(T));
-  if (!s.complex) return real_add_product(real, a, rows, factor);
-  std::vector<T> lefts(real.b * real.l * s.n), factors(real.b * real.l * real.m);
-  for (Index row = 0; row < s.b * s.l; ++row) {
-    split(rows + 2 * row * s.n, s.n, &lefts[2 * row * s.n], &lefts[(2 * row + 1) * s.n]);
-    std::copy_n(factor + row * real.m, real.m, &factors[2 * row * real.m]);
-    times_i(factor + row * real.m, s.m, T(-1), &factors[(2 * row + 1) * real.m]);
+void add_product_to_one(const Shape& s, T* a, const T* rows, const T* factor,
+                        Scratch<T>* scratch) {
+  const Index n = s.n, width = s.width();
+  if (s.complex) {
+    scratch->left.resize(2 * s.l * n);
+    scratch->right.resize(2 * s.l * width);
+    for (Index row = 0; row < s.l; ++row) {
+      split(rows + 2 * row * n, n, &scratch->left[2 * row * n], &scratch->left[(2 * row + 1) * n]);
+      std::copy_n(factor + row * width, width, &scratch->right[2 * row * width]);
+      times_i(factor + row * width, s.m, T(-1), &scratch->right[(2 * row + 1) * width]);
+    }
+    rows = scratch->left.data();
+    factor = scratch->right.data();
   }
-  real_add_product(real, a, lefts.data(), factors.data());
+  in_parts(s.chunks(), s.threads, [&](Index chunk, Index last_chunk) {
+    for (; chunk < last_chunk; ++chunk) {
+      const Index first = chunk * chunk_rows, last = std::min(n, first + chunk_rows);
+      update_of(a, first, last, n, width, s.parts() * s.l, rows, factor);
+    }
+  });
+}
+
+template <typename T>
+void add_product(const Shape& given, T* a, const T* rows, const T* factor) {
+  Shape s = given.with_useful_threads(sizeof(T));
+  const Index c = s.parts(), threads = s.threads;
+  if (s.chunks() == 1) s.threads = 1;
+  in_parts(s.b, s.chunks() == 1 ? threads : 1, [&](Index matrix, Index last) {
+    Scratch<T> scratch;
+    for (; matrix < last; ++matrix)
+      add_product_to_one(s, a + matrix * s.n * s.width(), rows + matrix * c * s.l * s.n,
+                         factor + matrix * s.l * s.width(), &scratch);
+  });
 }
 
 // kind, b, n, m, l, r, threads, then addresses. Bit 0 of kind: complex; bit 1: double precision.

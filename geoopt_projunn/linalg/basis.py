@@ -2,6 +2,8 @@
 
 import torch
 
+from .rows import row_norms
+
 # Rows arrive in float64. A remainder below this fraction of its row is rounding.
 _DEPENDENT = 1e-10
 
@@ -49,8 +51,7 @@ def block_gram_schmidt(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _unit_rows(rows: torch.Tensor, floor: float) -> torch.Tensor:
-    norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return rows / torch.nn.functional.threshold(norms, floor, torch.inf)
+    return rows / torch.nn.functional.threshold(row_norms(rows), floor, torch.inf)
 
 
 def _gram_schmidt_pass(rows: torch.Tensor) -> torch.Tensor:

@@ -84,4 +84,4 @@ def haar(
     phases = r.diagonal(dim1=-2, dim2=-1).sgn()
     turned = q * torch.where(phases == 0, 1, phases).unsqueeze(-2)
     # The routine returns columns; products with few rows are several times faster with rows.
-    return turned.to(gaussian.dtype, memory_format=torch.contiguous_format)
+    return turned.to(gaussian.dtype).contiguous()

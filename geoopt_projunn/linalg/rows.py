@@ -75,11 +75,10 @@ def generator_rows(rows: torch.Tensor, x: torch.Tensor, d: torch.Tensor) -> torc
 def row_norms(rows: torch.Tensor) -> torch.Tensor:
     """Return the norm of every row, (*, k, 1), real.
 
-    Of the real and imaginary parts as one row: torch's norm of complex rows is thirty times
-    slower on a CPU.
+    Without torch's own norm, which is ten times slower on a CPU, thirty times for complex rows.
     """
     real = torch.view_as_real(rows).flatten(-2) if rows.is_complex() else rows
-    return torch.linalg.vector_norm(real, dim=-1, keepdim=True)
+    return real.square().sum(-1, keepdim=True).sqrt()
 
 
 def squared_column_norms(d: torch.Tensor) -> torch.Tensor:
