@@ -64,9 +64,12 @@ def methods(device: str, compile: bool = False) -> Iterator[Method]:
     scalar = _projunn(adam, 1, second_moment="scalar")
     yield Method("Adam, scalar, k = 1", "ours", scalar, 1, 2)
     if compile:
-        for k in RANKS:
-            fast = _projunn(sgd, k, compile=True)
-            yield Method(f"SGD, k = {k}, compiled", "ours", fast, k, 2, complex=False)
+        faster = {f"SGD, k = {k}": _projunn(sgd, k, compile=True) for k in RANKS}
+        faster["SGD, lsi, k = 1"] = _projunn(sgd, 1, sketch="lsi", compile=True)
+        faster["Adam, k = 1"] = _projunn(adam, 1, compile=True)
+        for name, fast in faster.items():
+            k = int(name.rpartition(" ")[2])
+            yield Method(f"{name}, compiled", "ours", fast, k, 2, complex=False)
     if device == "cuda":
         for k in RANKS:
             captured = _captured(_projunn(sgd, k))

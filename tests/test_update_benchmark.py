@@ -135,7 +135,7 @@ def test_compiled_methods_take_the_steps_of_the_others():
     problem = update_problem.draw(40, (), torch.float32)
     others = {method.name: method for method in METHODS}
     compiled = [m for m in update_methods.methods("cpu", compile=True) if "compiled" in m.name]
-    assert len(compiled) == len(update_methods.RANKS)
+    assert len(compiled) == len(update_methods.RANKS) + 2
     pair = [compiled[0], others[compiled[0].name.removesuffix(", compiled")]]
     updates = [method.build(problem) for method in pair]
     for update in updates:

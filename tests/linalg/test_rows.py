@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from geoopt_projunn.linalg.rows import add_product_, generator_rows, times_adjoint
+from geoopt_projunn.linalg.rows import add_product_, generator_rows, row_norms, times_adjoint
 from tests._asserts import assert_same_to_rounding, assert_within
 from tests._matrices import DTYPES, eps, hermitian, skewh, unitary
 from tests._modes import Recorder
@@ -71,3 +71,11 @@ def test_add_product_takes_matrices_of_any_layout(dtype):
         expected = x + rows.mH @ factor
         add_product_(x, rows, factor)
         assert_same_to_rounding(x, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_row_norms_are_those_of_the_rows_however_they_lie(dtype):
+    rows = torch.randn(3, 2, 7, dtype=dtype)
+    expected = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    for same in (rows, rows.conj(), rows.mT.contiguous().mT):
+        assert_same_to_rounding(row_norms(same), expected)
