@@ -14,7 +14,14 @@ setup(
             "geoopt_projunn.linalg._streams",
             ["geoopt_projunn/linalg/_streams.cpp"],
             # -Wno-psabi: vectors are passed between inlined functions only.
-            extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=fast", "-Wno-psabi", *openmp],
+            extra_compile_args=[
+                "-std=c++17",
+                "-O3",
+                "-ffp-contract=fast",
+                "-g0",
+                "-Wno-psabi",
+                *openmp,
+            ],
             extra_link_args=openmp,
             define_macros=[("Py_LIMITED_API", "0x030B0000")],
             py_limited_api=True,
