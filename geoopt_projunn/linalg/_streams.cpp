@@ -244,9 +244,17 @@ void in_parts(Index count, Index threads, const Work& work) {
   threads = std::min(threads, count);
 #ifdef _OPENMP
   if (threads > 1) {
-#pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(static)
-    for (Index part = 0; part < threads; ++part)
-      work(part * count / threads, (part + 1) * count / threads);
+    bool enough = true;
+#pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(static) reduction(&& : enough)
+    for (Index part = 0; part < threads; ++part) {
+      // No exception may leave a thread of OpenMP.
+      try {
+        work(part * count / threads, (part + 1) * count / threads);
+      } catch (const std::bad_alloc&) {
+        enough = false;
+      }
+    }
+    if (!enough) throw std::bad_alloc();
     return;
   }
 #endif

@@ -94,11 +94,11 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
     maximize : bool
         ascend instead of descend
     compile : bool
-        Compile the steps of real matrices below n = 512 by :func:`torch.compile`, twice as fast at
-        n = 128; they are the same to rounding. The first step of each kind takes some seconds: of
-        each shape, number of parameters of that shape with a gradient, and value of a
-        hyperparameter other than ``lr``. Not with a schedule of the momentum, which would compile
-        in every step.
+        Compile the steps of real matrices by :func:`torch.compile`, about twice as fast at n = 128;
+        from n = 512 on only where the package's extension serves. They are the same to rounding.
+        The first step of each kind takes some seconds: of each shape, number of parameters of that
+        shape with a gradient, and value of a hyperparameter other than ``lr``. Not with a schedule
+        of the momentum, which would compile in every step.
     stabilize : int, optional
         project every parameter on its manifold after this many steps (default: never)
 

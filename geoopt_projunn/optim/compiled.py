@@ -14,6 +14,8 @@ from ..manifold import LowRankUnitary
 # From here on, torch's own updates in place are compiled into copies of the whole matrix; the
 # products that read a matrix once are not.
 _COPIES_FROM = 512
+# torch's own limit, 8, is for functions that were meant to be compiled once.
+_MOST_KINDS = 64
 _NOT_OF_THE_STEP = ("params", "param_names", "name", "lr", "initial_lr", "step", "stabilize")
 
 Step = Callable[..., None]
@@ -32,7 +34,7 @@ def compiled(step: Step) -> Step:
     Where it cannot be compiled, for want of a compiler or after too many kinds, a warning says so
     once and the step is taken as it is: nothing has run by then.
     """
-    fast: Step = torch.compile(step, fullgraph=True, dynamic=False)
+    fast: Step = torch.compile(step, fullgraph=True, dynamic=False, recompile_limit=_MOST_KINDS)
     works = True
 
     @functools.wraps(step)
