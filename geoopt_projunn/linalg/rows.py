@@ -24,26 +24,33 @@ _REAL_FROM_BATCH = 8
 
 def times(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Return ``rows @ x``, (b, k, m), for rows (b, k, n) and x (b, n, m)."""
-    if streams.serve(x):
+    if not streams.serve(x):
+        return torch.bmm(rows, x)
+    if x.is_contiguous():
         return streams.times(rows, x)
-    return torch.bmm(rows, x)
+    return streams.times_adjoint(rows.conj(), x.mT).conj()
 
 
 def times_adjoint(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Return ``rows @ x.mH``, (b, k, n), for rows (b, k, m) and x (b, n, m)."""
-    if streams.serve(x):
+    if not streams.serve(x):
+        # A lazily conjugated x would be copied as a whole by the batched product.
+        return torch.bmm(rows.conj(), x.mT).conj()
+    if x.is_contiguous():
         return streams.times_adjoint(rows, x)
-    # A lazily conjugated x would be copied as a whole by the batched product.
-    return torch.bmm(rows.conj(), x.mT).conj()
+    return streams.times(rows.conj(), x.mT).conj()
 
 
 def both_sides(
     left: torch.Tensor, right: torch.Tensor, x: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ``left @ x`` and ``right @ x.mH``, in one pass over x where that is possible."""
-    if streams.serve(x):
+    if not streams.serve(x):
+        return times(left, x), times_adjoint(right, x)
+    if x.is_contiguous():
         return streams.both_sides(left, right, x)
-    return torch.bmm(left, x), times_adjoint(right, x)
+    out_right, out_left = streams.both_sides(right.conj(), left.conj(), x.mT)
+    return out_left.conj(), out_right.conj()
 
 
 def generator_rows(rows: torch.Tensor, x: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
@@ -120,7 +127,10 @@ def add_product_(x: torch.Tensor, rows: torch.Tensor, factor: torch.Tensor) -> N
         (b, r, n)
     """
     if streams.serve(x):
-        streams.add_product_(x, rows, factor)
+        if x.is_contiguous():
+            streams.add_product_(x, rows, factor)
+        else:
+            streams.add_product_(x.mT, factor.conj(), rows.conj())
         return
     rank = rows.shape[-2]
     if _is_faster_real(x, rank):
@@ -143,7 +153,7 @@ def add_product_(x: torch.Tensor, rows: torch.Tensor, factor: torch.Tensor) -> N
 
 def set_columns_(x: torch.Tensor, index: torch.Tensor, columns: torch.Tensor) -> None:
     """Replace columns of ``x``, (b, n, n), in place; index and columns are (b, n, count)."""
-    if streams.serve(x):
+    if streams.serve(x) and x.is_contiguous():
         streams.set_columns_(x, index, columns)
     else:
         x.scatter_(-1, index, columns)

@@ -29,15 +29,18 @@ _enabled = BUILT
 
 
 def serve(x: torch.Tensor) -> bool:
-    """Return whether the products of this module take ``x``, (b, n, m), and gain by it."""
+    """Return whether the products of this module take ``x``, (b, n, m), and gain by it.
+
+    They take it as it is if it is contiguous, and its transpose if that is.
+    """
     return (
         _enabled
+        and x.numel() * x.element_size() >= _FROM_BYTES
         and x.device.type == "cpu"
         and x.dtype in _KINDS
-        and x.numel() * x.element_size() >= _FROM_BYTES
-        and x.is_contiguous()
         and not torch.is_grad_enabled()
         and (_USES_THREADS or torch.get_num_threads() == 1)
+        and (x.is_contiguous() or x.mT.is_contiguous())
     )
 
 

@@ -34,7 +34,9 @@ def compiled(step: Step) -> Step:
     Where it cannot be compiled, for want of a compiler or after too many kinds, a warning says so
     once and the step is taken as it is: nothing has run by then.
     """
-    fast: Step = torch.compile(step, fullgraph=True, dynamic=False, recompile_limit=_MOST_KINDS)
+    fast: Step = torch.compile(  # type: ignore[call-overload]
+        step, fullgraph=True, dynamic=False, recompile_limit=_MOST_KINDS
+    )
     works = True
 
     @functools.wraps(step)

@@ -5,9 +5,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from geoopt_projunn.linalg import streams
+from geoopt_projunn.linalg import rows, streams
 from tests._asserts import assert_bit_equal, assert_within
 from tests._matrices import DTYPES, eps, wide
+from tests._modes import Recorder
 
 pytestmark = pytest.mark.skipif(not streams.BUILT, reason="the extension is not built")
 
@@ -133,9 +134,10 @@ def test_threads_and_other_matrices_change_no_bit(dtype, n, threads):
 def test_large_products_are_served_and_nothing_else():
     x = torch.randn(1, 512, 512)
     assert streams.serve(x)
+    assert streams.serve(x.mT)
     others = {
         "small": x[:, :32, :32].contiguous(),
-        "strided": x.mT,
+        "strided": torch.randn(1, 512, 1024)[..., ::2],
         "half precision": x.bfloat16(),
         "without data": x.to("meta"),
     }
@@ -146,6 +148,27 @@ def test_large_products_are_served_and_nothing_else():
     with streams.disabled():
         assert not streams.serve(x)
     assert streams.serve(x)
+
+
+@dtypes
+def test_matrices_that_lie_column_by_column_are_read_as_they_lie(dtype):
+    x = draw(2, 200, 210, dtype=dtype).mT
+    left, right = draw(2, 3, 210, dtype=dtype), draw(2, 3, 200, dtype=dtype)
+    with Recorder() as recorder:
+        along, back = rows.both_sides(left, right, x)
+        one, other = rows.times(left, x), rows.times_adjoint(right, x)
+    assert recorder.operations >= {"both_sides", "times", "times_adjoint"}
+    assert recorder.largest < x.numel() / 10
+    for product in (along, one):
+        assert_product(product, left, x)
+    for product in (back, other):
+        assert_product(product, right, x.mH)
+    expected = x + left.mH @ right
+    with Recorder() as recorder:
+        rows.add_product_(x, left, right)
+    assert "add_product_" in recorder.operations
+    assert recorder.largest < x.numel() / 10
+    assert_within(x, expected, 100 * eps(dtype))
 
 
 def test_what_does_not_fit_is_refused():
