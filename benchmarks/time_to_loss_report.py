@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 STYLES = {
     "ours: k = 1": ("#9ecae1", "-"),
     "ours: k = 4": ("#4292c6", "-"),
+    "ours: k = 8": ("#2171b5", "-"),
     "ours: k = 16": ("#08306b", "-"),
     "ours: k = 32": ("#00a087", "-"),
     "peer: geoopt EuclideanStiefel": ("#e6550d", "--"),

@@ -16,7 +16,7 @@ from problems import Problem, procrustes, regression
 from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianSGD
 
 HAS_POGO = importlib.util.find_spec("pogo") is not None
-RANKS = (1, 4, 16, 32)
+RANKS = (1, 4, 8, 16, 32)
 # Wide, for the same gradient moves the parametrization twice and geoopt's CanonicalStiefel four
 # times as far as the others.
 RATES = (0.055, 0.1, 0.18, 0.3, 0.55, 1.0, 1.8, 3.0)

@@ -17,6 +17,7 @@ from torch import Tensor
 from update_problem import LENGTH, Problem
 
 from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
+from geoopt_projunn.linalg import streams
 
 RANKS = (1, 4, 16)
 OURS = "SGD, k = 1"
@@ -58,6 +59,10 @@ def methods(device: str, compile: bool = False) -> Iterator[Method]:
         yield Method(OURS if k == 1 else f"SGD, k = {k}", "ours", _projunn(sgd, k), k, 2)
     for k in RANKS:
         yield Method(f"SGD, lsi, k = {k}", "ours", _projunn(sgd, k, sketch="lsi"), k, 2)
+    if streams.BUILT and device == "cpu":
+        for k in RANKS:
+            plain = _without_extension(_projunn(sgd, k))
+            yield Method(f"SGD, k = {k}, without the extension", "ours", plain, k, 2)
     for name in ("polar", "cayley"):
         yield Method(f"SGD, {name}, k = 1", "ours", _projunn(sgd, 1, retraction=name), 1, 2)
     yield Method("Adam, k = 1", "ours", _projunn(adam, 1), 1, 2)
@@ -108,6 +113,19 @@ def _projunn(
         return Update(optimizer.step, lambda: p.detach().as_subclass(Tensor))
 
     return build
+
+
+def _without_extension(build: Callable[[Problem], Update]) -> Callable[[Problem], Update]:
+    def built(problem: Problem) -> Update:
+        update = build(problem)
+
+        def step() -> None:
+            with streams.disabled():
+                update.step()
+
+        return Update(step, update.weight)
+
+    return built
 
 
 def _captured(build: Callable[[Problem], Update]) -> Callable[[Problem], Update]:
