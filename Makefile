@@ -31,4 +31,4 @@ docs: $(READY)
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) site build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf geoopt_projunn/linalg/*.so $(VENV) site build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -16,7 +16,6 @@ from collections.abc import Callable
 import torch
 
 from .linalg.dense import skewh
-from .linalg.rows import row_norms
 
 Retraction = Callable[[torch.Tensor], torch.Tensor]
 
@@ -144,7 +143,9 @@ def _squared(delta: torch.Tensor) -> torch.Tensor:
 
 
 def _shortened(s: torch.Tensor, longest: float) -> torch.Tensor:
-    length = row_norms(s.flatten(-2).unsqueeze(-2))
+    real = torch.view_as_real(s.resolve_conj()).flatten(-2) if s.is_complex() else s
+    # Torch's own norm of the entries: at zero it has a derivative.
+    length = torch.linalg.vector_norm(real.flatten(-2), dim=-1)[..., None, None]
     return s * (longest / length.clamp(min=longest))
 
 

@@ -182,3 +182,12 @@ def test_polar_of_a_singular_matrix_is_one_of_its_nearest_unitary_matrices(dtype
     # ‖A − P‖² = ‖A‖² + r − 2 Re tr(AᴴP), and no P has more than the nuclear norm of A.
     nuclear = torch.linalg.svdvals(a).sum(-1)
     assert_within((a.conj() * p).sum((-2, -1)).real, nuclear, 1e-13 * (1 + nuclear.max().item()))
+
+
+@all_retractions
+def test_the_derivative_at_zero_is_the_skew_part(name, dtype):
+    # The full-rank step takes its derivative through here, and a gradient of zero is a start.
+    core = torch.zeros(2, 3, 3, dtype=dtype, requires_grad=True)
+    weights = torch.randn(2, 3, 3, dtype=dtype)
+    (grad,) = torch.autograd.grad(RETRACTIONS[name](core), core, weights)
+    assert_within(grad, skewh(weights), 1e-12)

@@ -13,11 +13,15 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <new>
 #include <vector>
 
-#if defined(__x86_64__) && defined(__ELF__)
+// Registers wider than those that every processor has are chosen when the library is loaded.
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12
 #define FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#elif defined(__x86_64__) && !defined(__AVX2__)
+#error "With vectors of 16 bytes BLAS is faster: the package does without this extension."
 #else
 #define FOR_EACH_CPU
 #endif
@@ -129,7 +133,7 @@ INLINE void all_rows(const T* a, Index first, Index last, Index n, Index m, cons
 template <typename T>
 INLINE void sides(const T* a, Index first, Index last, Index n, Index m, Index l, Index r,
                   const T* left, const T* right, T* out_left, T* out_right) {
-  const Index panel = std::max<Index>(8, panel_bytes / static_cast<Index>(sizeof(T)) / m);
+  const Index panel = std::max<Index>(8, panel_bytes / static_cast<Index>(sizeof(T)) / std::max<Index>(1, m));
   for (Index begin = first; begin < last; begin += panel) {
     const Index end = std::min(last, begin + panel);
     Index i = 0, j = 0;
@@ -199,7 +203,7 @@ INLINE void update(T* a, Index first, Index last, Index n, Index m, const T* row
 template <typename T>
 INLINE void updates(T* a, Index first, Index last, Index n, Index m, Index u, const T* rows,
                     const T* factor) {
-  const Index panel = std::max<Index>(8, panel_bytes / static_cast<Index>(sizeof(T)) / m);
+  const Index panel = std::max<Index>(8, panel_bytes / static_cast<Index>(sizeof(T)) / std::max<Index>(1, m));
   for (Index begin = first; begin < last; begin += panel) {
     const Index end = std::min(last, begin + panel);
     Index i = 0;
@@ -250,7 +254,7 @@ void in_parts(Index count, Index threads, const Work& work) {
       // No exception may leave a thread of OpenMP.
       try {
         work(part * count / threads, (part + 1) * count / threads);
-      } catch (const std::bad_alloc&) {
+      } catch (const std::exception&) {
         enough = false;
       }
     }
@@ -426,7 +430,7 @@ PyObject* without_lock(const Work& work) {
   Py_BEGIN_ALLOW_THREADS
   try {
     work();
-  } catch (const std::bad_alloc&) {
+  } catch (const std::exception&) {
     enough = false;
   }
   Py_END_ALLOW_THREADS

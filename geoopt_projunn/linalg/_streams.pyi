@@ -21,7 +21,7 @@ def add_product(
     n: int,
     m: int,
     count: int,
-    none: int,
+    right_count: int,
     threads: int,
     x: int,
     rows: int,

@@ -32,7 +32,7 @@ def orthonormalize(rows: torch.Tensor) -> torch.Tensor:
     a value back to the host.
     """
     if rows.shape[-2] == 1:
-        return _unit_rows(rows, 0.0)
+        return _unit_rows(_of_size_one(rows), 0.0)
     if rows.device.type == "cpu":
         return torch.linalg.qr(rows.mT).Q.mT
     return block_gram_schmidt(rows)
@@ -44,10 +44,17 @@ def block_gram_schmidt(rows: torch.Tensor) -> torch.Tensor:
     The whole pass runs three times: nearly dependent rows leave the first orthogonal to a few
     digits only, are well conditioned input for the second, and the third ends at rounding.
     """
-    rows = _unit_rows(rows, 0.0)
+    rows = _unit_rows(_of_size_one(rows), 0.0)
     for _ in range(3):
         rows = _gram_schmidt_pass(rows)
     return rows
+
+
+def _of_size_one(rows: torch.Tensor) -> torch.Tensor:
+    """Divide each row by its largest entry, for squares leave the range of a dtype early."""
+    real = torch.view_as_real(rows.resolve_conj()).flatten(-2) if rows.is_complex() else rows
+    largest = real.abs().amax(-1, keepdim=True)
+    return rows / torch.nn.functional.threshold(largest, 0.0, torch.inf)
 
 
 def _unit_rows(rows: torch.Tensor, floor: float) -> torch.Tensor:

@@ -19,7 +19,7 @@ except ImportError:
     _streams = None  # type: ignore[assignment]
 
 BUILT = _streams is not None
-_USES_THREADS = BUILT and _streams.USES_THREADS
+USES_THREADS = BUILT and _streams.USES_THREADS
 # Below, calling costs more than reading once saves.
 _FROM_BYTES = 2**18
 # Bit 0: complex; bit 1: double precision.
@@ -33,20 +33,23 @@ def serve(x: torch.Tensor) -> bool:
 
     They take it as it is if it is contiguous, and its transpose if that is.
     """
+    compiling = torch.compiler.is_compiling()
     return (
         _enabled
         and x.numel() * x.element_size() >= _FROM_BYTES
         and x.device.type == "cpu"
         and x.dtype in _KINDS
         and not torch.is_grad_enabled()
-        and (_USES_THREADS or torch.get_num_threads() == 1)
+        and (USES_THREADS or (not compiling and torch.get_num_threads() == 1))
         and (x.is_contiguous() or x.mT.is_contiguous())
+        # Of what torch.func transforms, the derivative and the batch would be lost.
+        and (compiling or torch._C._functorch.peek_interpreter_stack() is None)
     )
 
 
 @contextmanager
 def disabled() -> Iterator[None]:
-    """Use torch's own products, for comparison."""
+    """Use torch's own products, for comparison; in all threads."""
     global _enabled
     before, _enabled = _enabled, False
     try:
@@ -74,24 +77,29 @@ set_columns_ = torch.ops.geoopt_projunn.set_columns_.default
 """x.scatter_(-1, index, columns), of which torch.compile makes a copy of x"""
 
 
-def _plain(x: torch.Tensor, rows: torch.Tensor, size: int) -> torch.Tensor:
+def _plain(x: torch.Tensor, name: str, rows: torch.Tensor, size: int) -> torch.Tensor:
     """Return the rows, (b, k, size), as they must lie in memory; what reads them does not look."""
-    if rows.dtype != x.dtype or rows.device != x.device or not x.is_contiguous():
+    if x.dtype not in _KINDS or not x.is_contiguous():
         raise ValueError(
-            f"`rows` must have the dtype and device of `x`, {x.dtype} on {x.device}, which must be "
-            f"contiguous; got {rows.dtype} on {rows.device} and strides {x.stride()} of `x`."
+            f"`x` must be contiguous and of single or double precision, got {x.dtype} with strides "
+            f"{x.stride()}; use the functions of `geoopt_projunn.linalg.rows`, which take both."
+        )
+    if rows.dtype != x.dtype or rows.device != x.device:
+        raise ValueError(
+            f"`{name}` must have the dtype and device of `x`, {x.dtype} on {x.device}, got "
+            f"{rows.dtype} on {rows.device}; convert it."
         )
     if rows.dim() != 3 or rows.shape[0] != x.shape[0] or rows.shape[2] != size:
         raise ValueError(
-            f"`rows` must have shape ({x.shape[0]}, k, {size}) for `x` of shape "
-            f"{tuple(x.shape)}, got {tuple(rows.shape)}."
+            f"`{name}` must have shape ({x.shape[0]}, k, {size}) for `x` of shape "
+            f"{tuple(x.shape)}, got {tuple(rows.shape)}; rows are the second dimension."
         )
     return rows.contiguous()
 
 
 def _times(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     b, n, m = x.shape
-    rows = _plain(x, rows, n)
+    rows = _plain(x, "rows", rows, n)
     out = x.new_empty((b, rows.shape[1], m))
     _streams.both_sides(
         *(_KINDS[x.dtype], b, n, m, rows.shape[1], 0, torch.get_num_threads()),
@@ -102,7 +110,7 @@ def _times(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 def _times_adjoint(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     b, n, m = x.shape
-    rows = _plain(x, rows, m)
+    rows = _plain(x, "rows", rows, m)
     out = x.new_empty((b, rows.shape[1], n))
     _streams.both_sides(
         *(_KINDS[x.dtype], b, n, m, 0, rows.shape[1], torch.get_num_threads()),
@@ -115,7 +123,7 @@ def _both_sides(
     left: torch.Tensor, right: torch.Tensor, x: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     b, n, m = x.shape
-    left, right = _plain(x, left, n), _plain(x, right, m)
+    left, right = _plain(x, "left", left, n), _plain(x, "right", right, m)
     counts = left.shape[1], right.shape[1]
     outs = x.new_empty((b, counts[0], m)), x.new_empty((b, counts[1], n))
     _streams.both_sides(
@@ -127,11 +135,11 @@ def _both_sides(
 
 def _add_product_(x: torch.Tensor, rows: torch.Tensor, factor: torch.Tensor) -> None:
     b, n, m = x.shape
-    rows, factor = _plain(x, rows, n), _plain(x, factor, m)
+    rows, factor = _plain(x, "rows", rows, n), _plain(x, "factor", factor, m)
     if rows.shape[1] != factor.shape[1]:
         raise ValueError(
             f"`rows` and `factor` must have as many rows, got {rows.shape[1]} and "
-            f"{factor.shape[1]}."
+            f"{factor.shape[1]}; each row of one belongs to a row of the other."
         )
     _streams.add_product(
         *(_KINDS[x.dtype], b, n, m, rows.shape[1], 0, torch.get_num_threads()),

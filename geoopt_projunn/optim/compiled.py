@@ -1,4 +1,4 @@
-"""Steps of small matrices as one compiled function, where launching operations is what costs."""
+"""Steps as one compiled function, where launching operations or temporaries are what costs."""
 
 import functools
 import warnings
@@ -24,7 +24,8 @@ Step = Callable[..., None]
 def pays(x: torch.Tensor) -> bool:
     """Return whether compiling makes steps of x faster, and the compiler knows its dtype."""
     small = x.shape[-1] < _COPIES_FROM
-    return (small or streams.serve(x)) and not x.is_complex() and not x.is_meta
+    products = streams.USES_THREADS and streams.serve(x) and x.is_contiguous()
+    return (small or products) and not x.is_complex() and not x.is_meta
 
 
 @functools.cache

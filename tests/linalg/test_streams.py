@@ -1,5 +1,9 @@
 """Products that read a matrix once, against torch's own in double precision."""
 
+import shutil
+import sys
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -10,7 +14,10 @@ from tests._asserts import assert_bit_equal, assert_within
 from tests._matrices import DTYPES, eps, wide
 from tests._modes import Recorder
 
-pytestmark = pytest.mark.skipif(not streams.BUILT, reason="the extension is not built")
+pytestmark = pytest.mark.skipif(
+    not streams.BUILT and not (sys.platform == "linux" and shutil.which("g++")),
+    reason="the extension is not built, and need not be",
+)
 
 # Whole vectors and rests, one chunk of rows and several, every case of rows at once.
 SIZES = [(1, 1, 1), (3, 5, 7), (2, 16, 16), (1, 127, 33), (1, 130, 64), (2, 300, 260)]
@@ -33,6 +40,11 @@ def threads():
     torch.set_num_threads(before)
 
 
+def test_the_extension_is_built_where_there_is_a_compiler():
+    assert streams.BUILT
+    assert streams.USES_THREADS or sys.platform != "linux"
+
+
 def draw(*size, dtype):
     return torch.randn(*size, dtype=dtype)
 
@@ -50,7 +62,7 @@ def assert_product(actual, left, right):
 @dtypes
 def test_each_side_is_the_product(dtype, size, count):
     b, n, m = size
-    x, left, right = draw(*size, dtype=dtype), draw(b, count, n, dtype=dtype), None
+    x, left = draw(*size, dtype=dtype), draw(b, count, n, dtype=dtype)
     right = draw(b, count, m, dtype=dtype)
     assert_product(streams.times(left, x), left, x)
     assert_product(streams.times_adjoint(right, x), right, x.mH)
@@ -80,6 +92,15 @@ def test_the_update_adds_the_product_in_place(dtype, size, count):
     assert x.data_ptr() == place
     assert x._version > version
     assert_within(x, expected, 40 * eps(dtype) * count**0.5)
+
+
+@pytest.mark.parametrize("size", [(2, 3, 0), (2, 0, 3), (0, 3, 3)])
+def test_empty_matrices_have_empty_or_zero_products(size):
+    b, n, m = size
+    x, left, right = torch.empty(size), torch.ones(b, 2, n), torch.ones(b, 2, m)
+    assert_bit_equal(streams.times(left, x), torch.zeros(b, 2, m))
+    assert_bit_equal(streams.times_adjoint(right, x), torch.zeros(b, 2, n))
+    streams.add_product_(x, left, right)
 
 
 @dtypes
@@ -116,7 +137,8 @@ def test_a_bad_entry_shows_in_what_it_belongs_to(dtype, bad):
 @pytest.mark.parametrize("n", [100, 700])
 @dtypes
 def test_threads_and_other_matrices_change_no_bit(dtype, n, threads):
-    x, left = draw(3, n, n, dtype=dtype), draw(3, 2, n, dtype=dtype)
+    # Enough bytes for three threads.
+    x, left = draw(12, n, n, dtype=dtype), draw(12, 2, n, dtype=dtype)
     outs = []
     for count in (1, 2, 3):
         threads(count)
@@ -126,8 +148,10 @@ def test_threads_and_other_matrices_change_no_bit(dtype, n, threads):
     for other in outs[1:]:
         for one, two in zip(outs[0], other, strict=True):
             assert_bit_equal(one, two)
-    alone = streams.both_sides(left[1:2], left[1:2], x[1:2])
-    for one, two in zip(alone, outs[0], strict=False):
+    alone = x[1:2].clone()
+    products = streams.both_sides(left[1:2], left[1:2], alone)
+    streams.add_product_(alone, left[1:2], left[1:2])
+    for one, two in zip((*products, alone), outs[0], strict=True):
         assert_bit_equal(one[0], two[1])
 
 
@@ -171,16 +195,60 @@ def test_matrices_that_lie_column_by_column_are_read_as_they_lie(dtype):
     assert_within(x, expected, 100 * eps(dtype))
 
 
+@dtypes
+def test_updates_of_conjugate_matrices_change_what_they_are_views_of(dtype):
+    left, right = draw(2, 3, 200, dtype=dtype), draw(2, 3, 200, dtype=dtype)
+    index = torch.tensor([[3], [7]]).unsqueeze(1).expand(2, 200, 1)
+    for view in (torch.conj, lambda x: x.mH, lambda x: x.mT):
+        for context in (nullcontext(), streams.disabled()):
+            base = draw(2, 200, 200, dtype=dtype)
+            x = view(base)
+            expected = x + left.mH @ right
+            expected = expected.scatter(-1, index, expected[..., :1].contiguous())
+            columns = (x + left.mH @ right)[..., :1].contiguous()
+            with context:
+                rows.add_product_(x, left, right)
+                rows.set_columns_(x, index, columns)
+            assert_within(view(base), expected, 100 * eps(dtype))
+
+
+def test_what_torch_func_transforms_is_left_to_torch():
+    x, left = torch.randn(4, 2, 200, 200), torch.randn(4, 2, 1, 200)
+    expected = torch.stack([rows.times(one, two) for one, two in zip(left, x, strict=True)])
+    with Recorder() as recorder:
+        batched = torch.func.vmap(rows.times)(left, x)
+    assert "times" not in recorder.operations
+    assert_within(batched, expected, 1e-4)
+
+
+def test_without_threads_of_its_own_the_extension_serves_one(monkeypatch, threads):
+    monkeypatch.setattr(streams, "USES_THREADS", False)
+    x = torch.randn(1, 512, 512)
+    threads(1)
+    assert streams.serve(x)
+    threads(2)
+    assert not streams.serve(x)
+
+
 def test_what_does_not_fit_is_refused():
-    x, rows = torch.randn(2, 6, 5), torch.randn(2, 1, 6)
+    x, few = torch.randn(2, 6, 5), torch.randn(2, 1, 6)
+    right = torch.randn(2, 1, 5)
     with pytest.raises(ValueError, match=r"`rows` must have shape \(2, k, 5\) .* got \(2, 1, 6\)"):
-        streams.times_adjoint(rows, x)
-    with pytest.raises(ValueError, match=r"must have the dtype .*torch.float32.* got .*float64"):
-        streams.times(rows.double(), x)
-    with pytest.raises(ValueError, match=r"contiguous; got .* strides \(30, 1, 6\)"):
-        streams.times(rows, torch.randn(2, 5, 6).mT)
-    with pytest.raises(ValueError, match=r"as many rows, got 1 and 2"):
-        streams.add_product_(x, rows, torch.randn(2, 2, 5))
+        streams.times_adjoint(few, x)
+    with pytest.raises(ValueError, match=r"`right` must have shape \(2, k, 5\) .* got \(2, 1, 6\)"):
+        streams.both_sides(few, few, x)
+    with pytest.raises(ValueError, match=r"`rows` must have the dtype .*float32.* got .*float64"):
+        streams.times(few.double(), x)
+    with pytest.raises(ValueError, match=r"`x` must be contiguous .* strides \(30, 1, 6\)"):
+        streams.times(few, torch.randn(2, 5, 6).mT)
+    with pytest.raises(ValueError, match=r"`x` must be .* single or double .* got torch.bfloat16"):
+        streams.times(few.bfloat16(), x.bfloat16())
+    before = x.clone()
+    with pytest.raises(ValueError, match=r"`factor` must have shape \(2, k, 5\)"):
+        streams.add_product_(x, few, few)
+    with pytest.raises(ValueError, match=r"as many rows, got 1 and 2; each row"):
+        streams.add_product_(x, few, torch.cat((right, right), 1))
+    assert_bit_equal(x, before)
 
 
 def test_shapes_are_known_without_data_and_flops_are_counted():
