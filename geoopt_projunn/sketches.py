@@ -81,8 +81,8 @@ def tangent(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> 
     of :math:`D`, the next ones in turn, of unit length, and a smaller part that lies in any
     direction. They are blind to no gradient, and where :math:`2 \operatorname{rank} D \le k`,
     as for batches of k / 2, they reach all of :math:`\Omega` and the step is that of full rank.
-    For k = 1 rows take the place of columns, :math:`T = x (D^H H + G)`: there, and only there,
-    they need fewer steps.
+    For k = 1 rows take the place of columns, :math:`T = x (D^H H + G)`: there they need fewer
+    steps on mini-batches, and from k = 3 on more.
 
     Parameters
     ----------
@@ -100,7 +100,8 @@ def tangent(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> 
 
     Notes
     -----
-    Four passes over ``x`` and two over ``d``, :math:`16kn^2 + 8k^2n` flops.
+    Four passes over ``x`` and two over ``d``, four by torch's own products;
+    :math:`16kn^2 + 8k^2n` flops.
     """
     n = x.shape[-1]
     count = min(_IN_TURN * k, n)
