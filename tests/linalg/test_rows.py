@@ -1,6 +1,12 @@
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
 import pytest
 import torch
 
+from geoopt_projunn.linalg import streams
 from geoopt_projunn.linalg.rows import add_product_, generator_rows, row_norms, times_adjoint
 from tests._asserts import assert_same_to_rounding, assert_within
 from tests._matrices import DTYPES, eps, hermitian, skewh, unitary
@@ -79,3 +85,16 @@ def test_row_norms_are_those_of_the_rows_however_they_lie(dtype):
     expected = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     for same in (rows, rows.conj(), rows.mT.contiguous().mT):
         assert_same_to_rounding(row_norms(same), expected)
+
+
+HEADERS = Path(sysconfig.get_path("include"), "Python.h")
+
+
+# Everything works without it: only here would its loss be seen.
+@pytest.mark.skipif(
+    sys.platform != "linux" or not shutil.which("g++") or not HEADERS.exists(),
+    reason="needs a compiler",
+)
+def test_the_extension_is_built_where_it_can_be():
+    assert streams.BUILT, "install the package: `pip install -e .` builds the extension"
+    assert streams.USES_THREADS
