@@ -6,11 +6,11 @@ import pickle
 
 import pytest
 import torch
-from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD, nn
 from tests._asserts import assert_bit_equal, assert_same_to_rounding
+from tests._replicas import on_two_replicas
 from tests.nn._jacobian import assert_singular_values, signal
 
 MANIFOLD = LowRankUnitary(2, retraction="polar")
@@ -155,31 +155,23 @@ def test_reset_draws_a_new_layer(kind):
     assert_trains_on_the_manifold(layer)
 
 
-def replica(rank, results):
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{results / 'store'}", rank=rank, world_size=2
-    )
-    try:
-        outcome = {}
-        for name, build in LAYERS.items():
-            torch.manual_seed(rank)  # replicas share no seed: DDP sends rank 0's weights
-            layer = build()
-            parallel = DistributedDataParallel(layer)
-            optimizer = ProjUNNRiemannianAdam(layer.parameters(), lr=0.05)
-            for _ in range(10):
-                optimizer.zero_grad()
-                parallel(signal(layer)).abs().pow(4).mean().backward()
-                optimizer.step()
-            outcome[name] = layer.state_dict()
-        torch.save(outcome, results / f"{rank}.pt")
-    finally:
-        distributed.destroy_process_group()
+def replica(rank):
+    outcome = {}
+    for name, build in LAYERS.items():
+        torch.manual_seed(rank)  # replicas share no seed: DDP sends rank 0's weights
+        layer = build()
+        parallel = DistributedDataParallel(layer)
+        optimizer = ProjUNNRiemannianAdam(layer.parameters(), lr=0.05)
+        for _ in range(10):
+            optimizer.zero_grad()
+            parallel(signal(layer)).abs().pow(4).mean().backward()
+            optimizer.step()
+        outcome[name] = layer.state_dict()
+    return outcome
 
 
 def test_replicas_that_see_different_data_stay_equal(tmp_path):
-    torch.multiprocessing.spawn(replica, args=(tmp_path,), nprocs=2)
-    left, right = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    left, right = on_two_replicas(replica, tmp_path)
     for name, build in LAYERS.items():
         for key, value in left[name].items():
             assert_bit_equal(value, right[name][key])

@@ -3,11 +3,11 @@
 import geoopt
 import pytest
 import torch
-from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from geoopt_projunn import ProjUNNRiemannianAdam
 from geoopt_projunn.nn import OrthogonalRNN, RealReadout, UnitaryRNN, orthogonality_errors
+from tests._replicas import on_two_replicas
 
 
 class Model(torch.nn.Module):
@@ -24,36 +24,24 @@ class Model(torch.nn.Module):
         return self.readout(x)
 
 
-def train(rank, results):
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{results / 'store'}", rank=rank, world_size=2
-    )
-    try:
-        torch.manual_seed(rank)
-        model = Model()
-        replica = DistributedDataParallel(model)
-        start = {name: p.detach().clone() for name, p in model.named_parameters()}
-        optimizer = ProjUNNRiemannianAdam(model.parameters(), lr=0.01)
-        for _ in range(5):
-            optimizer.zero_grad()
-            replica(torch.randn(6, 4, 3)).square().mean().backward()
-            optimizer.step()
-        kinds = {n: isinstance(p, geoopt.ManifoldParameter) for n, p in model.named_parameters()}
-        end = {name: p.detach() for name, p in model.named_parameters()}
-        errors = orthogonality_errors(model)
-        torch.save(
-            {"start": start, "end": end, "kinds": kinds, "errors": errors}, results / f"{rank}"
-        )
-    finally:
-        distributed.destroy_process_group()
+def train(rank):
+    torch.manual_seed(rank)
+    model = Model()
+    replica = DistributedDataParallel(model)
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = ProjUNNRiemannianAdam(model.parameters(), lr=0.01)
+    for _ in range(5):
+        optimizer.zero_grad()
+        replica(torch.randn(6, 4, 3)).square().mean().backward()
+        optimizer.step()
+    kinds = {n: isinstance(p, geoopt.ManifoldParameter) for n, p in model.named_parameters()}
+    end = {name: p.detach() for name, p in model.named_parameters()}
+    return {"start": start, "end": end, "kinds": kinds, "errors": orthogonality_errors(model)}
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    results = tmp_path_factory.mktemp("replicas")
-    torch.multiprocessing.spawn(train, args=(results,), nprocs=2)
-    return [torch.load(results / f"{rank}", weights_only=True) for rank in range(2)]
+    return on_two_replicas(train, tmp_path_factory.mktemp("replicas"))
 
 
 def test_replicas_end_with_the_same_bits(outcomes):

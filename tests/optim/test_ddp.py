@@ -3,10 +3,10 @@
 import geoopt
 import pytest
 import torch
-from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
+from tests._replicas import on_two_replicas
 
 SETTINGS = {
     "momentum": (ProjUNNRiemannianSGD, {"lr": 0.05, "momentum": 0.9}),
@@ -36,39 +36,30 @@ class Model(torch.nn.Module):
         return self.read(real + complex_.real * complex_.imag)
 
 
-def train(rank, results):
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{results / 'store'}", rank=rank, world_size=2
-    )
-    try:
-        outcome = {}
-        for name, (kind, options) in SETTINGS.items():
-            torch.manual_seed(rank)  # replicas share no seed: DDP sends rank 0's weights
-            model = Model()
-            replica = DistributedDataParallel(model)
-            start = {key: p.detach().clone() for key, p in model.named_parameters()}
-            optimizer = kind(model.parameters(), **options)
-            for _ in range(20):
-                optimizer.zero_grad()
-                replica(torch.randn(16, 8)).square().mean().backward()
-                optimizer.step()
-                torch.rand(rank + 1)  # nor the state of a generator
-            outcome[name] = {
-                "start": start,
-                "end": {key: p.detach() for key, p in model.named_parameters()},
-                "state": optimizer.state_dict()["state"],
-            }
-        torch.save(outcome, results / f"{rank}.pt")
-    finally:
-        distributed.destroy_process_group()
+def train(rank):
+    outcome = {}
+    for name, (kind, options) in SETTINGS.items():
+        torch.manual_seed(rank)  # replicas share no seed: DDP sends rank 0's weights
+        model = Model()
+        replica = DistributedDataParallel(model)
+        start = {key: p.detach().clone() for key, p in model.named_parameters()}
+        optimizer = kind(model.parameters(), **options)
+        for _ in range(20):
+            optimizer.zero_grad()
+            replica(torch.randn(16, 8)).square().mean().backward()
+            optimizer.step()
+            torch.rand(rank + 1)  # nor the state of a generator
+        outcome[name] = {
+            "start": start,
+            "end": {key: p.detach() for key, p in model.named_parameters()},
+            "state": optimizer.state_dict()["state"],
+        }
+    return outcome
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    results = tmp_path_factory.mktemp("replicas")
-    torch.multiprocessing.spawn(train, args=(results,), nprocs=2)
-    return [torch.load(results / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return on_two_replicas(train, tmp_path_factory.mktemp("replicas"))
 
 
 @pytest.mark.parametrize("name", SETTINGS)
