@@ -38,6 +38,13 @@ constexpr Index chunk_rows = 128;
 // Less than this is done before another thread has woken up.
 constexpr Index bytes_for_a_thread = 128 * 1024;
 
+template <typename T>
+INLINE Index panel_rows(Index m) {
+  return std::max<Index>(8, panel_bytes / static_cast<Index>(sizeof(T)) / std::max<Index>(1, m));
+}
+
+inline Index chunks_of(Index n) { return (n + chunk_rows - 1) / chunk_rows; }
+
 // One vector: the widest register there is, made of narrower ones where it is not.
 template <typename T>
 struct Lanes {
@@ -133,7 +140,7 @@ INLINE void all_rows(const T* a, Index first, Index last, Index n, Index m, cons
 template <typename T>
 INLINE void sides(const T* a, Index first, Index last, Index n, Index m, Index l, Index r,
                   const T* left, const T* right, T* out_left, T* out_right) {
-  const Index panel = std::max<Index>(8, panel_bytes / static_cast<Index>(sizeof(T)) / std::max<Index>(1, m));
+  const Index panel = panel_rows<T>(m);
   for (Index begin = first; begin < last; begin += panel) {
     const Index end = std::min(last, begin + panel);
     Index i = 0, j = 0;
@@ -151,14 +158,14 @@ INLINE void sides(const T* a, Index first, Index last, Index n, Index m, Index l
   }
 }
 
-FOR_EACH_CPU void sides_of(const float* a, Index first, Index last, Index n, Index m, Index l, Index r,
-                           const float* left, const float* right, float* out_left,
+FOR_EACH_CPU void sides_of(const float* a, Index first, Index last, Index n, Index m, Index l,
+                           Index r, const float* left, const float* right, float* out_left,
                            float* out_right) {
   sides<float>(a, first, last, n, m, l, r, left, right, out_left, out_right);
 }
 
-FOR_EACH_CPU void sides_of(const double* a, Index first, Index last, Index n, Index m, Index l, Index r,
-                           const double* left, const double* right, double* out_left,
+FOR_EACH_CPU void sides_of(const double* a, Index first, Index last, Index n, Index m, Index l,
+                           Index r, const double* left, const double* right, double* out_left,
                            double* out_right) {
   sides<double>(a, first, last, n, m, l, r, left, right, out_left, out_right);
 }
@@ -203,7 +210,7 @@ INLINE void update(T* a, Index first, Index last, Index n, Index m, const T* row
 template <typename T>
 INLINE void updates(T* a, Index first, Index last, Index n, Index m, Index u, const T* rows,
                     const T* factor) {
-  const Index panel = std::max<Index>(8, panel_bytes / static_cast<Index>(sizeof(T)) / std::max<Index>(1, m));
+  const Index panel = panel_rows<T>(m);
   for (Index begin = first; begin < last; begin += panel) {
     const Index end = std::min(last, begin + panel);
     Index i = 0;
@@ -249,7 +256,8 @@ void in_parts(Index count, Index threads, const Work& work) {
 #ifdef _OPENMP
   if (threads > 1) {
     bool enough = true;
-#pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(static) reduction(&& : enough)
+#pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(static) \
+    reduction(&& : enough)
     for (Index part = 0; part < threads; ++part) {
       // No exception may leave a thread of OpenMP.
       try {
@@ -273,7 +281,7 @@ struct Shape {
   // Real numbers in an entry, and in a row of the matrix.
   Index parts() const { return complex ? 2 : 1; }
   Index width() const { return parts() * m; }
-  Index chunks() const { return (n + chunk_rows - 1) / chunk_rows; }
+  Index chunks() const { return chunks_of(n); }
   Shape with_useful_threads(std::size_t bytes) const {
     Shape other = *this;
     const Index useful = 1 + b * n * width() * static_cast<Index>(bytes) / bytes_for_a_thread;
@@ -294,7 +302,7 @@ struct Scratch {
 template <typename T>
 void real_sides(Index n, Index m, Index l, Index r, Index threads, const T* a, const T* left,
                 const T* right, T* out_left, T* out_right, std::vector<T>* shares) {
-  const Index size = l * m, chunks = (n + chunk_rows - 1) / chunk_rows;
+  const Index size = l * m, chunks = chunks_of(n);
   std::fill_n(out_left, size, T(0));
   if (chunks == 1) return sides_of(a, 0, n, n, m, l, r, left, right, out_left, out_right);
   const Index team = std::min(threads, chunks);

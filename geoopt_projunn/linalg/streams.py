@@ -101,10 +101,7 @@ def _times(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     b, n, m = x.shape
     rows = _plain(x, "rows", rows, n)
     out = x.new_empty((b, rows.shape[1], m))
-    _streams.both_sides(
-        *(_KINDS[x.dtype], b, n, m, rows.shape[1], 0, torch.get_num_threads()),
-        *(x.data_ptr(), rows.data_ptr(), 0, out.data_ptr(), 0),
-    )
+    _read(x, (rows.shape[1], 0), rows.data_ptr(), 0, out.data_ptr(), 0)
     return out
 
 
@@ -112,10 +109,7 @@ def _times_adjoint(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     b, n, m = x.shape
     rows = _plain(x, "rows", rows, m)
     out = x.new_empty((b, rows.shape[1], n))
-    _streams.both_sides(
-        *(_KINDS[x.dtype], b, n, m, 0, rows.shape[1], torch.get_num_threads()),
-        *(x.data_ptr(), 0, rows.data_ptr(), 0, out.data_ptr()),
-    )
+    _read(x, (0, rows.shape[1]), 0, rows.data_ptr(), 0, out.data_ptr())
     return out
 
 
@@ -126,11 +120,16 @@ def _both_sides(
     left, right = _plain(x, "left", left, n), _plain(x, "right", right, m)
     counts = left.shape[1], right.shape[1]
     outs = x.new_empty((b, counts[0], m)), x.new_empty((b, counts[1], n))
-    _streams.both_sides(
-        *(_KINDS[x.dtype], b, n, m, *counts, torch.get_num_threads()),
-        *(x.data_ptr(), left.data_ptr(), right.data_ptr(), outs[0].data_ptr(), outs[1].data_ptr()),
-    )
+    _read(x, counts, *(tensor.data_ptr() for tensor in (left, right, *outs)))
     return outs
+
+
+def _read(
+    x: torch.Tensor, counts: tuple[int, int], left: int, right: int, out_left: int, out_right: int
+) -> None:
+    (b, n, m), kind, threads = x.shape, _KINDS[x.dtype], torch.get_num_threads()
+    addresses = x.data_ptr(), left, right, out_left, out_right
+    _streams.both_sides(kind, b, n, m, *counts, threads, *addresses)
 
 
 def _add_product_(x: torch.Tensor, rows: torch.Tensor, factor: torch.Tensor) -> None:

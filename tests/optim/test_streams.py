@@ -61,3 +61,16 @@ def test_gradients_of_any_size_are_followed(scale, sketch):
     feed(ProjUNNRiemannianSGD([p], lr=0.1), p, grads)
     feed(ProjUNNRiemannianSGD([q], lr=0.1 / scale), q, [scale * g for g in grads])
     assert_within(q, p, 1e-9)
+
+
+# Squares leave the range of double precision: the test vectors may differ, but not the length.
+@pytest.mark.parametrize("sketch", SKETCHES)
+@pytest.mark.parametrize("scale", [1e-165, 1e157])
+def test_gradients_whose_squares_overflow_are_followed_too(scale, sketch):
+    p = on_manifold(LowRankUnitary().random(24, 24, dtype=torch.float64).data, sketch=sketch)
+    start = p.detach().clone()
+    optimizer = ProjUNNRiemannianSGD([p], lr=0.1 / scale)
+    feed(optimizer, p, [scale * torch.randn(24, 24, dtype=torch.float64)])
+    assert optimizer.skipped_steps == 0
+    assert (p.detach() - start).abs().max() > 1e-2
+    assert orthogonality_error(p) < 1e-12
