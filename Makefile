@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test lint docs clean
 
-$(READY): pyproject.toml constraints.txt setup.py $(wildcard geoopt_projunn/linalg/*.cpp)
+$(READY): pyproject.toml constraints.txt setup.py $(wildcard geoopt_projunn/csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'

@@ -2,6 +2,7 @@
 
 import sys
 import sysconfig
+from glob import glob
 
 from setuptools import Extension, setup
 
@@ -14,8 +15,9 @@ limited = not sysconfig.get_config_var("Py_GIL_DISABLED")
 setup(
     ext_modules=[
         Extension(
-            "geoopt_projunn.linalg._streams",
-            ["geoopt_projunn/linalg/_streams.cpp"],
+            "geoopt_projunn.linalg._kernels",
+            ["geoopt_projunn/csrc/module.cpp"],
+            depends=sorted(glob("geoopt_projunn/csrc/*.h")),
             # -Wno-psabi: vectors are passed between inlined functions only.
             extra_compile_args=[
                 "-std=c++17",

@@ -17,7 +17,7 @@ from torch import Tensor
 from update_problem import LENGTH, Problem
 
 from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
-from geoopt_projunn.linalg import streams
+from geoopt_projunn.linalg import extension
 
 RANKS = (1, 4, 16)
 OURS = "SGD, k = 1"
@@ -59,7 +59,7 @@ def methods(device: str, compile: bool = False) -> Iterator[Method]:
         yield Method(OURS if k == 1 else f"SGD, k = {k}", "ours", _projunn(sgd, k), k, 2)
     for k in RANKS:
         yield Method(f"SGD, lsi, k = {k}", "ours", _projunn(sgd, k, sketch="lsi"), k, 2)
-    if streams.BUILT and device == "cpu":
+    if extension.BUILT and device == "cpu":
         for k in RANKS:
             plain = _without_extension(_projunn(sgd, k))
             yield Method(f"SGD, k = {k}, without the extension", "ours", plain, k, 2)
@@ -120,7 +120,7 @@ def _without_extension(build: Callable[[Problem], Update]) -> Callable[[Problem]
         update = build(problem)
 
         def step() -> None:
-            with streams.disabled():
+            with extension.disabled():
                 update.step()
 
         return Update(step, update.weight)

@@ -2,9 +2,49 @@ r"""Drift control: keep rounding from adding up, in :math:`O(n^2)` a step."""
 
 import torch
 
+from .linalg import stages
 from .linalg.rows import row_norms, set_columns_, times, times_adjoint
+from .rotation import Rotation
 
 _CONVERGES = 0.1
+
+
+def turn_(
+    x: torch.Tensor, rotation: Rotation, sweep: int, counter: torch.Tensor, active: torch.Tensor
+) -> torch.Tensor:
+    r"""Rotate x and sweep some of its columns, in place.
+
+    Parameters
+    ----------
+    x : torch.Tensor
+        (b, n, n), changed in place
+    rotation : Rotation
+        what x is multiplied with from the left
+    sweep : int
+        how many columns, for :func:`sweep_columns_`
+    counter : torch.Tensor
+        (b,), int64, the number of the step
+    active : torch.Tensor
+        (b,), bool; where it is False, or the rotation is not finite, x stays as it is, bit for bit
+
+    Returns
+    -------
+    torch.Tensor
+        (b,), bool; where x was turned
+
+    Notes
+    -----
+    Two passes over x, four by torch's own products: what is left of :math:`x^H x - I` the
+    rotation does not change, so that one pass finds it and what the rotation turns.
+    """
+    sweep = min(sweep, x.shape[-1])
+    if rotation.rows is not None and stages.serve(x):
+        return stages.turn_(x, rotation.rows, rotation.delta, sweep, counter, active)
+    finite = active & rotation.is_finite()
+    rotation.where(finite).apply_(x)
+    if sweep:
+        sweep_columns_(x, sweep, counter, finite)
+    return finite
 
 
 def sweep_columns_(

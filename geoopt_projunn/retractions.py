@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import torch
 
+from .linalg import stages
 from .linalg.dense import skewh
 
 Retraction = Callable[[torch.Tensor], torch.Tensor]
@@ -54,8 +55,10 @@ def exponential(core: torch.Tensor) -> torch.Tensor:
     Kiani et al., arXiv:2203.05483, Theorem 3.2. Scaling and squaring: Higham, SIAM J. Matrix
     Anal. Appl. 26, 2005.
     """
-    a = _shortened(skewh(core), _LONGEST_EXPONENTIAL) * 2.0**-_SQUARINGS
-    a = a.reshape(-1, *core.shape[-2:])
+    batch = core.reshape(-1, *core.shape[-2:])
+    if stages.serve_cores(batch):
+        return stages.exponential(batch).view(core.shape)
+    a = _shortened(skewh(batch), _LONGEST_EXPONENTIAL) * 2.0**-_SQUARINGS
     delta = a
     for degree in range(_TAYLOR_DEGREE, 1, -1):
         delta = torch.baddbmm(a, a, delta, alpha=1 / degree)

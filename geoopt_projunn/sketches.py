@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 
+from .linalg import stages
 from .linalg.basis import orthonormalize
 from .linalg.dense import skewh
 from .linalg.hashing import uniform
@@ -103,6 +104,8 @@ def tangent(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> 
     Four passes over ``x`` and two over ``d``, four by torch's own products;
     :math:`16kn^2 + 8k^2n` flops.
     """
+    if stages.serve_sketch(x, d, k):
+        return Sketched(*stages.tangent(x, d, k, counter))
     n = x.shape[-1]
     count = min(_IN_TURN * k, n)
     turn = torch.arange(count, device=x.device).add(counter.unsqueeze(-1), alpha=count)
@@ -159,6 +162,8 @@ def lsi(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> Sket
     -----
     Two passes over ``d`` and one over ``x``.
     """
+    if stages.serve_sketch(x, d, k):
+        return Sketched(*stages.lsi(x, d, k, counter))
     rows = times(_test_rows(x, k, counter, x.shape[-1]), d)
     v = orthonormalize(rows.to(WIDE[x.dtype])).to(x.dtype)
     return _ambient(x, times_adjoint(v, d), v)

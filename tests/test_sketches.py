@@ -24,6 +24,8 @@ from tests._matrices import (
     wide,
 )
 
+pytestmark = pytest.mark.usefixtures("each_way", "without_gradients")
+
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
 sketches = pytest.mark.parametrize("name", SKETCHES)
 SIZES = [(7, 1), (7, 3), (8, 2), (8, 4), (2, 1), (3, 1)]

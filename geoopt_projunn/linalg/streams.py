@@ -1,31 +1,17 @@
 r"""Products of a few rows with large matrices that read each matrix once.
 
 Where the rows are few, reading the matrices is all the work, and BLAS reads one for each row
-and each side. The extension ``_streams`` reads it once; it is built with the package if there
-is a C++ compiler, for CPUs. These are operators of torch: flops are counted, and
+and each side. The kernels read it once. These are operators of torch: flops are counted, and
 torch.compile takes them as they are.
 """
-
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-try:
-    from . import _streams
-except ImportError:
-    # Not built: everything is done by torch's own products.
-    _streams = None  # type: ignore[assignment]
+from . import extension
 
-BUILT = _streams is not None
-USES_THREADS = BUILT and _streams.USES_THREADS
 # Below, calling costs more than reading once saves.
 _FROM_BYTES = 2**18
-# Bit 0: complex; bit 1: double precision.
-_KINDS = {torch.float32: 0, torch.complex64: 1, torch.float64: 2, torch.complex128: 3}
-
-_enabled = BUILT
 
 
 def serve(x: torch.Tensor) -> bool:
@@ -33,29 +19,11 @@ def serve(x: torch.Tensor) -> bool:
 
     They take it as it is if it is contiguous, and its transpose if that is.
     """
-    compiling = torch.compiler.is_compiling()
     return (
-        _enabled
+        extension.serves(x)
         and x.numel() * x.element_size() >= _FROM_BYTES
-        and x.device.type == "cpu"
-        and x.dtype in _KINDS
-        and not torch.is_grad_enabled()
-        and (USES_THREADS or (not compiling and torch.get_num_threads() == 1))
         and (x.is_contiguous() or x.mT.is_contiguous())
-        # Of what torch.func transforms, the derivative and the batch would be lost.
-        and (compiling or torch._C._functorch.peek_interpreter_stack() is None)
     )
-
-
-@contextmanager
-def disabled() -> Iterator[None]:
-    """Use torch's own products, for comparison; in all threads."""
-    global _enabled
-    before, _enabled = _enabled, False
-    try:
-        yield
-    finally:
-        _enabled = before
 
 
 _library = torch.library.Library("geoopt_projunn", "DEF")
@@ -79,7 +47,7 @@ set_columns_ = torch.ops.geoopt_projunn.set_columns_.default
 
 def _plain(x: torch.Tensor, name: str, rows: torch.Tensor, size: int) -> torch.Tensor:
     """Return the rows, (b, k, size), as they must lie in memory; what reads them does not look."""
-    if x.dtype not in _KINDS or not x.is_contiguous():
+    if x.dtype not in extension.KINDS or not x.is_contiguous():
         raise ValueError(
             f"`x` must be contiguous and of single or double precision, got {x.dtype} with strides "
             f"{x.stride()}; use the functions of `geoopt_projunn.linalg.rows`, which take both."
@@ -127,9 +95,9 @@ def _both_sides(
 def _read(
     x: torch.Tensor, counts: tuple[int, int], left: int, right: int, out_left: int, out_right: int
 ) -> None:
-    (b, n, m), kind, threads = x.shape, _KINDS[x.dtype], torch.get_num_threads()
+    (b, n, m), kind, threads = x.shape, extension.KINDS[x.dtype], torch.get_num_threads()
     addresses = x.data_ptr(), left, right, out_left, out_right
-    _streams.both_sides(kind, b, n, m, *counts, threads, *addresses)
+    extension.kernels.both_sides(kind, b, n, m, *counts, threads, *addresses)
 
 
 def _add_product_(x: torch.Tensor, rows: torch.Tensor, factor: torch.Tensor) -> None:
@@ -140,8 +108,8 @@ def _add_product_(x: torch.Tensor, rows: torch.Tensor, factor: torch.Tensor) -> 
             f"`rows` and `factor` must have as many rows, got {rows.shape[1]} and "
             f"{factor.shape[1]}; each row of one belongs to a row of the other."
         )
-    _streams.add_product(
-        *(_KINDS[x.dtype], b, n, m, rows.shape[1], 0, torch.get_num_threads()),
+    extension.kernels.add_product(
+        *(extension.KINDS[x.dtype], b, n, m, rows.shape[1], torch.get_num_threads()),
         *(x.data_ptr(), rows.data_ptr(), factor.data_ptr()),
     )
     # What autograd has saved must not change unnoticed.

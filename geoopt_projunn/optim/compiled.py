@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
-from ..linalg import streams
+from ..linalg import extension, streams
 from ..manifold import LowRankUnitary
 
 # From here on, torch's own updates in place are compiled into copies of the whole matrix; the
@@ -24,7 +24,7 @@ Step = Callable[..., None]
 def pays(x: torch.Tensor) -> bool:
     """Return whether compiling makes steps of x faster, and the compiler knows its dtype."""
     small = x.shape[-1] < _COPIES_FROM
-    products = streams.USES_THREADS and streams.serve(x) and x.is_contiguous()
+    products = extension.USES_THREADS and streams.serve(x) and x.is_contiguous()
     return (small or products) and not x.is_complex() and not x.is_meta
 
 

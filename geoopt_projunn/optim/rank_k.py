@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..drift import sweep_columns_
+from ..drift import turn_
 from ..linalg.dense import estimate_orthogonality_error
 from ..manifold import LowRankUnitary
 from .compiled import compiled, pays
@@ -121,13 +121,11 @@ def step_(
     for name, share in rule.withdrawn(group).items():
         sketched.add_velocity_(proposed[name], x, -share)
 
-    finite = rotation.is_finite()
+    finite = torch.ones_like(taken, dtype=torch.bool)
     for buffer in proposed.values():
         finite = finite & _is_finite(buffer)
 
-    rotation.where(finite).apply_(x)
-    if manifold.sweep:
-        sweep_columns_(x, min(manifold.sweep, x.shape[-1]), taken, finite)
+    finite = turn_(x, rotation, manifold.sweep, taken, finite)
     for name, buffer in proposed.items():
         torch.where(finite[:, None, None], buffer, buffers[name], out=buffers[name])
     taken.add_(finite)

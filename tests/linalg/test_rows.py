@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from geoopt_projunn.linalg import streams
+from geoopt_projunn.linalg import extension
 from geoopt_projunn.linalg.rows import add_product_, generator_rows, row_norms, times_adjoint
 from tests._asserts import assert_same_to_rounding, assert_within
 from tests._matrices import DTYPES, eps, hermitian, skewh, unitary
@@ -96,5 +96,5 @@ HEADERS = Path(sysconfig.get_path("include"), "Python.h")
     reason="needs a compiler",
 )
 def test_the_extension_is_built_where_it_can_be():
-    assert streams.BUILT, "install the package: `pip install -e .` builds the extension"
-    assert streams.USES_THREADS
+    assert extension.BUILT, "install the package: `pip install -e .` builds the extension"
+    assert extension.USES_THREADS

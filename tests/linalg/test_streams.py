@@ -7,12 +7,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from geoopt_projunn.linalg import rows, streams
+from geoopt_projunn.linalg import extension, rows, streams
 from tests._asserts import assert_bit_equal, assert_within
 from tests._matrices import DTYPES, eps, wide
 from tests._modes import Recorder
 
-pytestmark = pytest.mark.skipif(not streams.BUILT, reason="the extension is not built")
+pytestmark = pytest.mark.skipif(not extension.BUILT, reason="the extension is not built")
 
 # Whole vectors and rests, one chunk of rows and several, every case of rows at once.
 SIZES = [(1, 1, 1), (3, 5, 7), (2, 16, 16), (1, 127, 33), (1, 130, 64), (2, 300, 260)]
@@ -159,7 +159,7 @@ def test_large_products_are_served_and_nothing_else():
         assert not streams.serve(other), name
     with torch.enable_grad():
         assert not streams.serve(x)
-    with streams.disabled():
+    with extension.disabled():
         assert not streams.serve(x)
     assert streams.serve(x)
 
@@ -190,7 +190,7 @@ def test_updates_of_conjugate_matrices_change_what_they_are_views_of(dtype):
     left, right = draw(2, 3, 200, dtype=dtype), draw(2, 3, 200, dtype=dtype)
     index = torch.tensor([[3], [7]]).unsqueeze(1).expand(2, 200, 1)
     for view in (torch.conj, lambda x: x.mH, lambda x: x.mT):
-        for context in (nullcontext(), streams.disabled()):
+        for context in (nullcontext(), extension.disabled()):
             base = draw(2, 200, 200, dtype=dtype)
             x = view(base)
             expected = x + left.mH @ right
@@ -212,7 +212,7 @@ def test_what_torch_func_transforms_is_left_to_torch():
 
 
 def test_without_threads_of_its_own_the_extension_serves_one(monkeypatch, threads):
-    monkeypatch.setattr(streams, "USES_THREADS", False)
+    monkeypatch.setattr(extension, "USES_THREADS", False)
     x = torch.randn(1, 512, 512)
     threads(1)
     assert streams.serve(x)

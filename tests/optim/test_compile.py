@@ -8,7 +8,7 @@ from torch._dynamo.utils import counters
 from torch._inductor.utils import run_and_get_code
 
 from geoopt_projunn import ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
-from geoopt_projunn.linalg import streams
+from geoopt_projunn.linalg import extension
 from geoopt_projunn.optim.compiled import compiled
 
 from ._helpers import (
@@ -90,7 +90,7 @@ def test_equal_kinds_share_a_compilation_and_others_have_their_own():
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_what_the_compiler_does_not_speed_up_takes_the_eager_step(kind):
     # Of large matrices, torch's own updates in place would be compiled into copies.
-    with streams.disabled():
+    with extension.disabled():
         for start in (torch.eye(512), rotation(4, 8, 8, dtype=torch.complex64)):
             p, q = on_manifold(start), on_manifold(start)
             grads = gradients(p, 2)
@@ -100,7 +100,7 @@ def test_what_the_compiler_does_not_speed_up_takes_the_eager_step(kind):
     assert graphs() == 0
 
 
-@pytest.mark.skipif(not streams.USES_THREADS, reason="the extension is not built for it")
+@pytest.mark.skipif(not extension.USES_THREADS, reason="the extension is not built for it")
 def test_a_compiled_step_of_a_large_matrix_copies_none():
     n = 520
     start = torch.eye(n)
@@ -110,7 +110,7 @@ def test_a_compiled_step_of_a_large_matrix_copies_none():
     optimizer = SGD([q], lr=0.01, compile=True)
     _, code = run_and_get_code(lambda: feed(optimizer, q, grads))
     assert_within(q, p, 1e-5)
-    assert "geoopt_projunn.add_product_" in code[0]
+    assert "geoopt_projunn.turn_" in code[0]
     assert f"empty_strided_cpu((1, {n}, {n})" not in code[0]
 
 

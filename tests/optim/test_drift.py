@@ -7,6 +7,8 @@ from geoopt_projunn import ProjUNNRiemannianSGD
 
 from ._helpers import RETRACTIONS, eps, orthogonality_error, unitary_parameter
 
+pytestmark = pytest.mark.usefixtures("each_way")
+
 N = 128
 
 

@@ -22,6 +22,8 @@ from ._helpers import (
     unitary_parameter,
 )
 
+pytestmark = pytest.mark.usefixtures("each_way")
+
 each_dtype = pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 each_sketch = pytest.mark.parametrize("sketch", SKETCHES)
 

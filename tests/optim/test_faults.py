@@ -24,6 +24,8 @@ from ._helpers import (
     unitary_parameter,
 )
 
+pytestmark = pytest.mark.usefixtures("each_way")
+
 
 @pytest.mark.parametrize("sketch", SKETCHES)
 @pytest.mark.parametrize("retraction", RETRACTIONS)

@@ -24,6 +24,8 @@ from ._helpers import (
     unitary_parameter,
 )
 
+pytestmark = pytest.mark.usefixtures("each_way")
+
 REAL_AND_COMPLEX = (torch.float64, torch.complex128)
 SECOND_MOMENTS = ("elementwise", "scalar")
 NAMES = {"elementwise": "exp_avg_sq", "scalar": "exp_avg_norm_sq"}

@@ -28,6 +28,8 @@ from ._helpers import (
     unitary_parameter,
 )
 
+pytestmark = pytest.mark.usefixtures("each_way")
+
 REAL_AND_COMPLEX = (torch.float64, torch.complex128)
 
 

@@ -1,0 +1,85 @@
+// Orthonormal bases of a few rows, in double precision, safe for dependent and zero rows.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "interleaved.h"
+#include "passes.h"
+
+namespace {
+
+// Rows arrive in single or double precision. A remainder below this fraction is rounding.
+constexpr double dependent = 1e-10;
+// Less than this is left where a projection has cancelled digits: it is done again.
+constexpr double cancelled = 0.7;
+constexpr int most_projections = 3;
+
+inline double dot(const double* a, const double* b, Index width) {
+  double sum;
+  sides_of(a, 0, 1, 1, width, 0, 1, nullptr, b, nullptr, &sum);
+  return sum;
+}
+
+// Divide a row by its largest entry, for squares leave the range of a double early.
+inline void to_size_one(double* row, Index width) {
+  double largest = 0;
+  for (Index j = 0; j < width; ++j) largest = std::max(largest, std::abs(row[j]));
+  if (largest > 0)
+    for (Index j = 0; j < width; ++j) row[j] /= largest;
+}
+
+// Orthonormal rows of `width` real numbers. To a complex row belongs its product with i: the real
+// projection on both is the complex one on the row.
+class Basis {
+ public:
+  Basis(Index width, Index parts, Index most)
+      : width_(width), parts_(parts), rows_(parts * most * width), along_(parts * most) {}
+
+  void clear() { count_ = 0; }
+  Index count() const { return count_; }
+  const double* row(Index index) const { return rows_.data() + parts_ * index * width_; }
+
+  // Add a row: what is new in it at unit length, or zeros where nothing is. The row is spent.
+  void add(double* row) {
+    to_size_one(row, width_);
+    const double whole = std::sqrt(dot(row, row, width_));
+    double rest = whole;
+    for (int i = 0; i < most_projections && count_ > 0; ++i) {
+      const double before = rest;
+      project_out(row);
+      rest = std::sqrt(dot(row, row, width_));
+      // Also where the row is not finite, which has to show.
+      if (!(rest < cancelled * before)) break;
+    }
+    double* to = rows_.data() + parts_ * count_ * width_;
+    if (rest <= dependent * whole)
+      std::fill_n(to, width_, 0.0);
+    else
+      for (Index j = 0; j < width_; ++j) to[j] = row[j] / rest;
+    if (parts_ == 2) times_i(to, width_ / 2, 1.0, to + width_);
+    ++count_;
+  }
+
+  // Inner products of `number` rows with all of the basis, (number, count); for complex rows, of
+  // <basis row, row> the real part and the negative imaginary one.
+  void inner_products(const double* rows, Index number, double* out) const {
+    const Index all = parts_ * count_;
+    sides_of(rows_.data(), 0, all, all, width_, 0, number, nullptr, rows, nullptr, out);
+  }
+
+ private:
+  void project_out(double* row) {
+    const Index all = parts_ * count_;
+    inner_products(row, 1, along_.data());
+    for (Index i = 0; i < all; ++i) along_[i] = -along_[i];
+    update_of(row, 0, 1, 1, width_, all, along_.data(), rows_.data());
+  }
+
+  Index width_, parts_, count_ = 0;
+  std::vector<double> rows_, along_;
+};
+
+}  // namespace

@@ -1,0 +1,170 @@
+// The kernels as a module of Python, called with addresses.
+//
+// Nothing of torch or Python's private API is used, so that one build serves all their versions.
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+
+#include "exponential.h"
+#include "products.h"
+#include "sketches.h"
+#include "turn.h"
+
+namespace {
+
+// Exactly `expected` integers.
+bool parse(PyObject* const* args, Py_ssize_t count, Py_ssize_t expected, Index* value) {
+  if (count != expected) {
+    PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", expected, count);
+    return false;
+  }
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    value[i] = PyLong_AsLongLong(args[i]);
+    if (value[i] == -1 && PyErr_Occurred()) return false;
+  }
+  return true;
+}
+
+// Bit 0: complex; bit 1: double precision.
+Index parts_of(Index kind) { return 1 + (kind & 1); }
+bool is_double(Index kind) { return (kind & 2) != 0; }
+
+template <typename T>
+T* at(Index address) {
+  return reinterpret_cast<T*>(static_cast<std::intptr_t>(address));
+}
+
+template <typename Work>
+PyObject* without_lock(const Work& work) {
+  bool enough = true;
+  Py_BEGIN_ALLOW_THREADS
+  try {
+    work();
+  } catch (const std::exception&) {
+    enough = false;
+  }
+  Py_END_ALLOW_THREADS
+  if (!enough) return PyErr_NoMemory();
+  Py_RETURN_NONE;
+}
+
+// kind, b, n, m, l, r, threads; x, left, right, out_left, out_right
+template <typename T>
+void both_sides(const Index* v) {
+  const Index b = v[1], n = v[2], m = v[3], l = v[4], r = v[5], parts = parts_of(v[0]);
+  for_each_matrix<T>(b, n, parts * m, v[6], [&](Index i, Index last, Index threads) {
+    Scratch<T> scratch;
+    for (; i < last; ++i)
+      sides_of_one(Shape{n, m, l, r, threads, parts == 2}, at<T>(v[7]) + i * n * parts * m,
+                   at<T>(v[8]) + i * l * parts * n, at<T>(v[9]) + i * r * parts * m,
+                   at<T>(v[10]) + i * l * parts * m, at<T>(v[11]) + i * r * parts * n, &scratch);
+  });
+}
+
+PyObject* py_both_sides(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Index v[12];
+  if (!parse(args, count, 12, v)) return nullptr;
+  return without_lock([&] { is_double(v[0]) ? both_sides<double>(v) : both_sides<float>(v); });
+}
+
+// kind, b, n, m, rank, threads; x, rows, factor
+template <typename T>
+void add_product(const Index* v) {
+  const Index b = v[1], n = v[2], m = v[3], rank = v[4], parts = parts_of(v[0]);
+  for_each_matrix<T>(b, n, parts * m, v[5], [&](Index i, Index last, Index threads) {
+    Scratch<T> scratch;
+    for (; i < last; ++i)
+      add_product_to_one(Shape{n, m, rank, 0, threads, parts == 2},
+                         at<T>(v[6]) + i * n * parts * m, at<T>(v[7]) + i * rank * parts * n,
+                         at<T>(v[8]) + i * rank * parts * m, &scratch);
+  });
+}
+
+PyObject* py_add_product(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Index v[9];
+  if (!parse(args, count, 9, v)) return nullptr;
+  return without_lock([&] { is_double(v[0]) ? add_product<double>(v) : add_product<float>(v); });
+}
+
+// kind, b, n, k, is_lsi, transposed, threads; x, d, counters, rows, cores
+template <typename T>
+void sketch(const Index* v) {
+  const Index b = v[1], n = v[2], k = v[3], parts = parts_of(v[0]), width = parts * n;
+  for_each_matrix<T>(b, n, width, v[6], [&](Index first, Index last, Index threads) {
+    Sketcher<T> sketcher(n, parts, k, v[5] != 0, threads);
+    const auto take = v[4] != 0 ? &Sketcher<T>::lsi : &Sketcher<T>::tangent;
+    for (; first < last; ++first)
+      (sketcher.*take)(at<T>(v[7]) + first * n * width, at<T>(v[8]) + first * n * width,
+                       at<Index>(v[9])[first], at<double>(v[10]) + first * 2 * k * width,
+                       at<double>(v[11]) + first * 4 * k * k * parts);
+  });
+}
+
+PyObject* py_sketch(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Index v[12];
+  if (!parse(args, count, 12, v)) return nullptr;
+  return without_lock([&] { is_double(v[0]) ? sketch<double>(v) : sketch<float>(v); });
+}
+
+// kind, b, r; cores, deltas
+PyObject* py_exponential(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Index v[5];
+  if (!parse(args, count, 5, v)) return nullptr;
+  return without_lock([&] {
+    const Index parts = parts_of(v[0]), size = parts * v[2] * v[2];
+    Exponential exponential(v[2], parts);
+    for (Index i = 0; i < v[1]; ++i)
+      exponential(at<double>(v[3]) + i * size, at<double>(v[4]) + i * size);
+  });
+}
+
+// kind, b, n, r, sweep, threads; x, rows, deltas, counters, active
+template <typename T>
+void turn(const Index* v) {
+  const Index b = v[1], n = v[2], r = v[3], parts = parts_of(v[0]), width = parts * n;
+  for_each_matrix<T>(b, n, width, v[5], [&](Index first, Index last, Index threads) {
+    Turner<T> turner(n, parts, r, v[4], threads);
+    for (; first < last; ++first) {
+      bool* active = at<bool>(v[10]) + first;
+      *active = *active && turner(at<T>(v[6]) + first * n * width,
+                                  at<T>(v[7]) + first * r * width,
+                                  at<double>(v[8]) + first * r * r * parts,
+                                  at<Index>(v[9])[first]);
+    }
+  });
+}
+
+PyObject* py_turn(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Index v[11];
+  if (!parse(args, count, 11, v)) return nullptr;
+  return without_lock([&] { is_double(v[0]) ? turn<double>(v) : turn<float>(v); });
+}
+
+#define METHOD(name) \
+  {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(py_##name)), METH_FASTCALL, nullptr}
+
+PyMethodDef methods[] = {METHOD(both_sides), METHOD(add_product), METHOD(sketch),
+                         METHOD(exponential), METHOD(turn), {nullptr, nullptr, 0, nullptr}};
+
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernels", nullptr, 0, methods,
+                      nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__kernels() {
+  PyObject* made = PyModule_Create(&module);
+#ifdef _OPENMP
+  PyObject* uses_threads = Py_True;
+#else
+  PyObject* uses_threads = Py_False;
+#endif
+  if (made != nullptr && PyModule_AddObjectRef(made, "USES_THREADS", uses_threads) != 0) {
+    Py_DECREF(made);
+    return nullptr;
+  }
+  return made;
+}

@@ -1,0 +1,176 @@
+// One pass over a real matrix: products of a few rows with it, or its update of low rank.
+
+#pragma once
+
+#include <algorithm>
+
+#include "lanes.h"
+
+namespace {
+
+// Of a matrix: rows that stay in a core's own cache while all that is asked of them is done.
+constexpr Index panel_bytes = 256 * 1024;
+// Of a matrix, for one thread at a time.
+constexpr Index chunk_rows = 128;
+// Less than this is done before another thread has woken up.
+constexpr Index bytes_for_a_thread = 128 * 1024;
+
+template <typename T>
+INLINE Index panel_rows(Index m) {
+  return std::max<Index>(8, panel_bytes / static_cast<Index>(sizeof(T)) / std::max<Index>(1, m));
+}
+
+inline Index chunks_of(Index n) { return (n + chunk_rows - 1) / chunk_rows; }
+
+// Rows from `first` on, B of them: add left * rows to out_left, write right . rows to out_right.
+template <typename T, int L, int R, int B>
+INLINE void some_rows(const T* a, Index first, Index n, Index m, const T* left, const T* right,
+                      T* out_left, T* out_right) {
+  using Vector = typename Lanes<T>::Aligned;
+  constexpr Index lanes = Lanes<T>::count;
+  const T* row[B];
+  T factor[L > 0 ? L : 1][B];
+  Vector sum[R > 0 ? R : 1][B];
+  for (int i = 0; i < B; ++i) {
+    row[i] = a + (first + i) * m;
+    for (int l = 0; l < L; ++l) factor[l][i] = left[l * n + first + i];
+    for (int r = 0; r < R; ++r) sum[r][i] = Vector{};
+  }
+  Index j = 0;
+  for (; j + lanes <= m; j += lanes) {
+    Vector value[B];
+#pragma GCC unroll 8
+    for (int i = 0; i < B; ++i) value[i] = vector_at(row[i] + j);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const Vector other = vector_at(right + r * m + j);
+#pragma GCC unroll 8
+      for (int i = 0; i < B; ++i) sum[r][i] += value[i] * other;
+    }
+#pragma GCC unroll 8
+    for (int l = 0; l < L; ++l) {
+      Vector total = vector_at(out_left + l * m + j);
+#pragma GCC unroll 8
+      for (int i = 0; i < B; ++i) total += factor[l][i] * value[i];
+      vector_at(out_left + l * m + j) = total;
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int i = 0; i < B; ++i)
+      out_right[r * n + first + i] = total_of<T, 64>(reinterpret_cast<const T*>(&sum[r][i]));
+  for (; j < m; ++j) {
+    for (int i = 0; i < B; ++i) {
+      for (int r = 0; r < R; ++r) out_right[r * n + first + i] += row[i][j] * right[r * m + j];
+      for (int l = 0; l < L; ++l) out_left[l * m + j] += factor[l][i] * row[i][j];
+    }
+  }
+}
+
+template <typename T, int L, int R>
+INLINE void all_rows(const T* a, Index first, Index last, Index n, Index m, const T* left,
+                     const T* right, T* out_left, T* out_right) {
+  // As many rows at once as leave the sums in registers.
+  constexpr int B = R > 4 ? 2 : 4;
+  for (; first + B <= last; first += B)
+    some_rows<T, L, R, B>(a, first, n, m, left, right, out_left, out_right);
+  for (; first < last; ++first)
+    some_rows<T, L, R, 1>(a, first, n, m, left, right, out_left, out_right);
+}
+
+// Any number of rows: as many at once as there are registers for.
+template <typename T>
+INLINE void sides(const T* a, Index first, Index last, Index n, Index m, Index l, Index r,
+                  const T* left, const T* right, T* out_left, T* out_right) {
+  const Index panel = panel_rows<T>(m);
+  for (Index begin = first; begin < last; begin += panel) {
+    const Index end = std::min(last, begin + panel);
+    Index i = 0, j = 0;
+#define TAKE(L, R)                                                                           \
+  while (l - i >= L && r - j >= R) {                                                         \
+    all_rows<T, L, R>(a, begin, end, n, m, left + i * n, right + j * m, out_left + i * m,    \
+                      out_right + j * n);                                                    \
+    i += L;                                                                                  \
+    j += R;                                                                                  \
+  }
+    TAKE(4, 4) TAKE(2, 2) TAKE(1, 1)
+    TAKE(8, 0) TAKE(4, 0) TAKE(2, 0) TAKE(1, 0)
+    TAKE(0, 8) TAKE(0, 4) TAKE(0, 2) TAKE(0, 1)
+#undef TAKE
+  }
+}
+
+FOR_EACH_CPU void sides_of(const float* a, Index first, Index last, Index n, Index m, Index l,
+                           Index r, const float* left, const float* right, float* out_left,
+                           float* out_right) {
+  sides<float>(a, first, last, n, m, l, r, left, right, out_left, out_right);
+}
+
+FOR_EACH_CPU void sides_of(const double* a, Index first, Index last, Index n, Index m, Index l,
+                           Index r, const double* left, const double* right, double* out_left,
+                           double* out_right) {
+  sides<double>(a, first, last, n, m, l, r, left, right, out_left, out_right);
+}
+
+// Rows from `first` on, B of them: a += rows^T factor.
+template <typename T, int U, int B>
+INLINE void update_some(T* a, Index first, Index n, Index m, const T* rows, const T* factor) {
+  using Vector = typename Lanes<T>::Aligned;
+  constexpr Index lanes = Lanes<T>::count;
+  T* row[B];
+  T by[U][B];
+  for (int i = 0; i < B; ++i) {
+    row[i] = a + (first + i) * m;
+    for (int u = 0; u < U; ++u) by[u][i] = rows[u * n + first + i];
+  }
+  Index j = 0;
+  for (; j + lanes <= m; j += lanes) {
+    Vector total[B];
+#pragma GCC unroll 8
+    for (int i = 0; i < B; ++i) total[i] = vector_at(row[i] + j);
+#pragma GCC unroll 8
+    for (int u = 0; u < U; ++u) {
+      const Vector value = vector_at(factor + u * m + j);
+#pragma GCC unroll 8
+      for (int i = 0; i < B; ++i) total[i] += by[u][i] * value;
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < B; ++i) vector_at(row[i] + j) = total[i];
+  }
+  for (; j < m; ++j)
+    for (int i = 0; i < B; ++i)
+      for (int u = 0; u < U; ++u) row[i][j] += by[u][i] * factor[u * m + j];
+}
+
+template <typename T, int U>
+INLINE void update(T* a, Index first, Index last, Index n, Index m, const T* rows,
+                   const T* factor) {
+  for (; first + 2 <= last; first += 2) update_some<T, U, 2>(a, first, n, m, rows, factor);
+  for (; first < last; ++first) update_some<T, U, 1>(a, first, n, m, rows, factor);
+}
+
+template <typename T>
+INLINE void updates(T* a, Index first, Index last, Index n, Index m, Index u, const T* rows,
+                    const T* factor) {
+  const Index panel = panel_rows<T>(m);
+  for (Index begin = first; begin < last; begin += panel) {
+    const Index end = std::min(last, begin + panel);
+    Index i = 0;
+#define TAKE(U)                                                            \
+  for (; u - i >= U; i += U)                                               \
+    update<T, U>(a, begin, end, n, m, rows + i * n, factor + i * m);
+    TAKE(8) TAKE(4) TAKE(2) TAKE(1)
+#undef TAKE
+  }
+}
+
+FOR_EACH_CPU void update_of(float* a, Index first, Index last, Index n, Index m, Index u,
+                            const float* rows, const float* factor) {
+  updates<float>(a, first, last, n, m, u, rows, factor);
+}
+
+FOR_EACH_CPU void update_of(double* a, Index first, Index last, Index n, Index m, Index u,
+                            const double* rows, const double* factor) {
+  updates<double>(a, first, last, n, m, u, rows, factor);
+}
+
+}  // namespace

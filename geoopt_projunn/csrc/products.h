@@ -1,0 +1,120 @@
+// Products of a few rows with matrices, and updates by them, reading each matrix once.
+//
+// BLAS reads a matrix once for each row and each side; where the rows are few, reading is all
+// the work. Everything here is real: a complex matrix of m columns is a real one of 2m, a
+// complex row two real ones.
+
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "interleaved.h"
+#include "passes.h"
+#include "threads.h"
+
+namespace {
+
+// One matrix (n, m); l rows from the left, r from the right.
+struct Shape {
+  Index n, m, l, r, threads;
+  bool complex;
+
+  // Real numbers in an entry, and in a row of the matrix.
+  Index parts() const { return complex ? 2 : 1; }
+  Index width() const { return parts() * m; }
+};
+
+// Call work(first, last, threads) for parts of a batch of b matrices of n rows. Of small matrices
+// each thread takes some; of large ones all threads take chunks.
+template <typename T, typename Work>
+void for_each_matrix(Index b, Index n, Index width, Index threads, const Work& work) {
+  const Index bytes = b * n * width * static_cast<Index>(sizeof(T));
+  const Index useful = std::max<Index>(1, std::min(threads, 1 + bytes / bytes_for_a_thread));
+  if (chunks_of(n) > 1) return work(Index(0), b, useful);
+  in_parts(b, useful, [&](Index first, Index last) { work(first, last, Index(1)); });
+}
+
+// Rows of one matrix as real ones, and what becomes of them.
+template <typename T>
+struct Scratch {
+  std::vector<T> left, right, products, dots, shares;
+};
+
+// out_left (l, m) = left (l, n) @ a; out_right (r, n) = right (r, m) @ a^T, all real.
+//
+// Chunks are added in their order, so that the threads change no bit.
+template <typename T>
+void real_sides(Index n, Index m, Index l, Index r, Index threads, const T* a, const T* left,
+                const T* right, T* out_left, T* out_right, std::vector<T>* shares) {
+  const Index size = l * m, chunks = chunks_of(n);
+  std::fill_n(out_left, size, T(0));
+  if (chunks == 1) return sides_of(a, 0, n, n, m, l, r, left, right, out_left, out_right);
+  const Index team = std::min(threads, chunks);
+  shares->resize(team * size);
+  for (Index begin = 0; begin < chunks; begin += team) {
+    const Index count = std::min(team, chunks - begin);
+    std::fill_n(shares->begin(), count * size, T(0));
+    in_parts(count, team, [&](Index part, Index last_part) {
+      for (; part < last_part; ++part) {
+        const Index first = (begin + part) * chunk_rows, last = std::min(n, first + chunk_rows);
+        sides_of(a, first, last, n, m, l, r, left, right, shares->data() + part * size, out_right);
+      }
+    });
+    for (Index part = 0; part < count; ++part)
+      for (Index j = 0; j < size; ++j) out_left[j] += (*shares)[part * size + j];
+  }
+}
+
+// out_left (l, m) = left (l, n) @ a; out_right (r, n) = right (r, m) @ a^H, for one matrix.
+template <typename T>
+void sides_of_one(const Shape& s, const T* a, const T* left, const T* right, T* out_left,
+                  T* out_right, Scratch<T>* scratch) {
+  const Index n = s.n, width = s.width();
+  if (!s.complex)
+    return real_sides(n, width, s.l, s.r, s.threads, a, left, right, out_left, out_right,
+                      &scratch->shares);
+  scratch->left.resize(2 * s.l * n);
+  scratch->products.resize(2 * s.l * width);
+  scratch->right.resize(2 * s.r * width);
+  scratch->dots.resize(2 * s.r * n);
+  real_from_left(left, s.l, n, scratch->left.data());
+  real_from_right(right, s.r, s.m, scratch->right.data());
+  real_sides(n, width, 2 * s.l, 2 * s.r, s.threads, a, scratch->left.data(),
+             scratch->right.data(), scratch->products.data(), scratch->dots.data(),
+             &scratch->shares);
+  for (Index row = 0; row < s.l; ++row) {
+    const T *by_real = &scratch->products[2 * row * width], *by_imaginary = by_real + width;
+    T* to = out_left + row * width;
+    times_i(by_imaginary, s.m, T(1), to);
+    for (Index j = 0; j < width; ++j) to[j] += by_real[j];
+  }
+  for (Index row = 0; row < s.r; ++row)
+    for (Index i = 0; i < n; ++i) {
+      out_right[2 * (row * n + i)] = scratch->dots[2 * row * n + i];
+      out_right[2 * (row * n + i) + 1] = scratch->dots[(2 * row + 1) * n + i];
+    }
+}
+
+// a (n, m) += rows^H factor, rows (l, n), factor (l, m), for one matrix.
+template <typename T>
+void add_product_to_one(const Shape& s, T* a, const T* rows, const T* factor,
+                        Scratch<T>* scratch) {
+  const Index n = s.n, width = s.width();
+  if (s.complex) {
+    scratch->left.resize(2 * s.l * n);
+    scratch->right.resize(2 * s.l * width);
+    real_from_left(rows, s.l, n, scratch->left.data());
+    real_from_right(factor, s.l, s.m, scratch->right.data());
+    rows = scratch->left.data();
+    factor = scratch->right.data();
+  }
+  in_parts(chunks_of(n), s.threads, [&](Index chunk, Index last_chunk) {
+    for (; chunk < last_chunk; ++chunk) {
+      const Index first = chunk * chunk_rows, last = std::min(n, first + chunk_rows);
+      update_of(a, first, last, n, width, s.parts() * s.l, rows, factor);
+    }
+  });
+}
+
+}  // namespace

@@ -1,0 +1,211 @@
+// The sketches of geoopt_projunn.sketches, of one matrix after the other.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <complex>
+#include <vector>
+
+#include "basis.h"
+#include "hashing.h"
+#include "interleaved.h"
+#include "products.h"
+
+namespace {
+
+constexpr Index in_turn = 4;
+constexpr double anywhere = 0.3;
+
+// Row by row: Rows are (count, n), all in the dtype of x; a core is (2k, 2k), in double precision.
+template <typename T>
+class Sketcher {
+ public:
+  Sketcher(Index n, Index parts, Index k, bool transposed, Index threads)
+      : n_(n), parts_(parts), k_(k), width_(parts * n), threads_(threads), transposed_(transposed),
+        count_(std::min(in_turn * k, n)), some_(k * count_), few_(count_ * width_),
+        mixed_(k * width_), moved_(k * width_), back_(k * width_), last_(k * width_),
+        wide_(k * width_), other_(k * width_), dots_(parts * 2 * k * k), more_(dots_.size()),
+        basis_(width_, parts, 2 * k) {}
+
+  // Sketch the step from x along d; if `transposed`, d is stored as its transpose.
+  void tangent(const T* x, const T* d, Index counter, double* rows, double* core) {
+    draw_mixed(d, counter);
+    basis_.clear();
+    if (k_ == 1) {
+      times_adjoint(x, mixed_.data(), last_.data());
+      both_sides(d, last_.data(), mixed_.data(), moved_.data(), back_.data());
+      times_adjoint(x, moved_.data(), last_.data());
+      for (std::size_t j = 0; j < back_.size(); ++j) back_[j] -= last_[j];
+    } else {
+      generator_rows(x, d, mixed_.data());
+    }
+    add_to_basis(back_);
+    narrow_basis(&mixed_);
+    generator_rows(x, d, mixed_.data());
+    std::copy(back_.begin(), back_.end(), other_.begin());
+    add_to_basis(back_);
+    basis_.inner_products(other_.data(), k_, dots_.data());
+
+    const Index r = 2 * k_;
+    std::fill_n(core, parts_ * r * r, 0.0);
+    for (Index i = 0; i < r; ++i)
+      for (Index j = 0; j < k_; ++j) {
+        std::complex<double> entry = product(dots_, i, j);
+        // Half of the part along the basis, which has two halves.
+        if (i < k_) entry = 0.5 * (entry - std::conj(product(dots_, j, i)));
+        set(core, i, j, entry);
+        set(core, j, i, -std::conj(entry));
+      }
+    write_basis(rows);
+  }
+
+  void lsi(const T* x, const T* d, Index counter, double* rows, double* core) {
+    const Uniform uniform(counter, k_ * n_);
+    for (Index i = 0; i < k_ * n_; ++i) set_real(&mixed_, i, static_cast<T>(uniform[i]));
+    left_of_d(d, mixed_.data(), back_.data());
+    basis_.clear();
+    add_to_basis(back_);
+    narrow_basis(&mixed_);
+    right_of_d(d, mixed_.data(), back_.data());
+    times_adjoint(x, mixed_.data(), last_.data());
+
+    basis_.clear();
+    add_to_basis(back_);
+    add_to_basis(last_);
+    std::copy(back_.begin(), back_.end(), other_.begin());
+    basis_.inner_products(other_.data(), k_, dots_.data());
+    std::copy(last_.begin(), last_.end(), other_.begin());
+    basis_.inner_products(other_.data(), k_, more_.data());
+
+    const Index r = 2 * k_;
+    for (Index i = 0; i < r; ++i)
+      for (Index j = 0; j < r; ++j) {
+        std::complex<double> entry = 0;
+        for (Index l = 0; l < k_; ++l)
+          entry += product(dots_, i, l) * std::conj(product(more_, j, l));
+        set(core, i, j, entry);
+      }
+    write_basis(rows);
+  }
+
+ private:
+  // The products of the passes, k rows each.
+  Shape shape(Index left, Index right) const {
+    return Shape{n_, n_, left, right, threads_, parts_ == 2};
+  }
+  void sides(const T* a, Index l, Index r, const T* left, const T* right, T* out_left,
+             T* out_right) {
+    sides_of_one(shape(l, r), a, left, right, out_left, out_right, &scratch_);
+  }
+  void times(const T* x, const T* rows, T* out) { sides(x, k_, 0, rows, nullptr, out, nullptr); }
+  void times_adjoint(const T* x, const T* rows, T* out) {
+    sides(x, 0, k_, nullptr, rows, nullptr, out);
+  }
+  void left_of_d(const T* d, const T* left, T* out) {
+    both_sides_of_d(d, k_, 0, left, nullptr, out, nullptr);
+  }
+  void right_of_d(const T* d, const T* right, T* out) {
+    both_sides_of_d(d, 0, k_, nullptr, right, nullptr, out);
+  }
+  void both_sides(const T* d, const T* left, const T* right, T* out_left, T* out_right) {
+    both_sides_of_d(d, k_, k_, left, right, out_left, out_right);
+  }
+  // left d and right d^H; of the transpose t, conj(conj(left) t^H) and conj(conj(right) t).
+  void both_sides_of_d(const T* d, Index l, Index r, const T* left, const T* right, T* out_left,
+                       T* out_right) {
+    if (!transposed_) return sides(d, l, r, left, right, out_left, out_right);
+    if (parts_ == 1) return sides(d, r, l, right, left, out_right, out_left);
+    conjugates_.assign(left, left + l * width_);
+    conjugates_.insert(conjugates_.end(), right, right + r * width_);
+    conjugate(conjugates_.data(), (l + r) * n_);
+    sides(d, r, l, conjugates_.data() + l * width_, conjugates_.data(), out_right, out_left);
+    conjugate(out_left, l * n_);
+    conjugate(out_right, r * n_);
+  }
+
+  // back_ = (rows x d^H - rows d x^H) / 2
+  void generator_rows(const T* x, const T* d, const T* rows) {
+    times(x, rows, last_.data());
+    both_sides(d, rows, last_.data(), moved_.data(), back_.data());
+    times_adjoint(x, moved_.data(), last_.data());
+    for (std::size_t j = 0; j < back_.size(); ++j) back_[j] = (back_[j] - last_[j]) / 2;
+  }
+
+  // mixed_: rows of d if k = 1, or adjoint columns, combined, at unit length, and a random share.
+  void draw_mixed(const T* d, Index counter) {
+    const Uniform uniform(counter, k_ * (count_ + n_));
+    for (Index row = 0; row < k_; ++row)
+      for (Index j = 0; j < count_; ++j)
+        some_[j * k_ + row] = static_cast<T>(uniform[row * (count_ + n_) + j]);
+    fetch(d, counter * count_ % n_, (k_ == 1) != transposed_);
+    if (parts_ == 2 && k_ != 1) conjugate(few_.data(), count_ * n_);
+    std::fill(mixed_.begin(), mixed_.end(), T(0));
+    update_of(mixed_.data(), 0, k_, k_, width_, count_, some_.data(), few_.data());
+    for (Index row = 0; row < k_; ++row) {
+      T* const mixed = mixed_.data() + row * width_;
+      std::copy_n(mixed, width_, wide_.begin());
+      to_size_one(wide_.data(), width_);
+      const double norm = std::sqrt(dot(wide_.data(), wide_.data(), width_));
+      // With the sign of the row, so that -d is sketched as d is.
+      double total = 0;
+      for (Index j = 0; j < width_; j += parts_) total += wide_[j];
+      const double share = std::copysign(anywhere * std::sqrt(3.0 / n_), total);
+      for (Index j = 0; j < width_; ++j)
+        mixed[j] = norm == 0 ? T(0) : static_cast<T>(wide_[j] / norm);
+      for (Index j = 0; j < n_; ++j)
+        mixed[parts_ * j] += static_cast<T>(share * uniform[row * (count_ + n_) + count_ + j]);
+    }
+  }
+
+  // few_: consecutive rows or columns, from the first on again after the last.
+  void fetch(const T* d, Index first, bool rows) {
+    if (rows) {
+      for (Index j = 0; j < count_; ++j)
+        std::copy_n(d + (first + j) % n_ * width_, width_, few_.data() + j * width_);
+      return;
+    }
+    for (Index i = 0; i < n_; ++i)
+      for (Index j = 0; j < count_; ++j)
+        std::copy_n(d + i * width_ + (first + j) % n_ * parts_, parts_,
+                    few_.data() + j * width_ + i * parts_);
+  }
+
+  void add_to_basis(const std::vector<T>& rows) {
+    std::copy(rows.begin(), rows.end(), wide_.begin());
+    for (Index row = 0; row < k_; ++row) basis_.add(wide_.data() + row * width_);
+  }
+  void narrow_basis(std::vector<T>* rows) const {
+    for (Index row = 0; row < k_; ++row)
+      std::copy_n(basis_.row(row), width_, rows->data() + row * width_);
+  }
+  void write_basis(double* rows) const {
+    for (Index row = 0; row < 2 * k_; ++row)
+      std::copy_n(basis_.row(row), width_, rows + row * width_);
+  }
+
+  void set_real(std::vector<T>* rows, Index entry, T value) const {
+    (*rows)[parts_ * entry] = value;
+    if (parts_ == 2) (*rows)[2 * entry + 1] = T(0);
+  }
+  // Basis row i times the adjoint of row j.
+  std::complex<double> product(const std::vector<double>& dots, Index i, Index j) const {
+    const double* entry = dots.data() + parts_ * (j * 2 * k_ + i);
+    return {entry[0], parts_ == 2 ? -entry[1] : 0.0};
+  }
+  void set(double* core, Index i, Index j, std::complex<double> value) const {
+    double* entry = core + parts_ * (i * 2 * k_ + j);
+    entry[0] = value.real();
+    if (parts_ == 2) entry[1] = value.imag();
+  }
+
+  Index n_, parts_, k_, width_, threads_;
+  bool transposed_;
+  Index count_;
+  std::vector<T> some_, few_, mixed_, moved_, back_, last_, conjugates_;
+  std::vector<double> wide_, other_, dots_, more_;
+  Basis basis_;
+  Scratch<T> scratch_;
+};
+
+}  // namespace

@@ -1,0 +1,168 @@
+// A rotation of a small subspace, and the sweep that keeps rounding from adding up: what
+// geoopt_projunn.rotation and geoopt_projunn.drift do, in two passes over the matrix.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "interleaved.h"
+#include "products.h"
+
+namespace {
+
+constexpr double converges = 0.1;
+// Rows of a matrix that are still in the innermost cache when they are read again.
+constexpr Index updated_bytes = 16 * 1024;
+
+template <typename T>
+class Turner {
+ public:
+  Turner(Index n, Index parts, Index r, Index count, Index threads)
+      : n_(n), parts_(parts), r_(r), count_(count), width_(parts * n), threads_(threads),
+        left_((r + count) * width_), product_((r + count) * width_), turned_(r * width_),
+        real_left_(parts * r * n), real_factor_(parts * r * width_), right_(parts * count * width_), dots_(parts * count * n), factor_(parts * r * width_),
+        by_(parts * r * r), wide_(r * width_), within_(parts * count * count) {}
+
+  // x += rows^H delta rows x, then the columns whose turn it is against all others. Return whether
+  // the rotation is finite; x stays as it is where not.
+  bool operator()(T* x, const T* rows, const double* delta, Index counter) {
+    if (!finite(rows, r_ * width_) || !finite(delta, parts_ * r_ * r_)) return false;
+    const Index first = counter * count_ % n_;
+    T* const own = left_.data() + r_ * width_;
+    std::copy_n(rows, r_ * width_, left_.begin());
+    read_columns(x, first, own);
+    sides_of_one(Shape{n_, n_, r_ + count_, 0, threads_, parts_ == 2}, x, left_.data(),
+                 static_cast<const T*>(nullptr), product_.data(), static_cast<T*>(nullptr),
+                 &scratch_);
+    turn_rows(delta);
+    // The rotation, unitary to the rounding of a double, leaves x^H x - I as it is.
+    T* const error = product_.data() + r_ * width_;
+    const bool near = find_error(error, first);
+    update(x, rows, error);
+    if (near && count_ > 0) {
+      read_columns(x, first, own);
+      mend(own);
+      write_columns(x, first, own);
+    }
+    return true;
+  }
+
+ private:
+  template <typename U>
+  static bool finite(const U* entries, Index count) {
+    // No entry of a rotation exceeds 2: the sum cannot overflow.
+    double total = 0;
+    for (Index i = 0; i < count; ++i) total += static_cast<double>(entries[i]);
+    return std::isfinite(total);
+  }
+
+  Index column(Index first, Index j) const { return (first + j) % n_; }
+
+  // The adjoint columns whose turn it is, as rows.
+  void read_columns(const T* x, Index first, T* to) const {
+    for (Index j = 0; j < count_; ++j)
+      for (Index i = 0; i < n_; ++i)
+        std::copy_n(x + i * width_ + column(first, j) * parts_, parts_,
+                    to + j * width_ + i * parts_);
+    if (parts_ == 2) conjugate(to, count_ * n_);
+  }
+  void write_columns(T* x, Index first, T* from) const {
+    if (parts_ == 2) conjugate(from, count_ * n_);
+    for (Index j = 0; j < count_; ++j)
+      for (Index i = 0; i < n_; ++i)
+        std::copy_n(from + j * width_ + i * parts_, parts_,
+                    x + i * width_ + column(first, j) * parts_);
+  }
+
+  // turned_ = delta times the first r rows of product_
+  void turn_rows(const double* delta) {
+    for (Index i = 0; i < r_; ++i) {
+      double* to = factor_.data() + parts_ * i * width_;
+      std::copy_n(product_.data() + i * width_, width_, to);
+      if (parts_ == 2) times_i(to, n_, 1.0, to + width_);
+      for (Index j = 0; j < r_; ++j)
+        for (Index part = 0; part < parts_; ++part)
+          by_[(parts_ * j + part) * r_ + i] = delta[parts_ * (i * r_ + j) + part];
+    }
+    std::fill(wide_.begin(), wide_.end(), 0.0);
+    update_of(wide_.data(), 0, r_, r_, width_, parts_ * r_, by_.data(), factor_.data());
+    std::copy(wide_.begin(), wide_.end(), turned_.begin());
+  }
+
+  // Take the identity from the products of the columns with x, and say whether little is left.
+  bool find_error(T* error, Index first) {
+    double square = 0;
+    for (Index j = 0; j < count_; ++j) {
+      error[j * width_ + column(first, j) * parts_] -= 1;
+      for (Index l = 0; l < count_; ++l)
+        std::copy_n(error + j * width_ + column(first, l) * parts_, parts_,
+                    within_.data() + parts_ * (j * count_ + l));
+    }
+    for (Index j = 0; j < count_ * width_; ++j)
+      square += static_cast<double>(error[j]) * static_cast<double>(error[j]);
+    return square < converges * converges;
+  }
+
+  // x += rows^H turned_, and dots_ = error x^H of the result.
+  void update(T* x, const T* rows, const T* error) {
+    const Index u = parts_ * r_, e = parts_ * count_;
+    const T *by = rows, *factor = turned_.data(), *right = error;
+    if (parts_ == 2) {
+      real_from_left(rows, r_, n_, real_left_.data());
+      real_from_right(factor, r_, n_, real_factor_.data());
+      real_from_right(error, count_, n_, right_.data());
+      by = real_left_.data();
+      factor = real_factor_.data();
+      right = right_.data();
+    }
+    const Index step =
+        std::max<Index>(4, updated_bytes / static_cast<Index>(sizeof(T)) / width_ / 4 * 4);
+    in_parts(chunks_of(n_), threads_, [&](Index chunk, Index last_chunk) {
+      for (; chunk < last_chunk; ++chunk) {
+        const Index end = std::min(n_, (chunk + 1) * chunk_rows);
+        for (Index begin = chunk * chunk_rows; begin < end; begin += step) {
+          const Index last = std::min(end, begin + step);
+          update_of(x, begin, last, n_, width_, u, by, factor);
+          sides_of(x, begin, last, n_, width_, 0, e, static_cast<const T*>(nullptr), right,
+                   static_cast<T*>(nullptr), dots_.data());
+        }
+      }
+    });
+  }
+
+  // own <- own - error x^H + within own / 2, for adjoint columns.
+  void mend(T* own) {
+    for (Index j = 0; j < count_; ++j)
+      for (Index i = 0; i < n_; ++i)
+        for (Index part = 0; part < parts_; ++part)
+          mended_entry(j, i, part) =
+              own[j * width_ + i * parts_ + part] - dots_[(parts_ * j + part) * n_ + i];
+    for (Index j = 0; j < count_; ++j)
+      for (Index l = 0; l < count_; ++l) {
+        const T* w = within_.data() + parts_ * (j * count_ + l);
+        const T* from = own + l * width_;
+        for (Index i = 0; i < n_; ++i) {
+          mended_entry(j, i, 0) += w[0] * from[parts_ * i] / 2;
+          if (parts_ == 2) {
+            mended_entry(j, i, 0) -= w[1] * from[2 * i + 1] / 2;
+            mended_entry(j, i, 1) += (w[0] * from[2 * i + 1] + w[1] * from[2 * i]) / 2;
+          }
+        }
+      }
+    std::copy_n(product_.begin() + r_ * width_, count_ * width_, own);
+  }
+  // In the memory of the error, which is not needed any more.
+  T& mended_entry(Index j, Index i, Index part) {
+    return product_[(r_ + j) * width_ + i * parts_ + part];
+  }
+
+  Index n_, parts_, r_, count_, width_, threads_;
+  std::vector<T> left_, product_, turned_, real_left_, real_factor_, right_, dots_;
+  std::vector<double> factor_, by_, wide_;
+  std::vector<T> within_;
+  Scratch<T> scratch_;
+};
+
+}  // namespace

@@ -1,0 +1,59 @@
+USES_THREADS: bool
+
+def both_sides(
+    kind: int,
+    b: int,
+    n: int,
+    m: int,
+    left_count: int,
+    right_count: int,
+    threads: int,
+    x: int,
+    left: int,
+    right: int,
+    out_left: int,
+    out_right: int,
+    /,
+) -> None: ...
+def add_product(
+    kind: int,
+    b: int,
+    n: int,
+    m: int,
+    count: int,
+    threads: int,
+    x: int,
+    rows: int,
+    factor: int,
+    /,
+) -> None: ...
+def sketch(
+    kind: int,
+    b: int,
+    n: int,
+    k: int,
+    is_lsi: bool,
+    is_transposed: bool,
+    threads: int,
+    x: int,
+    d: int,
+    counters: int,
+    rows: int,
+    cores: int,
+    /,
+) -> None: ...
+def exponential(kind: int, b: int, r: int, cores: int, deltas: int, /) -> None: ...
+def turn(
+    kind: int,
+    b: int,
+    n: int,
+    r: int,
+    sweep: int,
+    threads: int,
+    x: int,
+    rows: int,
+    deltas: int,
+    counters: int,
+    active: int,
+    /,
+) -> None: ...

@@ -1,0 +1,174 @@
+r"""Whole stages of a step, one operator of torch each, where the extension serves.
+
+Between its passes over the matrices a step is made of a hundred operations on a few rows, and
+for small matrices launching them is nearly all of its time. Each operator does what the function
+of its name does by torch's own operations, which remain for all that it does not serve.
+"""
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from . import extension
+from .precision import WIDE
+
+# Above, the blocked factorizations that torch calls orthonormalize faster.
+_MOST_VECTORS = 32
+
+
+def serve(x: torch.Tensor) -> bool:
+    """Return whether :data:`turn_` takes a point, (b, n, n), to be changed in place."""
+    return extension.serves(x) and _is_plain(x)
+
+
+def serve_sketch(x: torch.Tensor, d: torch.Tensor, k: int) -> bool:
+    """Return whether the sketches take a point and a direction, both (b, n, n)."""
+    return (
+        serve(x)
+        and k <= min(_MOST_VECTORS, x.shape[-1] // 2)
+        and d.dtype == x.dtype
+        and (_is_plain(d) or _is_plain(d.mT))
+    )
+
+
+def serve_cores(core: torch.Tensor) -> bool:
+    """Return whether :data:`exponential` takes cores, (b, r, r)."""
+    return extension.serves(core) and core.shape[-1] <= 2 * _MOST_VECTORS
+
+
+def _is_plain(x: torch.Tensor) -> bool:
+    return x.is_contiguous() and not (x.is_complex() and x.is_conj())
+
+
+_library = torch.library.Library("geoopt_projunn", "FRAGMENT")
+_library.define("tangent(Tensor x, Tensor d, int k, Tensor counter) -> (Tensor, Tensor)")
+_library.define("lsi(Tensor x, Tensor d, int k, Tensor counter) -> (Tensor, Tensor)")
+_library.define("exponential(Tensor core) -> Tensor")
+_library.define(
+    "turn_(Tensor(a!) x, Tensor rows, Tensor delta, int sweep, Tensor counter, Tensor active)"
+    " -> Tensor"
+)
+
+tangent = torch.ops.geoopt_projunn.tangent.default
+"""geoopt_projunn.sketches.tangent, its rows and core"""
+lsi = torch.ops.geoopt_projunn.lsi.default
+"""geoopt_projunn.sketches.lsi, its rows and core"""
+exponential = torch.ops.geoopt_projunn.exponential.default
+"""geoopt_projunn.retractions.exponential"""
+turn_ = torch.ops.geoopt_projunn.turn_.default
+"""geoopt_projunn.drift.turn_"""
+
+
+def _check(tensor: torch.Tensor, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Refuse what the kernels, which do not look, would misread."""
+    if tensor.shape != shape or tensor.dtype != dtype or not _is_plain(tensor):
+        raise ValueError(
+            f"`{name}` must be contiguous, of shape {shape} and {dtype}, got shape "
+            f"{tuple(tensor.shape)}, strides {tensor.stride()} and {tensor.dtype}; use the "
+            "functions of `geoopt_projunn.sketches`, `retractions` and `drift`, which take all."
+        )
+
+
+def _sketch(
+    x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor, is_lsi: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    b, n, _ = x.shape
+    is_transposed = not _is_plain(d)
+    counter = counter.contiguous()
+    _check(x, "x", (b, n, n), x.dtype)
+    _check(d.mT if is_transposed else d, "d", (b, n, n), x.dtype)
+    _check(counter, "counter", (b,), torch.int64)
+    if not 1 <= k <= n // 2:
+        raise ValueError(f"`k` must be between 1 and n / 2 = {n // 2}, got {k}.")
+    rows, core = _shapes_of_sketch(x, d, k, counter)
+    numbers = extension.KINDS[x.dtype], b, n, k, is_lsi, is_transposed, torch.get_num_threads()
+    extension.kernels.sketch(*numbers, *_addresses(x, d, counter, rows, core))
+    return rows, core
+
+
+def _tangent(
+    x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return _sketch(x, d, k, counter, is_lsi=False)
+
+
+def _lsi(
+    x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return _sketch(x, d, k, counter, is_lsi=True)
+
+
+def _exponential(core: torch.Tensor) -> torch.Tensor:
+    core = core.contiguous()
+    b, r, _ = core.shape
+    _check(core, "core", (b, r, r), WIDE[core.dtype])
+    delta = torch.empty_like(core)
+    extension.kernels.exponential(extension.KINDS[core.dtype], b, r, *_addresses(core, delta))
+    return delta
+
+
+def _turn_(
+    x: torch.Tensor,
+    rows: torch.Tensor,
+    delta: torch.Tensor,
+    sweep: int,
+    counter: torch.Tensor,
+    active: torch.Tensor,
+) -> torch.Tensor:
+    (b, n, _), r = x.shape, rows.shape[-2]
+    # The matrices that are not active keep their place here, and are not finite in theirs.
+    turned = active.clone(memory_format=torch.contiguous_format)
+    rows, delta, counter = rows.contiguous(), delta.contiguous(), counter.contiguous()
+    _check(x, "x", (b, n, n), x.dtype)
+    _check(rows, "rows", (b, r, n), x.dtype)
+    _check(delta, "delta", (b, r, r), WIDE[x.dtype])
+    _check(counter, "counter", (b,), torch.int64)
+    _check(turned, "active", (b,), torch.bool)
+    if not 0 <= sweep <= n:
+        raise ValueError(f"`sweep` must be between 0 and n = {n}, got {sweep}.")
+    numbers = extension.KINDS[x.dtype], b, n, r, sweep, torch.get_num_threads()
+    extension.kernels.turn(*numbers, *_addresses(x, rows, delta, counter, turned))
+    # What autograd has saved must not change unnoticed.
+    torch.autograd.graph.increment_version(x)
+    return turned
+
+
+def _addresses(*tensors: torch.Tensor) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+def _shapes_of_sketch(
+    x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    b, n, _ = x.shape
+    wide = WIDE[x.dtype]
+    return x.new_empty((b, 2 * k, n), dtype=wide), x.new_empty((b, 2 * k, 2 * k), dtype=wide)
+
+
+_library.impl("tangent", _tangent, "CPU")
+_library.impl("lsi", _lsi, "CPU")
+_library.impl("exponential", _exponential, "CPU")
+_library.impl("turn_", _turn_, "CPU")
+
+torch.library.register_fake(tangent, _shapes_of_sketch)
+torch.library.register_fake(lsi, _shapes_of_sketch)
+torch.library.register_fake(exponential, torch.empty_like)
+torch.library.register_fake(
+    turn_, lambda x, rows, delta, sweep, counter, active: torch.empty_like(active)
+)
+
+
+@register_flop_formula(torch.ops.geoopt_projunn.tangent)
+def _(x: torch.Size, d: torch.Size, k: int, *_: object, **__: object) -> int:
+    return 16 * k * x.numel()
+
+
+@register_flop_formula(torch.ops.geoopt_projunn.lsi)
+def _(x: torch.Size, d: torch.Size, k: int, *_: object, **__: object) -> int:
+    return 6 * k * x.numel()
+
+
+@register_flop_formula(torch.ops.geoopt_projunn.turn_)
+def _(
+    x: torch.Size, rows: torch.Size, delta: torch.Size, sweep: int, *_: object, **__: object
+) -> int:
+    return 4 * (rows[1] + sweep) * x.numel()
