@@ -37,7 +37,6 @@ def turn_(
     Two passes over x, four by torch's own products: what is left of :math:`x^H x - I` the
     rotation does not change, so that one pass finds it and what the rotation turns.
     """
-    sweep = min(sweep, x.shape[-1])
     if rotation.rows is not None and stages.serve(x):
         return stages.turn_(x, rotation.rows, rotation.delta, sweep, counter, active)
     finite = active & rotation.is_finite()

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import torch
 from geoopt.manifolds.base import Manifold
 
+from .drift import turn_
+from .linalg import stages
 from .linalg.hashing import bits_of_row
 from .linalg.precision import full_precision
 from .retractions import RETRACTIONS
@@ -163,6 +165,48 @@ class LowRankUnitary(UnitaryGeometry):
         """Retract a sketched generator times ``step``, a number or a (b, 1, 1) tensor."""
         delta = RETRACTIONS[self.retraction](step * sketched.core)
         return Rotation(None if sketched.rows is None else sketched.rows.to(dtype), delta)
+
+    def step_(
+        self,
+        x: torch.Tensor,
+        d: torch.Tensor | Sketched,
+        length: float | torch.Tensor,
+        counter: torch.Tensor,
+        active: torch.Tensor,
+    ) -> torch.Tensor:
+        r"""Step points along an ambient direction and sweep some of their columns, in place.
+
+        Parameters
+        ----------
+        x : torch.Tensor
+            (b, n, n), changed in place
+        d : torch.Tensor or Sketched
+            the direction, (b, n, n), or what :meth:`sketch_direction` made of it
+        length : float or torch.Tensor
+            what the direction is multiplied with
+        counter : torch.Tensor
+            (b,), int64, the number of the step
+        active : torch.Tensor
+            (b,), bool; where it is False, or the step is not finite, x stays as it is, bit for bit
+
+        Returns
+        -------
+        torch.Tensor
+            (b,), bool; where x was stepped
+        """
+        sweep = min(self.sweep, x.shape[-1])
+        if isinstance(d, torch.Tensor):
+            if (
+                self.k is not None
+                and self.retraction == "exponential"
+                and self.sketch in ("tangent", "lsi")
+                and stages.serve_sketch(x, d, self.k)
+            ):
+                number = torch.as_tensor(length, dtype=torch.float64, device=x.device).reshape(())
+                is_lsi = self.sketch == "lsi"
+                return stages.step_(x, d, self.k, is_lsi, number, sweep, counter, active)
+            d = self.sketch_direction(x, d, counter)
+        return turn_(x, self.rotation(d, length, x.dtype), sweep, counter, active)
 
     def _rotation_along(self, x: torch.Tensor, u: torch.Tensor) -> Rotation:
         if self.k is None:

@@ -23,12 +23,19 @@ inline double dot(const double* a, const double* b, Index width) {
   return sum;
 }
 
-// Divide a row by its largest entry, for squares leave the range of a double early.
-inline void to_size_one(double* row, Index width) {
+// Squares in this range are far from the limits of a double.
+constexpr double least_square = 1e-200;
+constexpr double largest_square = 1e200;
+
+// The norm of a row, which is divided by its largest entry where squares leave the range.
+inline double safe_norm(double* row, Index width) {
+  const double square = dot(row, row, width);
+  if (square > least_square && square < largest_square) return std::sqrt(square);
   double largest = 0;
   for (Index j = 0; j < width; ++j) largest = std::max(largest, std::abs(row[j]));
   if (largest > 0)
     for (Index j = 0; j < width; ++j) row[j] /= largest;
+  return std::sqrt(dot(row, row, width));
 }
 
 // Orthonormal rows of `width` real numbers. To a complex row belongs its product with i: the real
@@ -44,8 +51,7 @@ class Basis {
 
   // Add a row: what is new in it at unit length, or zeros where nothing is. The row is spent.
   void add(double* row) {
-    to_size_one(row, width_);
-    const double whole = std::sqrt(dot(row, row, width_));
+    const double whole = safe_norm(row, width_);
     double rest = whole;
     for (int i = 0; i < most_projections && count_ > 0; ++i) {
       const double before = rest;
@@ -55,10 +61,8 @@ class Basis {
       if (!(rest < cancelled * before)) break;
     }
     double* to = rows_.data() + parts_ * count_ * width_;
-    if (rest <= dependent * whole)
-      std::fill_n(to, width_, 0.0);
-    else
-      for (Index j = 0; j < width_; ++j) to[j] = row[j] / rest;
+    const double by = rest <= dependent * whole ? 0 : 1 / rest;
+    for (Index j = 0; j < width_; ++j) to[j] = row[j] * by;
     if (parts_ == 2) times_i(to, width_ / 2, 1.0, to + width_);
     ++count_;
   }

@@ -4,10 +4,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <utility>
 #include <vector>
 
-#include "passes.h"
+#include "lanes.h"
 
 namespace {
 
@@ -16,12 +15,57 @@ constexpr double longest_generator = 170;
 constexpr double short_enough = 0.04;
 constexpr int taylor_degree = 8;
 
+// B rows of out = a b from `row` on, (n, n) all, in the columns of one vector from `j` on.
+template <int B>
+INLINE void some_of_product(Index n, const double* a, const double* b, double* out, Index row,
+                            Index j) {
+  Lanes<double>::Aligned sum[B] = {};
+  for (Index l = 0; l < n; ++l) {
+    const Lanes<double>::Aligned value = vector_at(b + l * n + j);
+#pragma GCC unroll 8
+    for (int i = 0; i < B; ++i) sum[i] += a[(row + i) * n + l] * value;
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < B; ++i) vector_at(out + (row + i) * n + j) = sum[i];
+}
+
+// The smallest, of rank one and two, are all that most steps need: without loops.
+template <int n>
+INLINE void small_product(const double* a, const double* b, double* out) {
+  double sum[n * n] = {};
+#pragma GCC unroll 4
+  for (int row = 0; row < n; ++row)
+#pragma GCC unroll 4
+    for (int l = 0; l < n; ++l)
+#pragma GCC unroll 4
+      for (int j = 0; j < n; ++j) sum[row * n + j] += a[row * n + l] * b[l * n + j];
+  std::copy_n(sum, n * n, out);
+}
+
+// out = a b, all (n, n)
+FOR_EACH_CPU void square_product(Index n, const double* a, const double* b, double* out) {
+  if (n == 2) return small_product<2>(a, b, out);
+  if (n == 4) return small_product<4>(a, b, out);
+  constexpr Index lanes = Lanes<double>::count;
+  Index j = 0;
+  for (; j + lanes <= n; j += lanes) {
+    Index row = 0;
+    for (; row + 8 <= n; row += 8) some_of_product<8>(n, a, b, out, row, j);
+    for (; row < n; ++row) some_of_product<1>(n, a, b, out, row, j);
+  }
+  for (Index row = 0; row < n && j < n; ++row) {
+    std::fill(out + row * n + j, out + (row + 1) * n, 0.0);
+    for (Index l = 0; l < n; ++l)
+      for (Index rest = j; rest < n; ++rest) out[row * n + rest] += a[row * n + l] * b[l * n + rest];
+  }
+}
+
 // Complex (r, r) matrices are real ones of 2r, [[Re, -Im], [Im, Re]] for each entry.
 class Exponential {
  public:
   Exponential(Index r, Index parts)
       : r_(r), parts_(parts), size_(parts * r), generator_(size_ * size_), delta_(size_ * size_),
-        left_(size_ * size_), product_(size_ * size_) {}
+        product_(size_ * size_) {}
 
   // delta = exp(skewh(core)) - I
   void operator()(const double* core, double* delta) {
@@ -67,16 +111,12 @@ class Exponential {
     return scale;
   }
 
-  // product_ = a b
   void multiply(const std::vector<double>& a, const std::vector<double>& b) {
-    for (Index i = 0; i < size_; ++i)
-      for (Index j = 0; j < size_; ++j) left_[j * size_ + i] = a[i * size_ + j];
-    std::fill(product_.begin(), product_.end(), 0.0);
-    update_of(product_.data(), 0, size_, size_, size_, size_, left_.data(), b.data());
+    square_product(size_, a.data(), b.data(), product_.data());
   }
 
   Index r_, parts_, size_;
-  std::vector<double> generator_, delta_, left_, product_;
+  std::vector<double> generator_, delta_, product_;
 };
 
 }  // namespace

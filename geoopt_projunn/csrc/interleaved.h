@@ -8,6 +8,14 @@
 
 namespace {
 
+// Entries of one or two real numbers, `from_step` and `to_step` numbers apart.
+template <typename T>
+void copy_entries(const T* from, Index from_step, T* to, Index to_step, Index count, Index parts) {
+  for (Index i = 0; i < count; ++i) to[i * to_step] = from[i * from_step];
+  if (parts == 2)
+    for (Index i = 0; i < count; ++i) to[i * to_step + 1] = from[i * from_step + 1];
+}
+
 // Times i or -i.
 template <typename T>
 void times_i(const T* from, Index count, T sign, T* to) {

@@ -12,6 +12,7 @@
 #include "exponential.h"
 #include "products.h"
 #include "sketches.h"
+#include "step.h"
 #include "turn.h"
 
 namespace {
@@ -96,11 +97,10 @@ void sketch(const Index* v) {
   const Index b = v[1], n = v[2], k = v[3], parts = parts_of(v[0]), width = parts * n;
   for_each_matrix<T>(b, n, width, v[6], [&](Index first, Index last, Index threads) {
     Sketcher<T> sketcher(n, parts, k, v[5] != 0, threads);
-    const auto take = v[4] != 0 ? &Sketcher<T>::lsi : &Sketcher<T>::tangent;
     for (; first < last; ++first)
-      (sketcher.*take)(at<T>(v[7]) + first * n * width, at<T>(v[8]) + first * n * width,
-                       at<Index>(v[9])[first], at<double>(v[10]) + first * 2 * k * width,
-                       at<double>(v[11]) + first * 4 * k * k * parts);
+      sketcher.sketch(v[4] != 0, at<T>(v[7]) + first * n * width, at<T>(v[8]) + first * n * width,
+                      at<Index>(v[9])[first], at<double>(v[10]) + first * 2 * k * width,
+                      at<double>(v[11]) + first * 4 * k * k * parts);
   });
 }
 
@@ -144,11 +144,32 @@ PyObject* py_turn(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return without_lock([&] { is_double(v[0]) ? turn<double>(v) : turn<float>(v); });
 }
 
+// kind, b, n, k, is_lsi, transposed, sweep, threads; x, d, length, counters, active
+template <typename T>
+void step(const Index* v) {
+  const Index b = v[1], n = v[2], parts = parts_of(v[0]), width = parts * n;
+  for_each_matrix<T>(b, n, width, v[7], [&](Index first, Index last, Index threads) {
+    Stepper<T> stepper(n, parts, v[3], v[4] != 0, v[5] != 0, v[6], threads);
+    for (; first < last; ++first) {
+      bool* active = at<bool>(v[12]) + first;
+      *active = *active && stepper(at<T>(v[8]) + first * n * width,
+                                   at<T>(v[9]) + first * n * width, at<Index>(v[11])[first],
+                                   *at<double>(v[10]));
+    }
+  });
+}
+
+PyObject* py_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Index v[13];
+  if (!parse(args, count, 13, v)) return nullptr;
+  return without_lock([&] { is_double(v[0]) ? step<double>(v) : step<float>(v); });
+}
+
 #define METHOD(name) \
   {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(py_##name)), METH_FASTCALL, nullptr}
 
 PyMethodDef methods[] = {METHOD(both_sides), METHOD(add_product), METHOD(sketch),
-                         METHOD(exponential), METHOD(turn), {nullptr, nullptr, 0, nullptr}};
+                         METHOD(exponential), METHOD(turn), METHOD(step), {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernels", nullptr, 0, methods,
                       nullptr, nullptr, nullptr, nullptr};

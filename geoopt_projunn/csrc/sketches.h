@@ -29,6 +29,10 @@ class Sketcher {
         basis_(width_, parts, 2 * k) {}
 
   // Sketch the step from x along d; if `transposed`, d is stored as its transpose.
+  void sketch(bool is_lsi, const T* x, const T* d, Index counter, double* rows, double* core) {
+    is_lsi ? lsi(x, d, counter, rows, core) : tangent(x, d, counter, rows, core);
+  }
+
   void tangent(const T* x, const T* d, Index counter, double* rows, double* core) {
     draw_mixed(d, counter);
     basis_.clear();
@@ -145,14 +149,13 @@ class Sketcher {
     for (Index row = 0; row < k_; ++row) {
       T* const mixed = mixed_.data() + row * width_;
       std::copy_n(mixed, width_, wide_.begin());
-      to_size_one(wide_.data(), width_);
-      const double norm = std::sqrt(dot(wide_.data(), wide_.data(), width_));
+      const double norm = safe_norm(wide_.data(), width_), by = norm == 0 ? 0 : 1 / norm;
       // With the sign of the row, so that -d is sketched as d is.
       double total = 0;
       for (Index j = 0; j < width_; j += parts_) total += wide_[j];
       const double share = std::copysign(anywhere * std::sqrt(3.0 / n_), total);
       for (Index j = 0; j < width_; ++j)
-        mixed[j] = norm == 0 ? T(0) : static_cast<T>(wide_[j] / norm);
+        mixed[j] = static_cast<T>(wide_[j] * by);
       for (Index j = 0; j < n_; ++j)
         mixed[parts_ * j] += static_cast<T>(share * uniform[row * (count_ + n_) + count_ + j]);
     }
@@ -165,10 +168,11 @@ class Sketcher {
         std::copy_n(d + (first + j) % n_ * width_, width_, few_.data() + j * width_);
       return;
     }
+    // Row by row of d: the entries of a row lie together.
     for (Index i = 0; i < n_; ++i)
       for (Index j = 0; j < count_; ++j)
-        std::copy_n(d + i * width_ + (first + j) % n_ * parts_, parts_,
-                    few_.data() + j * width_ + i * parts_);
+        for (Index part = 0; part < parts_; ++part)
+          few_[j * width_ + i * parts_ + part] = d[i * width_ + (first + j) % n_ * parts_ + part];
   }
 
   void add_to_basis(const std::vector<T>& rows) {

@@ -13,6 +13,19 @@
 namespace {
 
 constexpr double converges = 0.1;
+// Whether all entries are. None of a rotation exceeds 2: their sum cannot overflow.
+template <typename U>
+bool is_finite(const U* entries, Index count) {
+  constexpr Index lanes = 8;
+  double total[lanes] = {};
+  Index i = 0;
+  for (; i + lanes <= count; i += lanes)
+    for (Index lane = 0; lane < lanes; ++lane) total[lane] += static_cast<double>(entries[i + lane]);
+  for (; i < count; ++i) total[0] += static_cast<double>(entries[i]);
+  for (Index lane = 1; lane < lanes; ++lane) total[0] += total[lane];
+  return std::isfinite(total[0]);
+}
+
 // Rows of a matrix that are still in the innermost cache when they are read again.
 constexpr Index updated_bytes = 16 * 1024;
 
@@ -28,7 +41,7 @@ class Turner {
   // x += rows^H delta rows x, then the columns whose turn it is against all others. Return whether
   // the rotation is finite; x stays as it is where not.
   bool operator()(T* x, const T* rows, const double* delta, Index counter) {
-    if (!finite(rows, r_ * width_) || !finite(delta, parts_ * r_ * r_)) return false;
+    if (!is_finite(rows, r_ * width_) || !is_finite(delta, parts_ * r_ * r_)) return false;
     const Index first = counter * count_ % n_;
     T* const own = left_.data() + r_ * width_;
     std::copy_n(rows, r_ * width_, left_.begin());
@@ -50,30 +63,18 @@ class Turner {
   }
 
  private:
-  template <typename U>
-  static bool finite(const U* entries, Index count) {
-    // No entry of a rotation exceeds 2: the sum cannot overflow.
-    double total = 0;
-    for (Index i = 0; i < count; ++i) total += static_cast<double>(entries[i]);
-    return std::isfinite(total);
-  }
-
   Index column(Index first, Index j) const { return (first + j) % n_; }
 
   // The adjoint columns whose turn it is, as rows.
   void read_columns(const T* x, Index first, T* to) const {
     for (Index j = 0; j < count_; ++j)
-      for (Index i = 0; i < n_; ++i)
-        std::copy_n(x + i * width_ + column(first, j) * parts_, parts_,
-                    to + j * width_ + i * parts_);
+      copy_entries(x + column(first, j) * parts_, width_, to + j * width_, parts_, n_, parts_);
     if (parts_ == 2) conjugate(to, count_ * n_);
   }
   void write_columns(T* x, Index first, T* from) const {
     if (parts_ == 2) conjugate(from, count_ * n_);
     for (Index j = 0; j < count_; ++j)
-      for (Index i = 0; i < n_; ++i)
-        std::copy_n(from + j * width_ + i * parts_, parts_,
-                    x + i * width_ + column(first, j) * parts_);
+      copy_entries(from + j * width_, parts_, x + column(first, j) * parts_, width_, n_, parts_);
   }
 
   // turned_ = delta times the first r rows of product_

@@ -57,3 +57,19 @@ def turn(
     active: int,
     /,
 ) -> None: ...
+def step(
+    kind: int,
+    b: int,
+    n: int,
+    k: int,
+    is_lsi: bool,
+    is_transposed: bool,
+    sweep: int,
+    threads: int,
+    x: int,
+    d: int,
+    length: int,
+    counters: int,
+    active: int,
+    /,
+) -> None: ...

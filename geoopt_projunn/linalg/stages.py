@@ -47,6 +47,10 @@ _library.define(
     "turn_(Tensor(a!) x, Tensor rows, Tensor delta, int sweep, Tensor counter, Tensor active)"
     " -> Tensor"
 )
+_library.define(
+    "step_(Tensor(a!) x, Tensor d, int k, bool is_lsi, Tensor length, int sweep, Tensor counter,"
+    " Tensor active) -> Tensor"
+)
 
 tangent = torch.ops.geoopt_projunn.tangent.default
 """geoopt_projunn.sketches.tangent, its rows and core"""
@@ -56,6 +60,8 @@ exponential = torch.ops.geoopt_projunn.exponential.default
 """geoopt_projunn.retractions.exponential"""
 turn_ = torch.ops.geoopt_projunn.turn_.default
 """geoopt_projunn.drift.turn_"""
+step_ = torch.ops.geoopt_projunn.step_.default
+"""A sketch, its exponential times ``length`` and the turn, with each matrix read once"""
 
 
 def _check(tensor: torch.Tensor, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -68,17 +74,29 @@ def _check(tensor: torch.Tensor, name: str, shape: tuple[int, ...], dtype: torch
         )
 
 
+def _check_direction(x: torch.Tensor, d: torch.Tensor, k: int) -> bool:
+    """Check a point and a direction; return whether the direction is stored by columns."""
+    b, n, _ = x.shape
+    is_transposed = not _is_plain(d)
+    _check(x, "x", (b, n, n), x.dtype)
+    _check(d.mT if is_transposed else d, "d", (b, n, n), x.dtype)
+    if not 1 <= k <= n // 2:
+        raise ValueError(f"`k` must be between 1 and n / 2 = {n // 2}, got {k}.")
+    return is_transposed
+
+
+def _check_sweep(x: torch.Tensor, sweep: int) -> None:
+    if not 0 <= sweep <= x.shape[-1]:
+        raise ValueError(f"`sweep` must be between 0 and n = {x.shape[-1]}, got {sweep}.")
+
+
 def _sketch(
     x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor, is_lsi: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     b, n, _ = x.shape
-    is_transposed = not _is_plain(d)
     counter = counter.contiguous()
-    _check(x, "x", (b, n, n), x.dtype)
-    _check(d.mT if is_transposed else d, "d", (b, n, n), x.dtype)
+    is_transposed = _check_direction(x, d, k)
     _check(counter, "counter", (b,), torch.int64)
-    if not 1 <= k <= n // 2:
-        raise ValueError(f"`k` must be between 1 and n / 2 = {n // 2}, got {k}.")
     rows, core = _shapes_of_sketch(x, d, k, counter)
     numbers = extension.KINDS[x.dtype], b, n, k, is_lsi, is_transposed, torch.get_num_threads()
     extension.kernels.sketch(*numbers, *_addresses(x, d, counter, rows, core))
@@ -123,11 +141,35 @@ def _turn_(
     _check(delta, "delta", (b, r, r), WIDE[x.dtype])
     _check(counter, "counter", (b,), torch.int64)
     _check(turned, "active", (b,), torch.bool)
-    if not 0 <= sweep <= n:
-        raise ValueError(f"`sweep` must be between 0 and n = {n}, got {sweep}.")
+    _check_sweep(x, sweep)
     numbers = extension.KINDS[x.dtype], b, n, r, sweep, torch.get_num_threads()
     extension.kernels.turn(*numbers, *_addresses(x, rows, delta, counter, turned))
     # What autograd has saved must not change unnoticed.
+    torch.autograd.graph.increment_version(x)
+    return turned
+
+
+def _step_(
+    x: torch.Tensor,
+    d: torch.Tensor,
+    k: int,
+    is_lsi: bool,
+    length: torch.Tensor,
+    sweep: int,
+    counter: torch.Tensor,
+    active: torch.Tensor,
+) -> torch.Tensor:
+    b, n, _ = x.shape
+    turned = active.clone(memory_format=torch.contiguous_format)
+    counter = counter.contiguous()
+    is_transposed = _check_direction(x, d, k)
+    _check_sweep(x, sweep)
+    _check(length, "length", (), torch.float64)
+    _check(counter, "counter", (b,), torch.int64)
+    _check(turned, "active", (b,), torch.bool)
+    numbers = extension.KINDS[x.dtype], b, n, k, is_lsi, is_transposed, sweep
+    addresses = _addresses(x, d, length, counter, turned)
+    extension.kernels.step(*numbers, torch.get_num_threads(), *addresses)
     torch.autograd.graph.increment_version(x)
     return turned
 
@@ -148,12 +190,16 @@ _library.impl("tangent", _tangent, "CPU")
 _library.impl("lsi", _lsi, "CPU")
 _library.impl("exponential", _exponential, "CPU")
 _library.impl("turn_", _turn_, "CPU")
+_library.impl("step_", _step_, "CPU")
 
 torch.library.register_fake(tangent, _shapes_of_sketch)
 torch.library.register_fake(lsi, _shapes_of_sketch)
 torch.library.register_fake(exponential, torch.empty_like)
 torch.library.register_fake(
     turn_, lambda x, rows, delta, sweep, counter, active: torch.empty_like(active)
+)
+torch.library.register_fake(
+    step_, lambda x, d, k, is_lsi, length, sweep, counter, active: torch.empty_like(active)
 )
 
 
@@ -172,3 +218,17 @@ def _(
     x: torch.Size, rows: torch.Size, delta: torch.Size, sweep: int, *_: object, **__: object
 ) -> int:
     return 4 * (rows[1] + sweep) * x.numel()
+
+
+@register_flop_formula(torch.ops.geoopt_projunn.step_)
+def _(
+    x: torch.Size,
+    d: torch.Size,
+    k: int,
+    is_lsi: bool,
+    length: torch.Size,
+    sweep: int,
+    *_: object,
+    **__: object,
+) -> int:
+    return ((6 if is_lsi else 16) * k + 4 * (2 * k + sweep)) * x.numel()

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from ..drift import turn_
 from ..linalg.dense import estimate_orthogonality_error
 from ..manifold import LowRankUnitary
 from .compiled import compiled, pays
@@ -115,17 +114,17 @@ def step_(
     """
     taken = buffers["step"]
     direction, proposed = rule.propose(grad, buffers, taken, group)
-    sketched = manifold.sketch_direction(x, direction, taken)
     length = group["lr"] if group["maximize"] else -group["lr"]
-    rotation = manifold.rotation(sketched, length, x.dtype)
-    for name, share in rule.withdrawn(group).items():
-        sketched.add_velocity_(proposed[name], x, -share)
-
+    withdrawn, sketched = rule.withdrawn(group), None
+    if withdrawn:
+        sketched = manifold.sketch_direction(x, direction, taken)
+        for name, share in withdrawn.items():
+            sketched.add_velocity_(proposed[name], x, -share)
     finite = torch.ones_like(taken, dtype=torch.bool)
     for buffer in proposed.values():
         finite = finite & _is_finite(buffer)
 
-    finite = turn_(x, rotation, manifold.sweep, taken, finite)
+    finite = manifold.step_(x, direction if sketched is None else sketched, length, taken, finite)
     for name, buffer in proposed.items():
         torch.where(finite[:, None, None], buffer, buffers[name], out=buffers[name])
     taken.add_(finite)

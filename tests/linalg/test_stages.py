@@ -212,6 +212,30 @@ def test_a_rotation_that_is_not_finite_is_left_out(dtype, part, bad):
     assert x.isfinite().all()
 
 
+@pytest.mark.parametrize("sweep", [0, 1, 3])
+@pytest.mark.parametrize(("n", "k"), [(7, 1), (24, 3), (260, 1)], ids=str)
+@served
+@dtypes
+def test_a_whole_step_is_its_stages_one_after_the_other(dtype, name, n, k, sweep):
+    x, d, counter = draw(n, dtype)
+    d[2, 0, 0] = torch.nan
+    active = torch.tensor([True, False, True])
+    manifold = LowRankUnitary(k, sketch=name, sweep=sweep)
+    sketched = manifold.sketch_direction(x, d, counter)
+    whole, parts = x.clone(), x.clone()
+    version = whole._version
+    with Recorder() as recorder:
+        stepped = manifold.step_(whole, d, -0.1, counter, active)
+    assert "step_" in recorder.operations
+    assert whole._version > version
+    assert stepped.tolist() == [True, False, False]
+    assert_bit_equal(manifold.step_(parts, sketched, -0.1, counter, active), stepped)
+    assert_bit_equal(whole, parts)
+    assert_bit_equal(whole[1:], x[1:])
+    assert_within(whole[0] - x[0], 0, 1.0)
+    assert not torch.equal(whole[0], x[0])
+
+
 @pytest.mark.parametrize("n", [64, 300])
 @dtypes
 def test_threads_and_other_matrices_change_no_bit(dtype, n, threads):
@@ -224,7 +248,9 @@ def test_threads_and_other_matrices_change_no_bit(dtype, n, threads):
         sketched = sketches.tangent(x, d, 2, counter)
         rotation = LowRankUnitary(2).rotation(sketched, 0.1, dtype)
         drift.turn_(x, rotation, 1, counter, torch.ones_like(counter, dtype=torch.bool))
-        return x, *sketched, *sketches.lsi(x, d, 1, counter)
+        whole, everywhere = x.clone(), torch.ones_like(counter, dtype=torch.bool)
+        LowRankUnitary(3).step_(whole, d, 0.1, counter, everywhere)
+        return x, whole, *sketched, *sketches.lsi(x, d, 1, counter)
 
     outs = []
     for count in (1, 2, 3):
@@ -243,12 +269,13 @@ def test_stages_are_operators_as_torch_wants_them(b):
     x, d, counter = torch.eye(6).expand(b, 6, 6).clone(), torch.randn(b, 6, 6), torch.arange(b)
     rows, core = stages.tangent(x, d, 2, counter)
     delta = stages.exponential(core)
-    active = torch.ones(b, dtype=torch.bool)
+    active, length = torch.ones(b, dtype=torch.bool), torch.tensor(0.1, dtype=torch.float64)
     for stage, arguments in (
         (stages.tangent, (x, d, 2, counter)),
         (stages.lsi, (x, d, 2, counter)),
         (stages.exponential, (core,)),
         (stages.turn_, (x, rows.float(), delta, 1, counter, active)),
+        (stages.step_, (x, d, 2, True, length, 1, counter, active)),
     ):
         torch.library.opcheck(stage, arguments)
 
@@ -314,6 +341,16 @@ def test_what_does_not_fit_is_refused():
             stages.turn_(**{**turn, name: wrong}, sweep=1)
     with pytest.raises(ValueError, match=r"`sweep` must be between 0 and n = 6, got 7"):
         stages.turn_(**turn, sweep=7)
+    step = {"x": x, "d": d, "k": 1, "is_lsi": False, "counter": counter, "active": active}
+    step |= {"length": torch.tensor(0.1, dtype=torch.float64), "sweep": 1}
+    for name, wrong, message in (
+        ("d", d.double(), r"`d` must be .*float32, got .*float64"),
+        ("k", 0, r"`k` must be between 1 and n / 2 = 3, got 0"),
+        ("length", torch.tensor(0.1), r"`length` must be .*float64, got .*float32"),
+        ("sweep", -1, r"`sweep` must be between 0 and n = 6, got -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            stages.step_(**{**step, name: wrong})
     assert_bit_equal(x, before)
 
 
@@ -326,13 +363,16 @@ def test_flops_are_counted_and_shapes_are_known_without_data():
             sketched = sketches.SKETCHES[name](x, d, 4, counter)
             rotation = LowRankUnitary(4).rotation(sketched, 0.1, x.dtype)
             drift.turn_(x, rotation, 2, counter, torch.ones(2, dtype=torch.bool))
+            LowRankUnitary(4, sketch=name, sweep=2).step_(
+                x, d, 0.1, counter, torch.ones(2, dtype=torch.bool)
+            )
             outs += [*sketched, *rotation]
         return outs
 
     with FlopCounterMode(display=False) as counter:
         real = run()
-    # Of each matrix: the sketches of rank 4, and two turns of rank 8 that sweep two columns.
-    assert counter.get_total_flops() == (16 * 4 + 6 * 4 + 2 * 4 * (8 + 2)) * 2 * 512**2
+    # Of each matrix, twice: the sketches of rank 4, and two turns of rank 8 that sweep two columns.
+    assert counter.get_total_flops() == 2 * (16 * 4 + 6 * 4 + 2 * 4 * (8 + 2)) * 2 * 512**2
     with FakeTensorMode():
         fake = run()
     assert [one.shape for one in fake] == [one.shape for one in real]
