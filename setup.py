@@ -23,6 +23,7 @@ setup(
                 "-std=c++17",
                 "-O3",
                 "-ffp-contract=fast",
+                "-fno-math-errno",
                 "-g0",
                 "-Wno-psabi",
                 *openmp,

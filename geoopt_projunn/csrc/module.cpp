@@ -9,7 +9,9 @@
 #include <cstdint>
 #include <exception>
 
+#include "adam.h"
 #include "exponential.h"
+#include "momentum.h"
 #include "products.h"
 #include "sketches.h"
 #include "step.h"
@@ -165,11 +167,54 @@ PyObject* py_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return without_lock([&] { is_double(v[0]) ? step<double>(v) : step<float>(v); });
 }
 
+// kind, b, entries, is_scalar, threads; g, first, second, most or 0, taken, numbers
+template <typename T>
+Adam<T> adam(const Index* v) {
+  const double* numbers = at<double>(v[10]);
+  return {v[1],        parts_of(v[0]), v[2],        v[4],         v[3] != 0,  at<T>(v[5]),
+          at<T>(v[6]), at<T>(v[7]),    at<T>(v[8]), at<Index>(v[9]), numbers[0], numbers[1],
+          numbers[2]};
+}
+
+// ...; directions, finite
+PyObject* py_adam_direction(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Index v[13];
+  if (!parse(args, count, 13, v)) return nullptr;
+  return without_lock([&] {
+    is_double(v[0]) ? adam<double>(v).propose(at<double>(v[11]), at<bool>(v[12]))
+                    : adam<float>(v).propose(at<float>(v[11]), at<bool>(v[12]));
+  });
+}
+
+// ...; active
+PyObject* py_adam_moments(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Index v[12];
+  if (!parse(args, count, 12, v)) return nullptr;
+  return without_lock([&] {
+    is_double(v[0]) ? adam<double>(v).commit(at<bool>(v[11]))
+                    : adam<float>(v).commit(at<bool>(v[11]));
+  });
+}
+
+// kind, b, entries, threads; g, m, taken, numbers, next, finite
+template <typename T>
+void momentum(const Index* v) {
+  const double* numbers = at<double>(v[7]);
+  momentum(v[1], v[2], parts_of(v[0]), v[3], at<T>(v[4]), at<T>(v[5]), at<Index>(v[6]),
+           numbers[0], numbers[1], at<T>(v[8]), at<bool>(v[9]));
+}
+
+PyObject* py_momentum(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Index v[10];
+  if (!parse(args, count, 10, v)) return nullptr;
+  return without_lock([&] { is_double(v[0]) ? momentum<double>(v) : momentum<float>(v); });
+}
+
 #define METHOD(name) \
   {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(py_##name)), METH_FASTCALL, nullptr}
 
 PyMethodDef methods[] = {METHOD(both_sides), METHOD(add_product), METHOD(sketch),
-                         METHOD(exponential), METHOD(turn), METHOD(step), {nullptr, nullptr, 0, nullptr}};
+                         METHOD(exponential), METHOD(turn), METHOD(step), METHOD(adam_direction), METHOD(adam_moments), METHOD(momentum), {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernels", nullptr, 0, methods,
                       nullptr, nullptr, nullptr, nullptr};

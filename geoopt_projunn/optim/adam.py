@@ -6,13 +6,27 @@ from typing import Any
 import geoopt
 import torch
 
+from ..linalg import moments
 from .base import ProjUNNOptimizer, check_range
-from .rules import Buffers
+from .rules import Buffers, Proposal
 
 __all__ = ["ProjUNNRiemannianAdam"]
 
 # And what their state is called: a group that changes from one to the other starts afresh.
 _SECOND_MOMENTS = {"elementwise": "exp_avg_sq", "scalar": "exp_avg_norm_sq"}
+
+
+class _Deferred(Proposal):
+    """A direction whose moments are computed again when they are stored."""
+
+    def __init__(self, *state: Any) -> None:
+        direction, finite = moments.adam_direction(*state)
+        super().__init__(direction, {}, finite)
+        self._state = state
+
+    def commit_(self, buffers: Buffers, active: torch.Tensor) -> None:
+        """Take the moments of the next step."""
+        moments.adam_moments_(*self._state, active)
 
 
 class _Adam:
@@ -32,12 +46,16 @@ class _Adam:
 
     def propose(
         self, grad: torch.Tensor, buffers: Buffers, taken: torch.Tensor, group: Mapping[str, Any]
-    ) -> tuple[torch.Tensor, Buffers]:
+    ) -> Proposal:
+        name = _SECOND_MOMENTS[group["second_moment"]]
+        if moments.serve(grad, buffers["exp_avg"], buffers[name]):
+            most = buffers[f"max_{name}"] if group["amsgrad"] else None
+            state = grad, buffers["exp_avg"], buffers[name], most, taken
+            return _Deferred(*state, *group["betas"], group["eps"])
         beta1, beta2 = group["betas"]
         square = grad.real.square() if not grad.is_complex() else grad.real**2 + grad.imag**2
         if group["second_moment"] == "scalar":
             square = square.sum((-2, -1), keepdim=True)
-        name = _SECOND_MOMENTS[group["second_moment"]]
         second = buffers[name].lerp(square, 1 - beta2)
         proposed = {"exp_avg": buffers["exp_avg"].lerp(grad, 1 - beta1), name: second}
         if group["amsgrad"]:
@@ -48,7 +66,7 @@ class _Adam:
         correction2 = (1 - beta2**step).to(second.dtype)[:, None, None]
         # In the memory of the squares, which are not needed any more.
         scale = torch.div(second, correction2, out=square).sqrt_().add_(group["eps"])
-        return proposed["exp_avg"] / scale.mul_(correction1), proposed
+        return Proposal(proposed["exp_avg"] / scale.mul_(correction1), proposed)
 
     def withdrawn(self, group: Mapping[str, Any]) -> Mapping[str, float]:
         return {}
@@ -94,8 +112,9 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
     maximize : bool
         ascend instead of descend
     compile : bool
-        Compile the steps of real matrices by :func:`torch.compile`, about twice as fast at n = 128;
-        from n = 512 on only where the package's extension serves. They are the same to rounding.
+        Compile the steps of real matrices below n = 512 by :func:`torch.compile`, about twice as
+        fast at n = 128, where the package's extension does not take them: without a compiler at
+        installation, on a GPU, or of points that are not contiguous. They are the same to rounding.
         The first step of each kind takes some seconds: of each shape, number of parameters of that
         shape with a gradient, and value of a hyperparameter other than ``lr``. Not with a schedule
         of the momentum, which would compile in every step.

@@ -1,4 +1,4 @@
-"""Steps as one compiled function, where launching operations or temporaries are what costs."""
+"""Steps as one compiled function, where launching operations is what costs."""
 
 import functools
 import warnings
@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
-from ..linalg import extension, streams
+from ..linalg import stages
 from ..manifold import LowRankUnitary
 
-# From here on, torch's own updates in place are compiled into copies of the whole matrix; the
-# products that read a matrix once are not.
+# From here on, updates in place are compiled into copies of the whole matrix.
 _COPIES_FROM = 512
 # torch's own limit, 8, is for functions that were meant to be compiled once.
 _MOST_KINDS = 64
@@ -22,10 +21,12 @@ Step = Callable[..., None]
 
 
 def pays(x: torch.Tensor) -> bool:
-    """Return whether compiling makes steps of x faster, and the compiler knows its dtype."""
+    """Return whether compiling makes steps of x faster, and the compiler knows its dtype.
+
+    It does not where the extension takes the stages of a step, which leaves little to launch.
+    """
     small = x.shape[-1] < _COPIES_FROM
-    products = extension.USES_THREADS and streams.serve(x) and x.is_contiguous()
-    return (small or products) and not x.is_complex() and not x.is_meta
+    return small and not x.is_complex() and not x.is_meta and not stages.serve(x)
 
 
 @functools.cache

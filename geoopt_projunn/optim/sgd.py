@@ -6,8 +6,9 @@ from typing import Any
 import geoopt
 import torch
 
+from ..linalg import moments
 from .base import ProjUNNOptimizer, check_range
-from .rules import Buffers
+from .rules import Buffers, Proposal
 
 __all__ = ["ProjUNNRiemannianSGD"]
 
@@ -28,18 +29,22 @@ class _Momentum:
 
     def propose(
         self, grad: torch.Tensor, buffers: Buffers, taken: torch.Tensor, group: Mapping[str, Any]
-    ) -> tuple[torch.Tensor, Buffers]:
+    ) -> Proposal:
         momentum, feedback = group["momentum"], group["error_feedback"]
         if feedback is not None:
             direction = buffers["feedback_buffer"] + grad
-            return direction, {"feedback_buffer": direction * feedback}
+            return Proposal(direction, {"feedback_buffer": direction * feedback})
         if momentum == 0:
-            return grad, {}
+            return Proposal(grad, {})
+        before, finite = buffers["momentum_buffer"], None
         # As in torch, the first step of a parameter takes the gradient undamped.
-        share = (1 - group["dampening"] * (taken > 0).double()).to(grad.real.dtype)
-        buffer = torch.addcmul(buffers["momentum_buffer"] * momentum, grad, share[:, None, None])
-        direction = grad + momentum * buffer if group["nesterov"] else buffer
-        return direction, {"momentum_buffer": buffer}
+        if moments.serve(grad, before):
+            buffer, finite = moments.momentum(grad, before, taken, momentum, group["dampening"])
+        else:
+            share = (1 - group["dampening"] * (taken > 0).double()).to(grad.real.dtype)
+            buffer = torch.addcmul(before * momentum, grad, share[:, None, None])
+        direction = torch.add(grad, buffer, alpha=momentum) if group["nesterov"] else buffer
+        return Proposal(direction, {"momentum_buffer": buffer}, finite)
 
     def withdrawn(self, group: Mapping[str, Any]) -> Mapping[str, float]:
         if group["error_feedback"] is None:
@@ -91,8 +96,9 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
     maximize : bool
         ascend instead of descend
     compile : bool
-        Compile the steps of real matrices by :func:`torch.compile`, about twice as fast at n = 128;
-        from n = 512 on only where the package's extension serves. They are the same to rounding.
+        Compile the steps of real matrices below n = 512 by :func:`torch.compile`, about twice as
+        fast at n = 128, where the package's extension does not take them: without a compiler at
+        installation, on a GPU, or of points that are not contiguous. They are the same to rounding.
         The first step of each kind takes some seconds: of each shape, number of parameters of that
         shape with a gradient, and value of a hyperparameter other than ``lr``. Not with a schedule
         of the momentum, which would compile in every step.

@@ -1,0 +1,151 @@
+r"""What optimizers remember, in one pass over it, where the extension serves.
+
+Torch's own operations make a temporary of the gradient's size for each of a dozen. What is
+remembered changes only after the step that it made was found to be finite: until then nothing is
+stored but the direction.
+"""
+
+import torch
+
+from . import extension
+
+_library = torch.library.Library("geoopt_projunn", "FRAGMENT")
+_library.define(
+    "adam_direction(Tensor grad, Tensor first, Tensor second, Tensor? most, Tensor taken, "
+    "float beta1, float beta2, float eps) -> (Tensor, Tensor)"
+)
+_library.define(
+    "adam_moments_(Tensor grad, Tensor(a!) first, Tensor(b!) second, Tensor(c!)? most, "
+    "Tensor taken, float beta1, float beta2, float eps, Tensor active) -> ()"
+)
+_library.define(
+    "momentum(Tensor grad, Tensor buffer, Tensor taken, float momentum, float dampening)"
+    " -> (Tensor, Tensor)"
+)
+
+adam_direction = torch.ops.geoopt_projunn.adam_direction.default
+"""Adam's direction, (b, n, n), and where the moments that made it are finite, (b,), bool.
+
+The moments before the step are ``first``, (b, n, n), ``second``, (b, n, n) or (b, 1, 1), and
+``most``, the largest second one so far, or None; ``taken``, (b,), int64, counts the steps before.
+"""
+adam_moments_ = torch.ops.geoopt_projunn.adam_moments_.default
+"""The moments of the next step, in place, where ``active``, (b,), bool."""
+momentum = torch.ops.geoopt_projunn.momentum.default
+"""momentum * buffer + (1 - dampening) * grad, undamped where ``taken`` is 0, and where finite."""
+
+
+def serve(grad: torch.Tensor, *buffers: torch.Tensor) -> bool:
+    """Return whether the operators take a gradient and buffers like these."""
+    return extension.serves(grad) and all(
+        tensor.is_contiguous()
+        and tensor.real.dtype == grad.real.dtype
+        and not (tensor.is_complex() and tensor.is_conj())
+        for tensor in (grad, *buffers)
+    )
+
+
+def _check(tensor: torch.Tensor, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Refuse what the kernels, which do not look, would misread."""
+    if tuple(tensor.shape) != shape or tensor.dtype != dtype or not tensor.is_contiguous():
+        raise ValueError(
+            f"`{name}` must be contiguous, of shape {shape} and {dtype}, got shape "
+            f"{tuple(tensor.shape)}, strides {tensor.stride()} and {tensor.dtype}; the optimizers "
+            "take all."
+        )
+
+
+def _sizes(grad: torch.Tensor) -> tuple[int, int, int]:
+    b, rows, columns = grad.shape
+    return extension.KINDS[grad.dtype], b, rows * columns
+
+
+def _adam(
+    grad: torch.Tensor,
+    first: torch.Tensor,
+    second: torch.Tensor,
+    most: torch.Tensor | None,
+    taken: torch.Tensor,
+    hyperparameters: torch.Tensor,
+) -> tuple[int, ...]:
+    """Check, and return what the kernels want to know of these."""
+    shape, real = tuple(grad.shape), grad.real.dtype
+    is_scalar = second.shape[1:] == (1, 1)
+    small = (shape[0], 1, 1) if is_scalar else shape
+    _check(grad, "grad", shape, grad.dtype)
+    _check(first, "first", shape, grad.dtype)
+    _check(second, "second", small, real)
+    if most is not None:
+        _check(most, "most", small, real)
+    _check(taken, "taken", shape[:1], torch.int64)
+    tensors = (grad, first, second, most, taken, hyperparameters)
+    addresses = (0 if tensor is None else tensor.data_ptr() for tensor in tensors)
+    return *_sizes(grad), is_scalar, torch.get_num_threads(), *addresses
+
+
+def _adam_direction(
+    grad: torch.Tensor,
+    first: torch.Tensor,
+    second: torch.Tensor,
+    most: torch.Tensor | None,
+    taken: torch.Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    taken = taken.contiguous()
+    hyperparameters = torch.tensor((beta1, beta2, eps), dtype=torch.float64)
+    numbers = _adam(grad, first, second, most, taken, hyperparameters)
+    direction, finite = _like(grad)
+    extension.kernels.adam_direction(*numbers, direction.data_ptr(), finite.data_ptr())
+    return direction, finite
+
+
+def _adam_moments_(
+    grad: torch.Tensor,
+    first: torch.Tensor,
+    second: torch.Tensor,
+    most: torch.Tensor | None,
+    taken: torch.Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    active: torch.Tensor,
+) -> None:
+    taken, active = taken.contiguous(), active.contiguous()
+    hyperparameters = torch.tensor((beta1, beta2, eps), dtype=torch.float64)
+    numbers = _adam(grad, first, second, most, taken, hyperparameters)
+    _check(active, "active", tuple(taken.shape), torch.bool)
+    extension.kernels.adam_moments(*numbers, active.data_ptr())
+
+
+def _momentum(
+    grad: torch.Tensor,
+    buffer: torch.Tensor,
+    taken: torch.Tensor,
+    momentum: float,
+    dampening: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    taken = taken.contiguous()
+    _check(grad, "grad", tuple(grad.shape), grad.dtype)
+    _check(buffer, "buffer", tuple(grad.shape), grad.dtype)
+    _check(taken, "taken", tuple(grad.shape[:1]), torch.int64)
+    hyperparameters = torch.tensor((momentum, dampening), dtype=torch.float64)
+    following, finite = _like(grad)
+    tensors = (grad, buffer, taken, hyperparameters, following, finite)
+    addresses = (tensor.data_ptr() for tensor in tensors)
+    extension.kernels.momentum(*_sizes(grad), torch.get_num_threads(), *addresses)
+    return following, finite
+
+
+def _like(grad: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(grad), grad.new_empty(len(grad), dtype=torch.bool)
+
+
+_library.impl("adam_direction", _adam_direction, "CPU")
+_library.impl("adam_moments_", _adam_moments_, "CPU")
+_library.impl("momentum", _momentum, "CPU")
+
+torch.library.register_fake(adam_direction, _like)
+torch.library.register_fake(adam_moments_, lambda *_: None)
+torch.library.register_fake(momentum, _like)
