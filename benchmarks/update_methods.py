@@ -59,10 +59,12 @@ def methods(device: str, compile: bool = False) -> Iterator[Method]:
         yield Method(OURS if k == 1 else f"SGD, k = {k}", "ours", _projunn(sgd, k), k, 2)
     for k in RANKS:
         yield Method(f"SGD, lsi, k = {k}", "ours", _projunn(sgd, k, sketch="lsi"), k, 2)
-    if extension.BUILT and device == "cpu":
+    extended = extension.BUILT and device == "cpu"
+    if extended:
         for k in RANKS:
             plain = _without_extension(_projunn(sgd, k))
             yield Method(f"SGD, k = {k}, without the extension", "ours", plain, k, 2)
+    yield Method("SGD, momentum, k = 1", "ours", _projunn(sgd, 1, momentum=0.9), 1, 2)
     for name in ("polar", "cayley"):
         yield Method(f"SGD, {name}, k = 1", "ours", _projunn(sgd, 1, retraction=name), 1, 2)
     yield Method("Adam, k = 1", "ours", _projunn(adam, 1), 1, 2)
@@ -74,7 +76,9 @@ def methods(device: str, compile: bool = False) -> Iterator[Method]:
         faster["Adam, k = 1"] = _projunn(adam, 1, compile=True)
         for name, fast in faster.items():
             k = int(name.rpartition(" ")[2])
-            yield Method(f"{name}, compiled", "ours", fast, k, 2, complex=False)
+            # What the extension takes is not compiled.
+            name, fast = f"{name}, compiled", _without_extension(fast) if extended else fast
+            yield Method(name, "ours", fast, k, 2, complex=False)
     if device == "cuda":
         for k in RANKS:
             captured = _captured(_projunn(sgd, k))
@@ -88,6 +92,7 @@ def optimizer_for(
     k: int,
     *,
     second_moment: str = "elementwise",
+    momentum: float = 0.0,
     compile: bool = False,
     **manifold: str,
 ) -> torch.optim.Optimizer:
@@ -98,7 +103,7 @@ def optimizer_for(
         p.grad = d.clone()
         parameters.append(p)
     if kind is ProjUNNRiemannianSGD:
-        return kind(parameters, lr=LENGTH, compile=compile)
+        return kind(parameters, lr=LENGTH, momentum=momentum, compile=compile)
     # An elementwise direction of Adam has entries of size one.
     lr = LENGTH if second_moment == "scalar" else LENGTH / tensors[0].shape[-1]
     return kind(parameters, lr=lr, second_moment=second_moment, compile=compile)
