@@ -23,15 +23,18 @@ class Sketcher {
  public:
   Sketcher(Index n, Index parts, Index k, bool transposed, Index threads)
       : n_(n), parts_(parts), k_(k), width_(parts * n), threads_(threads), transposed_(transposed),
-        count_(std::min(in_turn * k, n)), some_(k * count_), few_(count_ * width_),
-        mixed_(k * width_), moved_(k * width_), back_(k * width_), last_(k * width_),
+        count_(std::min(in_turn * k, n)), some_(parts * k * count_), few_(count_ * width_),
+        mixed_(k * width_), along_(k * width_), moved_(k * width_), back_(k * width_), last_(k * width_),
         wide_(k * width_), other_(k * width_), dots_(parts * 2 * k * k), more_(dots_.size()),
         basis_(width_, parts, 2 * k) {}
 
-  // Sketch the step from x along d; if `transposed`, d is stored as its transpose.
-  void sketch(bool is_lsi, const T* x, const T* d, Index counter, double* rows, double* core) {
+  // Sketch the step from x along d; if `transposed`, d is stored as its transpose. Return how many
+  // of the products of the rows with x are known from it.
+  Index sketch(bool is_lsi, const T* x, const T* d, Index counter, double* rows, double* core) {
     is_lsi ? lsi(x, d, counter, rows, core) : tangent(x, d, counter, rows, core);
+    return is_lsi ? 0 : k_;
   }
+  const T* known_products() const { return along_.data(); }
 
   void tangent(const T* x, const T* d, Index counter, double* rows, double* core) {
     draw_mixed(d, counter);
@@ -130,8 +133,8 @@ class Sketcher {
 
   // back_ = (rows x d^H - rows d x^H) / 2
   void generator_rows(const T* x, const T* d, const T* rows) {
-    times(x, rows, last_.data());
-    both_sides(d, rows, last_.data(), moved_.data(), back_.data());
+    times(x, rows, along_.data());
+    both_sides(d, rows, along_.data(), moved_.data(), back_.data());
     times_adjoint(x, moved_.data(), last_.data());
     for (std::size_t j = 0; j < back_.size(); ++j) back_[j] = (back_[j] - last_[j]) / 2;
   }
@@ -139,13 +142,18 @@ class Sketcher {
   // mixed_: rows of d if k = 1, or adjoint columns, combined, at unit length, and a random share.
   void draw_mixed(const T* d, Index counter) {
     const Uniform uniform(counter, k_ * (count_ + n_));
+    const bool by_rows = (k_ == 1) != transposed_;
     for (Index row = 0; row < k_; ++row)
-      for (Index j = 0; j < count_; ++j)
-        some_[j * k_ + row] = static_cast<T>(uniform[row * (count_ + n_) + j]);
-    fetch(d, counter * count_ % n_, (k_ == 1) != transposed_);
-    if (parts_ == 2 && k_ != 1) conjugate(few_.data(), count_ * n_);
-    std::fill(mixed_.begin(), mixed_.end(), T(0));
-    update_of(mixed_.data(), 0, k_, k_, width_, count_, some_.data(), few_.data());
+      for (Index j = 0; j < count_; ++j) {
+        const T value = static_cast<T>(uniform[row * (count_ + n_) + j]);
+        if (by_rows)
+          some_[j * k_ + row] = value;
+        else
+          set_real(&some_, row * count_ + j, value);
+      }
+    const Index first = counter * count_ % n_;
+    by_rows ? mix_rows(d, first) : mix_adjoint_columns(d, first);
+    if (transposed_ && parts_ == 2) conjugate(mixed_.data(), k_ * n_);
     for (Index row = 0; row < k_; ++row) {
       T* const mixed = mixed_.data() + row * width_;
       std::copy_n(mixed, width_, wide_.begin());
@@ -161,18 +169,26 @@ class Sketcher {
     }
   }
 
-  // few_: consecutive rows or columns, from the first on again after the last.
-  void fetch(const T* d, Index first, bool rows) {
-    if (rows) {
-      for (Index j = 0; j < count_; ++j)
-        std::copy_n(d + (first + j) % n_ * width_, width_, few_.data() + j * width_);
-      return;
+  // mixed_ = some few, few the next rows of the stored matrix, from the first on again after the
+  // last.
+  void mix_rows(const T* d, Index first) {
+    for (Index j = 0; j < count_; ++j)
+      std::copy_n(d + (first + j) % n_ * width_, width_, few_.data() + j * width_);
+    std::fill(mixed_.begin(), mixed_.end(), T(0));
+    update_of(mixed_.data(), 0, k_, k_, width_, count_, some_.data(), few_.data());
+  }
+
+  // mixed_ = some few^H, few its next columns.
+  void mix_adjoint_columns(const T* d, Index first) {
+    const Index before_end = std::min(count_, n_ - first) * parts_, length = count_ * parts_;
+    for (Index i = 0; i < n_; ++i) {
+      const T* row = d + i * width_;
+      std::copy_n(row + first * parts_, before_end, few_.data() + i * length);
+      std::copy_n(row, length - before_end, few_.data() + i * length + before_end);
     }
-    // Row by row of d: the entries of a row lie together.
-    for (Index i = 0; i < n_; ++i)
-      for (Index j = 0; j < count_; ++j)
-        for (Index part = 0; part < parts_; ++part)
-          few_[j * width_ + i * parts_ + part] = d[i * width_ + (first + j) % n_ * parts_ + part];
+    sides_of_one(Shape{n_, count_, 0, k_, threads_, parts_ == 2}, few_.data(),
+                 static_cast<const T*>(nullptr), some_.data(), static_cast<T*>(nullptr),
+                 mixed_.data(), &scratch_);
   }
 
   void add_to_basis(const std::vector<T>& rows) {
@@ -206,7 +222,7 @@ class Sketcher {
   Index n_, parts_, k_, width_, threads_;
   bool transposed_;
   Index count_;
-  std::vector<T> some_, few_, mixed_, moved_, back_, last_, conjugates_;
+  std::vector<T> some_, few_, mixed_, along_, moved_, back_, last_, conjugates_;
   std::vector<double> wide_, other_, dots_, more_;
   Basis basis_;
   Scratch<T> scratch_;

@@ -20,11 +20,12 @@ class Stepper {
 
   // Turn x along d by `length`; return whether the step was finite and taken.
   bool operator()(T* x, const T* d, Index counter, double length) {
-    sketcher_.sketch(is_lsi_, x, d, counter, wide_.data(), core_.data());
+    const Index known =
+        sketcher_.sketch(is_lsi_, x, d, counter, wide_.data(), core_.data());
     for (double& entry : core_) entry *= length;
     exponential_(core_.data(), delta_.data());
     std::copy(wide_.begin(), wide_.end(), rows_.begin());
-    return turner_(x, rows_.data(), delta_.data(), counter);
+    return turner_(x, rows_.data(), delta_.data(), counter, known, sketcher_.known_products());
   }
 
  private:

@@ -39,16 +39,19 @@ class Turner {
         by_(parts * r * r), wide_(r * width_), within_(parts * count * count) {}
 
   // x += rows^H delta rows x, then the columns whose turn it is against all others. Return whether
-  // the rotation is finite; x stays as it is where not.
-  bool operator()(T* x, const T* rows, const double* delta, Index counter) {
+  // the rotation is finite; x stays as it is where not. The products of the first rows with x may
+  // be known.
+  bool operator()(T* x, const T* rows, const double* delta, Index counter, Index known = 0,
+                  const T* known_products = nullptr) {
     if (!is_finite(rows, r_ * width_) || !is_finite(delta, parts_ * r_ * r_)) return false;
-    const Index first = counter * count_ % n_;
-    T* const own = left_.data() + r_ * width_;
-    std::copy_n(rows, r_ * width_, left_.begin());
+    const Index first = counter * count_ % n_, others = r_ - known;
+    T* const own = left_.data() + others * width_;
+    std::copy_n(rows + known * width_, others * width_, left_.begin());
     read_columns(x, first, own);
-    sides_of_one(Shape{n_, n_, r_ + count_, 0, threads_, parts_ == 2}, x, left_.data(),
-                 static_cast<const T*>(nullptr), product_.data(), static_cast<T*>(nullptr),
-                 &scratch_);
+    std::copy_n(known_products, known * width_, product_.begin());
+    sides_of_one(Shape{n_, n_, others + count_, 0, threads_, parts_ == 2}, x, left_.data(),
+                 static_cast<const T*>(nullptr), product_.data() + known * width_,
+                 static_cast<T*>(nullptr), &scratch_);
     turn_rows(delta);
     // The rotation, unitary to the rounding of a double, leaves x^H x - I as it is.
     T* const error = product_.data() + r_ * width_;

@@ -231,4 +231,5 @@ def _(
     *_: object,
     **__: object,
 ) -> int:
-    return ((6 if is_lsi else 16) * k + 4 * (2 * k + sweep)) * x.numel()
+    # The tangent sketch knows the products of k of the 2k rows that are turned.
+    return ((6 if is_lsi else 16 - 2) * k + 4 * (2 * k + sweep)) * x.numel()

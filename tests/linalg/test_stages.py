@@ -372,7 +372,9 @@ def test_flops_are_counted_and_shapes_are_known_without_data():
     with FlopCounterMode(display=False) as counter:
         real = run()
     # Of each matrix, twice: the sketches of rank 4, and two turns of rank 8 that sweep two columns.
-    assert counter.get_total_flops() == 2 * (16 * 4 + 6 * 4 + 2 * 4 * (8 + 2)) * 2 * 512**2
+    # In a whole step the products of four rows are known from the tangent sketch.
+    twice = 2 * (16 * 4 + 6 * 4 + 2 * 4 * (8 + 2)) - 2 * 4
+    assert counter.get_total_flops() == twice * 2 * 512**2
     with FakeTensorMode():
         fake = run()
     assert [one.shape for one in fake] == [one.shape for one in real]
