@@ -8,7 +8,7 @@ import torch
 from geoopt.manifolds.base import Manifold
 from geoopt.optim.mixin import OptimMixin
 
-from ..linalg.precision import full_precision
+from ..linalg.precision import WIDE, full_precision
 from ..manifold import LowRankUnitary
 from .delegate import Delegate
 from .rank_k import first_state, step_group
@@ -175,6 +175,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         holds_low_rank = False
         for group in self.param_groups:
             self._validate(group)
+            names = set(self._rule.buffer_names(group))
             for p in group["params"]:
                 manifold = manifold_of(p)
                 holds_low_rank = holds_low_rank or _involves_low_rank(manifold)
@@ -183,11 +184,12 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
                 self._check_grad(p, manifold, group)
                 state = self.state.get(p, {})
                 if isinstance(manifold, LowRankUnitary):
-                    manifold.assert_check_point(p)
-                    self._check_state(p, state)
                     if "skipped" not in state:
+                        manifold.assert_check_point(p)
                         fresh[p] = first_state(p, manifold, self._rule, group)
-                    elif not state.keys() >= set(self._rule.buffer_names(group)):
+                        continue
+                    self._check_state(p, state)
+                    if not state.keys() >= names:
                         fresh[p] = {**self._rule.first_buffers(p.detach(), group), **state}
                 elif "skipped" in state:
                     raise RuntimeError(
@@ -208,10 +210,12 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
             self.state[p].update(buffers)
 
     def _check_state(self, p: torch.Tensor, state: dict[str, Any]) -> None:
-        if "skipped" in state and state["skipped"].dtype != p.real.dtype:
+        if p.dtype not in WIDE or p.shape[-1] != p.shape[-2]:
+            p.manifold.assert_check_point(p)  # type: ignore[attr-defined]
+        if state["skipped"].dtype != p.dtype.to_real():
             raise TypeError(
                 f"The state of a parameter of shape {tuple(p.shape)} must have its precision, "
-                f"{p.real.dtype}, got {state['skipped'].dtype}: the parameter was converted after "
+                f"{p.dtype.to_real()}, got {state['skipped'].dtype}: the parameter was converted after "
                 "its first step; rebuild the optimizer."
             )
 
