@@ -117,6 +117,9 @@ def _adam_moments_(
     numbers = _adam(grad, first, second, most, taken, hyperparameters)
     _check(active, "active", tuple(taken.shape), torch.bool)
     extension.kernels.adam_moments(*numbers, active.data_ptr())
+    # What autograd has saved must not change unnoticed.
+    changed = (first, second) if most is None else (first, second, most)
+    torch.autograd.graph.increment_version(changed)
 
 
 def _momentum(

@@ -20,9 +20,6 @@ import torch
 
 Index = tuple[int | slice, ...]
 
-# Half of a core's own cache, and less; a third of the time of one copy.
-_TRANSPOSED_BYTES = 2**18
-
 
 @functools.lru_cache
 def regions(grid: tuple[int, ...]) -> tuple[tuple[Index, ...], tuple[Index, ...]]:
@@ -157,7 +154,7 @@ class _Synthesis(torch.autograd.Function):
             half[index].copy_(value / weight)
         parts = [half[index] for index in boxes]
         for index, part, place in zip(boxes, parts, _places(pairs, parts), strict=True):
-            _transpose_(part, place)
+            part.copy_(place)
             if isinstance(index[-1], int):
                 _mirror(half, index, grid).copy_(_mirrored(place, index).conj())
         x = torch.fft.irfftn(spectrum, s=grid, dim=_axes(grid), norm="ortho")
@@ -186,18 +183,6 @@ def _places(pairs: torch.Tensor, parts: list[torch.Tensor]) -> list[torch.Tensor
     counts = [math.prod(part.shape[:-2]) for part in parts]
     places = pairs.split(counts) if counts else ()
     return [place.view(part.shape) for place, part in zip(places, parts, strict=True)]
-
-
-def _transpose_(part: torch.Tensor, place: torch.Tensor) -> None:
-    """Copy a stored box to its place in the spectrum, some frequencies at a time.
-
-    Consecutive frequencies are read for each entry; at the strides that powers of two channels
-    have, no more of them than this stay in the cache.
-    """
-    bytes_of_one = place[:1].numel() * place.element_size()
-    count = max(1, _TRANSPOSED_BYTES // max(1, bytes_of_one))
-    for to, values in zip(part.split(count), place.split(count), strict=True):
-        to.copy_(values)
 
 
 def _mirror(half: torch.Tensor, index: Index, grid: tuple[int, ...]) -> torch.Tensor:

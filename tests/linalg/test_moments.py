@@ -70,7 +70,10 @@ def test_direction_and_moments_are_those_of_the_paper(dtype, shape, second, beta
     for one, two in zip(state, before, strict=True):
         assert one is None or torch.equal(one, two)
     active = torch.arange(shape[0]) != 1
+    versions = [one._version for one in state[1:4] if one is not None]
     moments.adam_moments_(*state, *betas, 1e-3, active)
+    changed = [one._version for one in state[1:4] if one is not None]
+    assert all(new > old for new, old in zip(changed, versions, strict=True))
     for one, two, old in zip(state[1:4], expected, before[1:4], strict=True):
         if one is not None:
             scale = two.abs().max().item()
