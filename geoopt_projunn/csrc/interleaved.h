@@ -1,4 +1,4 @@
-// Rows of complex numbers, real and imaginary parts in turn.
+// Rows of complex numbers, real and imaginary parts in turn, from and to real rows.
 
 #pragma once
 
@@ -16,24 +16,72 @@ void copy_entries(const T* from, Index from_step, T* to, Index to_step, Index co
     for (Index i = 0; i < count; ++i) to[i * to_step + 1] = from[i * from_step + 1];
 }
 
-// Times i or -i.
 template <typename T>
-void times_i(const T* from, Index count, T sign, T* to) {
-  for (Index j = 0; j < 2 * count; j += 2) {
-    to[j] = -sign * from[j + 1];
-    to[j + 1] = sign * from[j];
+INLINE void conjugate_all(T* rows, Index count) {
+  for (Index j = 0; j < count; ++j) rows[2 * j + 1] = -rows[2 * j + 1];
+}
+
+template <typename T>
+INLINE void times_i_all(const T* __restrict from, Index count, T sign, T* __restrict to) {
+  for (Index j = 0; j < count; ++j) {
+    to[2 * j] = -sign * from[2 * j + 1];
+    to[2 * j + 1] = sign * from[2 * j];
   }
 }
+
+template <typename T>
+INLINE void add_times_i_all(const T* __restrict real, const T* __restrict imaginary, Index count,
+                            T* __restrict to) {
+  for (Index j = 0; j < count; ++j) {
+    to[2 * j] = real[2 * j] - imaginary[2 * j + 1];
+    to[2 * j + 1] = real[2 * j + 1] + imaginary[2 * j];
+  }
+}
+
+template <typename T>
+INLINE void part_all(const T* __restrict from, Index count, T* __restrict real,
+                     T* __restrict imaginary) {
+  for (Index j = 0; j < count; ++j) {
+    real[j] = from[2 * j];
+    imaginary[j] = from[2 * j + 1];
+  }
+}
+
+template <typename T>
+INLINE void join_all(const T* __restrict real, const T* __restrict imaginary, Index count,
+                     T* __restrict to) {
+  for (Index j = 0; j < count; ++j) {
+    to[2 * j] = real[j];
+    to[2 * j + 1] = imaginary[j];
+  }
+}
+
+#define FOR_TYPE(T)                                                                             \
+  FOR_EACH_CPU void conjugate(T* rows, Index count) { conjugate_all(rows, count); }             \
+  /* Times i or -i. */                                                                          \
+  FOR_EACH_CPU void times_i(const T* from, Index count, T sign, T* to) {                        \
+    times_i_all(from, count, sign, to);                                                         \
+  }                                                                                             \
+  /* real + i imaginary, for complex rows of that name */                                       \
+  FOR_EACH_CPU void add_times_i(const T* real, const T* imaginary, Index count, T* to) {        \
+    add_times_i_all(real, imaginary, count, to);                                                \
+  }                                                                                             \
+  FOR_EACH_CPU void part(const T* from, Index count, T* real, T* imaginary) {                   \
+    part_all(from, count, real, imaginary);                                                     \
+  }                                                                                             \
+  FOR_EACH_CPU void join(const T* real, const T* imaginary, Index count, T* to) {               \
+    join_all(real, imaginary, count, to);                                                       \
+  }
+FOR_TYPE(float)
+FOR_TYPE(double)
+#undef FOR_TYPE
 
 // To real rows, two for each: those that combine rows of a matrix from the left, and those that
 // its rows are multiplied with.
 template <typename T>
 void real_from_left(const T* rows, Index count, Index n, T* to) {
   for (Index row = 0; row < count; ++row)
-    for (Index j = 0; j < n; ++j) {
-      to[2 * row * n + j] = rows[2 * (row * n + j)];
-      to[(2 * row + 1) * n + j] = rows[2 * (row * n + j) + 1];
-    }
+    part(rows + 2 * row * n, n, to + 2 * row * n, to + (2 * row + 1) * n);
 }
 
 template <typename T>
@@ -42,11 +90,6 @@ void real_from_right(const T* rows, Index count, Index m, T* to) {
     std::copy_n(rows + 2 * row * m, 2 * m, to + 4 * row * m);
     times_i(rows + 2 * row * m, m, T(-1), to + (4 * row + 2) * m);
   }
-}
-
-template <typename T>
-void conjugate(T* rows, Index count) {
-  for (Index j = 1; j < 2 * count; j += 2) rows[j] = -rows[j];
 }
 
 }  // namespace

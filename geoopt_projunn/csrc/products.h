@@ -84,16 +84,13 @@ void sides_of_one(const Shape& s, const T* a, const T* left, const T* right, T* 
              scratch->right.data(), scratch->products.data(), scratch->dots.data(),
              &scratch->shares);
   for (Index row = 0; row < s.l; ++row) {
-    const T *by_real = &scratch->products[2 * row * width], *by_imaginary = by_real + width;
-    T* to = out_left + row * width;
-    times_i(by_imaginary, s.m, T(1), to);
-    for (Index j = 0; j < width; ++j) to[j] += by_real[j];
+    const T* product = &scratch->products[2 * row * width];
+    add_times_i(product, product + width, s.m, out_left + row * width);
   }
-  for (Index row = 0; row < s.r; ++row)
-    for (Index i = 0; i < n; ++i) {
-      out_right[2 * (row * n + i)] = scratch->dots[2 * row * n + i];
-      out_right[2 * (row * n + i) + 1] = scratch->dots[(2 * row + 1) * n + i];
-    }
+  for (Index row = 0; row < s.r; ++row) {
+    const T* dots = &scratch->dots[2 * row * n];
+    join(dots, dots + n, n, out_right + 2 * row * n);
+  }
 }
 
 // a (n, m) += rows^H factor, rows (l, n), factor (l, m), for one matrix.

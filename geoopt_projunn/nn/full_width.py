@@ -9,6 +9,7 @@ import torch
 
 from ..init import INITS
 from ..linalg.precision import WIDE, full_precision
+from ..linalg.rows import times
 from ..manifold import LowRankUnitary
 from .channels import channels_to_pixels, pixels_to_channels
 from .keeping import KeepsManifolds
@@ -35,7 +36,7 @@ class _Multiply(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         x, w = ctx.saved_tensors
         # Conjugate the signals and not the matrices, of which there is more.
-        grad_x = (grad.conj() @ w).conj() if ctx.needs_input_grad[0] else None
+        grad_x = times(grad.conj(), w).conj() if ctx.needs_input_grad[0] else None
         grad_w = grad.mT @ x.conj() if ctx.needs_input_grad[1] else None
         return grad_x, grad_w
 
