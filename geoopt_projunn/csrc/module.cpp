@@ -93,16 +93,28 @@ PyObject* py_add_product(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return without_lock([&] { is_double(v[0]) ? add_product<double>(v) : add_product<float>(v); });
 }
 
+// Bit 0 of `transposed`: x is stored as its transpose; bit 1: d is.
+template <typename T>
+View<T> x_of(Index address, Index transposed, Index offset) {
+  return {at<T>(address) + offset, (transposed & 1) != 0};
+}
+template <typename T>
+View<const T> d_of(Index address, Index transposed, Index offset) {
+  return {at<T>(address) + offset, (transposed & 2) != 0};
+}
+
 // kind, b, n, k, is_lsi, transposed, threads; x, d, counters, rows, cores
 template <typename T>
 void sketch(const Index* v) {
   const Index b = v[1], n = v[2], k = v[3], parts = parts_of(v[0]), width = parts * n;
-  for_each_matrix<T>(b, n, width, v[6], [&](Index first, Index last, Index threads) {
-    Sketcher<T> sketcher(n, parts, k, v[5] != 0, threads);
-    for (; first < last; ++first)
-      sketcher.sketch(v[4] != 0, at<T>(v[7]) + first * n * width, at<T>(v[8]) + first * n * width,
-                      at<Index>(v[9])[first], at<double>(v[10]) + first * 2 * k * width,
-                      at<double>(v[11]) + first * 4 * k * k * parts);
+  for_each_matrix<T>(b, n, width, v[6], [&](Index i, Index last, Index threads) {
+    Sketcher<T> sketcher(n, parts, k, threads);
+    for (; i < last; ++i) {
+      const View<T> x = x_of<T>(v[7], v[5], i * n * width);
+      sketcher.sketch(v[4] != 0, {x.data, x.transposed}, d_of<T>(v[8], v[5], i * n * width),
+                      at<Index>(v[9])[i], at<double>(v[10]) + i * 2 * k * width,
+                      at<double>(v[11]) + i * 4 * k * k * parts);
+    }
   });
 }
 
@@ -124,25 +136,23 @@ PyObject* py_exponential(PyObject*, PyObject* const* args, Py_ssize_t count) {
   });
 }
 
-// kind, b, n, r, sweep, threads; x, rows, deltas, counters, active
+// kind, b, n, r, sweep, transposed, threads; x, rows, deltas, counters, active
 template <typename T>
 void turn(const Index* v) {
   const Index b = v[1], n = v[2], r = v[3], parts = parts_of(v[0]), width = parts * n;
-  for_each_matrix<T>(b, n, width, v[5], [&](Index first, Index last, Index threads) {
+  for_each_matrix<T>(b, n, width, v[6], [&](Index i, Index last, Index threads) {
     Turner<T> turner(n, parts, r, v[4], threads);
-    for (; first < last; ++first) {
-      bool* active = at<bool>(v[10]) + first;
-      *active = *active && turner(at<T>(v[6]) + first * n * width,
-                                  at<T>(v[7]) + first * r * width,
-                                  at<double>(v[8]) + first * r * r * parts,
-                                  at<Index>(v[9])[first]);
+    for (; i < last; ++i) {
+      bool* active = at<bool>(v[11]) + i;
+      *active = *active && turner(x_of<T>(v[7], v[5], i * n * width), at<T>(v[8]) + i * r * width,
+                                  at<double>(v[9]) + i * r * r * parts, at<Index>(v[10])[i]);
     }
   });
 }
 
 PyObject* py_turn(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Index v[11];
-  if (!parse(args, count, 11, v)) return nullptr;
+  Index v[12];
+  if (!parse(args, count, 12, v)) return nullptr;
   return without_lock([&] { is_double(v[0]) ? turn<double>(v) : turn<float>(v); });
 }
 
@@ -150,12 +160,12 @@ PyObject* py_turn(PyObject*, PyObject* const* args, Py_ssize_t count) {
 template <typename T>
 void step(const Index* v) {
   const Index b = v[1], n = v[2], parts = parts_of(v[0]), width = parts * n;
-  for_each_matrix<T>(b, n, width, v[7], [&](Index first, Index last, Index threads) {
-    Stepper<T> stepper(n, parts, v[3], v[4] != 0, v[5] != 0, v[6], threads);
-    for (; first < last; ++first) {
-      bool* active = at<bool>(v[12]) + first;
-      *active = *active && stepper(at<T>(v[8]) + first * n * width,
-                                   at<T>(v[9]) + first * n * width, at<Index>(v[11])[first],
+  for_each_matrix<T>(b, n, width, v[7], [&](Index i, Index last, Index threads) {
+    Stepper<T> stepper(n, parts, v[3], v[4] != 0, v[6], threads);
+    for (; i < last; ++i) {
+      bool* active = at<bool>(v[12]) + i;
+      *active = *active && stepper(x_of<T>(v[8], v[5], i * n * width),
+                                   d_of<T>(v[9], v[5], i * n * width), at<Index>(v[11])[i],
                                    *at<double>(v[10]));
     }
   });

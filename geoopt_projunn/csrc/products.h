@@ -114,4 +114,50 @@ void add_product_to_one(const Shape& s, T* a, const T* rows, const T* factor,
   });
 }
 
+// A square matrix, or one that is stored as its transpose.
+template <typename T>
+struct View {
+  T* data;
+  bool transposed;
+};
+
+// left (l, n) @ a and right (r, n) @ a^H, whichever way a is stored.
+template <typename T>
+class Sides {
+ public:
+  Sides(Index n, Index parts, Index threads) : n_(n), parts_(parts), threads_(threads) {}
+
+  void operator()(View<const T> a, Index l, Index r, const T* left, const T* right, T* out_left,
+                  T* out_right) {
+    if (!a.transposed) return stored(a.data, l, r, left, right, out_left, out_right);
+    if (parts_ == 1) return stored(a.data, r, l, right, left, out_right, out_left);
+    // Of the transpose t, conj(conj(left) t^H) and conj(conj(right) t).
+    conjugates_.assign(left, left + l * 2 * n_);
+    conjugates_.insert(conjugates_.end(), right, right + r * 2 * n_);
+    conjugate(conjugates_.data(), (l + r) * n_);
+    const T *conj_left = conjugates_.data(), *conj_right = conj_left + l * 2 * n_;
+    stored(a.data, r, l, conj_right, conj_left, out_right, out_left);
+    conjugate(out_left, l * n_);
+    conjugate(out_right, r * n_);
+  }
+
+  void times(View<const T> a, Index count, const T* rows, T* out) {
+    (*this)(a, count, 0, rows, nullptr, out, nullptr);
+  }
+  void times_adjoint(View<const T> a, Index count, const T* rows, T* out) {
+    (*this)(a, 0, count, nullptr, rows, nullptr, out);
+  }
+
+ private:
+  void stored(const T* a, Index l, Index r, const T* left, const T* right, T* out_left,
+              T* out_right) {
+    sides_of_one(Shape{n_, n_, l, r, threads_, parts_ == 2}, a, left, right, out_left, out_right,
+                 &scratch_);
+  }
+
+  Index n_, parts_, threads_;
+  std::vector<T> conjugates_;
+  Scratch<T> scratch_;
+};
+
 }  // namespace

@@ -21,28 +21,28 @@ constexpr double anywhere = 0.3;
 template <typename T>
 class Sketcher {
  public:
-  Sketcher(Index n, Index parts, Index k, bool transposed, Index threads)
-      : n_(n), parts_(parts), k_(k), width_(parts * n), threads_(threads), transposed_(transposed),
+  Sketcher(Index n, Index parts, Index k, Index threads)
+      : n_(n), parts_(parts), k_(k), width_(parts * n), threads_(threads),
         count_(std::min(in_turn * k, n)), some_(parts * k * count_), few_(count_ * width_),
         mixed_(k * width_), along_(k * width_), moved_(k * width_), back_(k * width_), last_(k * width_),
         wide_(k * width_), other_(k * width_), dots_(parts * 2 * k * k), more_(dots_.size()),
-        basis_(width_, parts, 2 * k) {}
+        basis_(width_, parts, 2 * k), sides_(n, parts, threads) {}
 
-  // Sketch the step from x along d; if `transposed`, d is stored as its transpose. Return how many
-  // of the products of the rows with x are known from it.
-  Index sketch(bool is_lsi, const T* x, const T* d, Index counter, double* rows, double* core) {
+  // Sketch the step from x along d. Return how many of the products of the rows with x are known
+  // from it.
+  Index sketch(bool is_lsi, View<const T> x, View<const T> d, Index counter, double* rows, double* core) {
     is_lsi ? lsi(x, d, counter, rows, core) : tangent(x, d, counter, rows, core);
     return is_lsi ? 0 : k_;
   }
   const T* known_products() const { return along_.data(); }
 
-  void tangent(const T* x, const T* d, Index counter, double* rows, double* core) {
+  void tangent(View<const T> x, View<const T> d, Index counter, double* rows, double* core) {
     draw_mixed(d, counter);
     basis_.clear();
     if (k_ == 1) {
-      times_adjoint(x, mixed_.data(), last_.data());
-      both_sides(d, last_.data(), mixed_.data(), moved_.data(), back_.data());
-      times_adjoint(x, moved_.data(), last_.data());
+      sides_.times_adjoint(x, k_, mixed_.data(), last_.data());
+      sides_(d, k_, k_, last_.data(), mixed_.data(), moved_.data(), back_.data());
+      sides_.times_adjoint(x, k_, moved_.data(), last_.data());
       for (std::size_t j = 0; j < back_.size(); ++j) back_[j] -= last_[j];
     } else {
       generator_rows(x, d, mixed_.data());
@@ -67,15 +67,15 @@ class Sketcher {
     write_basis(rows);
   }
 
-  void lsi(const T* x, const T* d, Index counter, double* rows, double* core) {
+  void lsi(View<const T> x, View<const T> d, Index counter, double* rows, double* core) {
     const Uniform uniform(counter, k_ * n_);
     for (Index i = 0; i < k_ * n_; ++i) set_real(&mixed_, i, static_cast<T>(uniform[i]));
-    left_of_d(d, mixed_.data(), back_.data());
+    sides_.times(d, k_, mixed_.data(), back_.data());
     basis_.clear();
     add_to_basis(back_);
     narrow_basis(&mixed_);
-    right_of_d(d, mixed_.data(), back_.data());
-    times_adjoint(x, mixed_.data(), last_.data());
+    sides_.times_adjoint(d, k_, mixed_.data(), back_.data());
+    sides_.times_adjoint(x, k_, mixed_.data(), last_.data());
 
     basis_.clear();
     add_to_basis(back_);
@@ -97,52 +97,18 @@ class Sketcher {
   }
 
  private:
-  // The products of the passes, k rows each.
-  Shape shape(Index left, Index right) const {
-    return Shape{n_, n_, left, right, threads_, parts_ == 2};
-  }
-  void sides(const T* a, Index l, Index r, const T* left, const T* right, T* out_left,
-             T* out_right) {
-    sides_of_one(shape(l, r), a, left, right, out_left, out_right, &scratch_);
-  }
-  void times(const T* x, const T* rows, T* out) { sides(x, k_, 0, rows, nullptr, out, nullptr); }
-  void times_adjoint(const T* x, const T* rows, T* out) {
-    sides(x, 0, k_, nullptr, rows, nullptr, out);
-  }
-  void left_of_d(const T* d, const T* left, T* out) {
-    both_sides_of_d(d, k_, 0, left, nullptr, out, nullptr);
-  }
-  void right_of_d(const T* d, const T* right, T* out) {
-    both_sides_of_d(d, 0, k_, nullptr, right, nullptr, out);
-  }
-  void both_sides(const T* d, const T* left, const T* right, T* out_left, T* out_right) {
-    both_sides_of_d(d, k_, k_, left, right, out_left, out_right);
-  }
-  // left d and right d^H; of the transpose t, conj(conj(left) t^H) and conj(conj(right) t).
-  void both_sides_of_d(const T* d, Index l, Index r, const T* left, const T* right, T* out_left,
-                       T* out_right) {
-    if (!transposed_) return sides(d, l, r, left, right, out_left, out_right);
-    if (parts_ == 1) return sides(d, r, l, right, left, out_right, out_left);
-    conjugates_.assign(left, left + l * width_);
-    conjugates_.insert(conjugates_.end(), right, right + r * width_);
-    conjugate(conjugates_.data(), (l + r) * n_);
-    sides(d, r, l, conjugates_.data() + l * width_, conjugates_.data(), out_right, out_left);
-    conjugate(out_left, l * n_);
-    conjugate(out_right, r * n_);
-  }
-
   // back_ = (rows x d^H - rows d x^H) / 2
-  void generator_rows(const T* x, const T* d, const T* rows) {
-    times(x, rows, along_.data());
-    both_sides(d, rows, along_.data(), moved_.data(), back_.data());
-    times_adjoint(x, moved_.data(), last_.data());
+  void generator_rows(View<const T> x, View<const T> d, const T* rows) {
+    sides_.times(x, k_, rows, along_.data());
+    sides_(d, k_, k_, rows, along_.data(), moved_.data(), back_.data());
+    sides_.times_adjoint(x, k_, moved_.data(), last_.data());
     for (std::size_t j = 0; j < back_.size(); ++j) back_[j] = (back_[j] - last_[j]) / 2;
   }
 
   // mixed_: rows of d if k = 1, or adjoint columns, combined, at unit length, and a random share.
-  void draw_mixed(const T* d, Index counter) {
+  void draw_mixed(View<const T> d, Index counter) {
     const Uniform uniform(counter, k_ * (count_ + n_));
-    const bool by_rows = (k_ == 1) != transposed_;
+    const bool by_rows = (k_ == 1) != d.transposed;
     for (Index row = 0; row < k_; ++row)
       for (Index j = 0; j < count_; ++j) {
         const T value = static_cast<T>(uniform[row * (count_ + n_) + j]);
@@ -152,8 +118,8 @@ class Sketcher {
           set_real(&some_, row * count_ + j, value);
       }
     const Index first = counter * count_ % n_;
-    by_rows ? mix_rows(d, first) : mix_adjoint_columns(d, first);
-    if (transposed_ && parts_ == 2) conjugate(mixed_.data(), k_ * n_);
+    by_rows ? mix_rows(d.data, first) : mix_adjoint_columns(d.data, first);
+    if (d.transposed && parts_ == 2) conjugate(mixed_.data(), k_ * n_);
     for (Index row = 0; row < k_; ++row) {
       T* const mixed = mixed_.data() + row * width_;
       std::copy_n(mixed, width_, wide_.begin());
@@ -219,12 +185,11 @@ class Sketcher {
     if (parts_ == 2) entry[1] = value.imag();
   }
 
-  Index n_, parts_, k_, width_, threads_;
-  bool transposed_;
-  Index count_;
-  std::vector<T> some_, few_, mixed_, along_, moved_, back_, last_, conjugates_;
+  Index n_, parts_, k_, width_, threads_, count_;
+  std::vector<T> some_, few_, mixed_, along_, moved_, back_, last_;
   std::vector<double> wide_, other_, dots_, more_;
   Basis basis_;
+  Sides<T> sides_;
   Scratch<T> scratch_;
 };
 

@@ -35,13 +35,13 @@ class Turner {
   Turner(Index n, Index parts, Index r, Index count, Index threads)
       : n_(n), parts_(parts), r_(r), count_(count), width_(parts * n), threads_(threads),
         left_((r + count) * width_), product_((r + count) * width_), turned_(r * width_),
-        real_left_(parts * r * n), real_factor_(parts * r * width_), right_(parts * count * width_), dots_(parts * count * n), factor_(parts * r * width_),
-        by_(parts * r * r), wide_(r * width_), within_(parts * count * count) {}
+        real_left_(parts * r * n), real_factor_(parts * r * width_), right_(parts * count * width_), dots_(parts * count * n), mending_(count * width_), factor_(parts * r * width_),
+        by_(parts * r * r), wide_(r * width_), within_(parts * count * count), sides_(n, parts, threads) {}
 
   // x += rows^H delta rows x, then the columns whose turn it is against all others. Return whether
   // the rotation is finite; x stays as it is where not. The products of the first rows with x may
   // be known.
-  bool operator()(T* x, const T* rows, const double* delta, Index counter, Index known = 0,
+  bool operator()(View<T> x, const T* rows, const double* delta, Index counter, Index known = 0,
                   const T* known_products = nullptr) {
     if (!is_finite(rows, r_ * width_) || !is_finite(delta, parts_ * r_ * r_)) return false;
     const Index first = counter * count_ % n_, others = r_ - known;
@@ -49,14 +49,13 @@ class Turner {
     std::copy_n(rows + known * width_, others * width_, left_.begin());
     read_columns(x, first, own);
     std::copy_n(known_products, known * width_, product_.begin());
-    sides_of_one(Shape{n_, n_, others + count_, 0, threads_, parts_ == 2}, x, left_.data(),
-                 static_cast<const T*>(nullptr), product_.data() + known * width_,
-                 static_cast<T*>(nullptr), &scratch_);
+    sides_.times({x.data, x.transposed}, others + count_, left_.data(),
+                 product_.data() + known * width_);
     turn_rows(delta);
     // The rotation, unitary to the rounding of a double, leaves x^H x - I as it is.
     T* const error = product_.data() + r_ * width_;
     const bool near = find_error(error, first);
-    update(x, rows, error);
+    x.transposed ? update_transpose(x, rows, error) : update(x.data, rows, error);
     if (near && count_ > 0) {
       read_columns(x, first, own);
       mend(own);
@@ -69,15 +68,20 @@ class Turner {
   Index column(Index first, Index j) const { return (first + j) % n_; }
 
   // The adjoint columns whose turn it is, as rows.
-  void read_columns(const T* x, Index first, T* to) const {
+  void read_columns(View<T> x, Index first, T* to) const {
+    const Index step = x.transposed ? parts_ : width_;
     for (Index j = 0; j < count_; ++j)
-      copy_entries(x + column(first, j) * parts_, width_, to + j * width_, parts_, n_, parts_);
+      copy_entries(column(x, first, j), step, to + j * width_, parts_, n_, parts_);
     if (parts_ == 2) conjugate(to, count_ * n_);
   }
-  void write_columns(T* x, Index first, T* from) const {
+  void write_columns(View<T> x, Index first, T* from) const {
+    const Index step = x.transposed ? parts_ : width_;
     if (parts_ == 2) conjugate(from, count_ * n_);
     for (Index j = 0; j < count_; ++j)
-      copy_entries(from + j * width_, parts_, x + column(first, j) * parts_, width_, n_, parts_);
+      copy_entries(from + j * width_, parts_, column(x, first, j), step, n_, parts_);
+  }
+  T* column(View<T> x, Index first, Index j) const {
+    return x.data + column(first, j) * (x.transposed ? width_ : parts_);
   }
 
   // turned_ = delta times the first r rows of product_
@@ -109,7 +113,7 @@ class Turner {
     return square < converges * converges;
   }
 
-  // x += rows^H turned_, and dots_ = error x^H of the result.
+  // x += rows^H turned_, and mending_ = error x^H of the result.
   void update(T* x, const T* rows, const T* error) {
     const Index u = parts_ * r_, e = parts_ * count_;
     const T *by = rows, *factor = turned_.data(), *right = error;
@@ -130,10 +134,25 @@ class Turner {
           const Index last = std::min(end, begin + step);
           update_of(x, begin, last, n_, width_, u, by, factor);
           sides_of(x, begin, last, n_, width_, 0, e, static_cast<const T*>(nullptr), right,
-                   static_cast<T*>(nullptr), dots_.data());
+                   static_cast<T*>(nullptr), parts_ == 2 ? dots_.data() : mending_.data());
         }
       }
     });
+    if (parts_ == 2)
+      for (Index row = 0; row < count_; ++row)
+        join(&dots_[2 * row * n_], &dots_[(2 * row + 1) * n_], n_, &mending_[row * width_]);
+  }
+
+  // The same of the transpose t: t += conj(turned_)^H conj(rows).
+  void update_transpose(View<T> x, const T* rows, const T* error) {
+    std::copy_n(rows, r_ * width_, real_factor_.begin());
+    if (parts_ == 2) {
+      conjugate(real_factor_.data(), r_ * n_);
+      conjugate(turned_.data(), r_ * n_);
+    }
+    add_product_to_one(Shape{n_, n_, r_, 0, threads_, parts_ == 2}, x.data, turned_.data(),
+                       real_factor_.data(), &scratch_);
+    sides_.times_adjoint({x.data, true}, count_, error, mending_.data());
   }
 
   // own <- own - error x^H + within own / 2, for adjoint columns.
@@ -142,7 +161,7 @@ class Turner {
       for (Index i = 0; i < n_; ++i)
         for (Index part = 0; part < parts_; ++part)
           mended_entry(j, i, part) =
-              own[j * width_ + i * parts_ + part] - dots_[(parts_ * j + part) * n_ + i];
+              own[j * width_ + i * parts_ + part] - mending_[j * width_ + i * parts_ + part];
     for (Index j = 0; j < count_; ++j)
       for (Index l = 0; l < count_; ++l) {
         const T* w = within_.data() + parts_ * (j * count_ + l);
@@ -163,9 +182,10 @@ class Turner {
   }
 
   Index n_, parts_, r_, count_, width_, threads_;
-  std::vector<T> left_, product_, turned_, real_left_, real_factor_, right_, dots_;
+  std::vector<T> left_, product_, turned_, real_left_, real_factor_, right_, dots_, mending_;
   std::vector<double> factor_, by_, wide_;
   std::vector<T> within_;
+  Sides<T> sides_;
   Scratch<T> scratch_;
 };
 

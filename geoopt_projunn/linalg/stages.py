@@ -17,7 +17,7 @@ _MOST_VECTORS = 32
 
 def serve(x: torch.Tensor) -> bool:
     """Return whether :data:`turn_` takes a point, (b, n, n), to be changed in place."""
-    return extension.serves(x) and _is_plain(x)
+    return extension.serves(x) and (_is_plain(x) or _is_plain(x.mT))
 
 
 def serve_sketch(x: torch.Tensor, d: torch.Tensor, k: int) -> bool:
@@ -74,15 +74,20 @@ def _check(tensor: torch.Tensor, name: str, shape: tuple[int, ...], dtype: torch
         )
 
 
-def _check_direction(x: torch.Tensor, d: torch.Tensor, k: int) -> bool:
-    """Check a point and a direction; return whether the direction is stored by columns."""
-    b, n, _ = x.shape
-    is_transposed = not _is_plain(d)
-    _check(x, "x", (b, n, n), x.dtype)
-    _check(d.mT if is_transposed else d, "d", (b, n, n), x.dtype)
+def _check_stored(x: torch.Tensor, name: str, like: torch.Tensor) -> bool:
+    """Check a batch of square matrices; return whether they are stored by columns."""
+    b, n, _ = like.shape
+    by_columns = not _is_plain(x)
+    _check(x.mT if by_columns else x, name, (b, n, n), like.dtype)
+    return by_columns
+
+
+def _check_direction(x: torch.Tensor, d: torch.Tensor, k: int) -> int:
+    """Check a point and a direction; return which are stored by columns, for the kernels."""
+    n = x.shape[-1]
     if not 1 <= k <= n // 2:
         raise ValueError(f"`k` must be between 1 and n / 2 = {n // 2}, got {k}.")
-    return is_transposed
+    return _check_stored(x, "x", x) + 2 * _check_stored(d, "d", x)
 
 
 def _check_sweep(x: torch.Tensor, sweep: int) -> None:
@@ -95,10 +100,10 @@ def _sketch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     b, n, _ = x.shape
     counter = counter.contiguous()
-    is_transposed = _check_direction(x, d, k)
+    by_columns = _check_direction(x, d, k)
     _check(counter, "counter", (b,), torch.int64)
     rows, core = _shapes_of_sketch(x, d, k, counter)
-    numbers = extension.KINDS[x.dtype], b, n, k, is_lsi, is_transposed, torch.get_num_threads()
+    numbers = extension.KINDS[x.dtype], b, n, k, is_lsi, by_columns, torch.get_num_threads()
     extension.kernels.sketch(*numbers, *_addresses(x, d, counter, rows, core))
     return rows, core
 
@@ -136,13 +141,13 @@ def _turn_(
     # The matrices that are not active keep their place here, and are not finite in theirs.
     turned = active.clone(memory_format=torch.contiguous_format)
     rows, delta, counter = rows.contiguous(), delta.contiguous(), counter.contiguous()
-    _check(x, "x", (b, n, n), x.dtype)
+    by_columns = _check_stored(x, "x", x)
     _check(rows, "rows", (b, r, n), x.dtype)
     _check(delta, "delta", (b, r, r), WIDE[x.dtype])
     _check(counter, "counter", (b,), torch.int64)
     _check(turned, "active", (b,), torch.bool)
     _check_sweep(x, sweep)
-    numbers = extension.KINDS[x.dtype], b, n, r, sweep, torch.get_num_threads()
+    numbers = extension.KINDS[x.dtype], b, n, r, sweep, by_columns, torch.get_num_threads()
     extension.kernels.turn(*numbers, *_addresses(x, rows, delta, counter, turned))
     # What autograd has saved must not change unnoticed.
     torch.autograd.graph.increment_version(x)
@@ -162,12 +167,12 @@ def _step_(
     b, n, _ = x.shape
     turned = active.clone(memory_format=torch.contiguous_format)
     counter = counter.contiguous()
-    is_transposed = _check_direction(x, d, k)
+    by_columns = _check_direction(x, d, k)
     _check_sweep(x, sweep)
     _check(length, "length", (), torch.float64)
     _check(counter, "counter", (b,), torch.int64)
     _check(turned, "active", (b,), torch.bool)
-    numbers = extension.KINDS[x.dtype], b, n, k, is_lsi, is_transposed, sweep
+    numbers = extension.KINDS[x.dtype], b, n, k, is_lsi, by_columns, sweep
     addresses = _addresses(x, d, length, counter, turned)
     extension.kernels.step(*numbers, torch.get_num_threads(), *addresses)
     torch.autograd.graph.increment_version(x)
