@@ -215,8 +215,8 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         if state["skipped"].dtype != p.dtype.to_real():
             raise TypeError(
                 f"The state of a parameter of shape {tuple(p.shape)} must have its precision, "
-                f"{p.dtype.to_real()}, got {state['skipped'].dtype}: the parameter was converted after "
-                "its first step; rebuild the optimizer."
+                f"{p.dtype.to_real()}, got {state['skipped'].dtype}: the parameter was converted "
+                "after its first step; rebuild the optimizer."
             )
 
     def _check_grad(
