@@ -24,6 +24,7 @@ test: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(wildcard geoopt_projunn/csrc/*)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

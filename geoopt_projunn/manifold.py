@@ -167,6 +167,15 @@ class LowRankUnitary(UnitaryGeometry):
         delta = RETRACTIONS[self.retraction](step * sketched.core)
         return Rotation(None if sketched.rows is None else sketched.rows.to(dtype), delta)
 
+    def steps_whole(self, x: torch.Tensor, d: torch.Tensor) -> bool:
+        """Return whether the package's extension takes whole steps from x along d, (b, n, n)."""
+        return (
+            self.k is not None
+            and self.retraction == "exponential"
+            and self.sketch in ("tangent", "lsi")
+            and stages.serve_sketch(x, d, self.k)
+        )
+
     def step_(
         self,
         x: torch.Tensor,
@@ -184,7 +193,7 @@ class LowRankUnitary(UnitaryGeometry):
         d : torch.Tensor or Sketched
             the direction, (b, n, n), or what :meth:`sketch_direction` made of it
         length : float or torch.Tensor
-            what the direction is multiplied with
+            what the direction is multiplied with, a number or (b, 1, 1)
         counter : torch.Tensor
             (b,), int64, the number of the step
         active : torch.Tensor
@@ -197,12 +206,8 @@ class LowRankUnitary(UnitaryGeometry):
         """
         sweep = min(self.sweep, x.shape[-1])
         if isinstance(d, torch.Tensor):
-            if (
-                self.k is not None
-                and self.retraction == "exponential"
-                and self.sketch in ("tangent", "lsi")
-                and stages.serve_sketch(x, d, self.k)
-            ):
+            one_length = not isinstance(length, torch.Tensor) or length.numel() == 1
+            if one_length and self.k is not None and self.steps_whole(x, d):
                 number = torch.as_tensor(length, dtype=torch.float64, device=x.device).reshape(())
                 is_lsi = self.sketch == "lsi"
                 return stages.step_(x, d, self.k, is_lsi, number, sweep, counter, active)

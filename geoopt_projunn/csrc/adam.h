@@ -41,7 +41,8 @@ INLINE double sum_of_squares(const T* g, Index count) {
   return total;
 }
 
-// The direction of `count` entries; with one second moment for each entry, or `of_all` as the divisor of all.
+// The direction of `count` entries; with one second moment for each entry, or `of_all` as the
+// divisor of all.
 template <int parts, typename T>
 INLINE bool direction(const T* g, const T* first, const T* second, const T* most, double of_all,
                       const AdamNumbers& a, Index count, T* out) {
@@ -91,20 +92,20 @@ INLINE void advance(const T* g, T* first, T* second, T* most, const AdamNumbers&
   }
 }
 
-#define FOR_TYPE(T)                                                                            \
-  FOR_EACH_CPU double sum_of_squares_of(const T* g, Index parts, Index count) {                \
-    return parts == 1 ? sum_of_squares<1>(g, count) : sum_of_squares<2>(g, count);             \
-  }                                                                                            \
-  FOR_EACH_CPU bool direction_of(const T* g, const T* first, const T* second, const T* most,   \
+#define FOR_TYPE(T)                                                                             \
+  FOR_EACH_CPU double sum_of_squares_of(const T* g, Index parts, Index count) {                 \
+    return parts == 1 ? sum_of_squares<1>(g, count) : sum_of_squares<2>(g, count);              \
+  }                                                                                             \
+  FOR_EACH_CPU bool direction_of(const T* g, const T* first, const T* second, const T* most,    \
                                  double of_all, const AdamNumbers& a, Index parts, Index count, \
-                                 T* out) {                                                     \
+                                 T* out) {                                                      \
     return parts == 1 ? direction<1>(g, first, second, most, of_all, a, count, out)             \
                       : direction<2>(g, first, second, most, of_all, a, count, out);            \
-  }                                                                                            \
-  FOR_EACH_CPU void advance_of(const T* g, T* first, T* second, T* most, const AdamNumbers& a, \
-                               Index parts, Index count) {                                     \
-    return parts == 1 ? advance<1>(g, first, second, most, a, count)                           \
-                      : advance<2>(g, first, second, most, a, count);                          \
+  }                                                                                             \
+  FOR_EACH_CPU void advance_of(const T* g, T* first, T* second, T* most, const AdamNumbers& a,  \
+                               Index parts, Index count) {                                      \
+    return parts == 1 ? advance<1>(g, first, second, most, a, count)                            \
+                      : advance<2>(g, first, second, most, a, count);                           \
   }
 FOR_TYPE(float)
 FOR_TYPE(double)
@@ -137,10 +138,9 @@ struct Adam {
     Finite all(b, count, finite);
     for_each_piece([&](Index i, Index begin, Index length, Index piece) {
       const Index at = i * count + begin;
-      all.of_piece[piece] =
-          direction_of(g + parts * at, first + parts * at, elementwise(second, at),
-                       elementwise(most, at), divisors[i], numbers(i), parts, length,
-                       out + parts * at);
+      all.of_piece[piece] = direction_of(g + parts * at, first + parts * at,
+                                         elementwise(second, at), elementwise(most, at),
+                                         divisors[i], numbers(i), parts, length, out + parts * at);
     });
     all.gather();
   }

@@ -56,7 +56,8 @@ FOR_EACH_CPU void square_product(Index n, const double* a, const double* b, doub
   for (Index row = 0; row < n && j < n; ++row) {
     std::fill(out + row * n + j, out + (row + 1) * n, 0.0);
     for (Index l = 0; l < n; ++l)
-      for (Index rest = j; rest < n; ++rest) out[row * n + rest] += a[row * n + l] * b[l * n + rest];
+      for (Index rest = j; rest < n; ++rest)
+        out[row * n + rest] += a[row * n + l] * b[l * n + rest];
   }
 }
 
@@ -64,7 +65,11 @@ FOR_EACH_CPU void square_product(Index n, const double* a, const double* b, doub
 class Exponential {
  public:
   Exponential(Index r, Index parts)
-      : r_(r), parts_(parts), size_(parts * r), generator_(size_ * size_), delta_(size_ * size_),
+      : r_(r),
+        parts_(parts),
+        size_(parts * r),
+        generator_(size_ * size_),
+        delta_(size_ * size_),
         product_(size_ * size_) {}
 
   // delta = exp(skewh(core)) - I

@@ -1,4 +1,5 @@
-// Pseudo-random numbers as a function of a counter: those of geoopt_projunn.linalg.hashing.
+// What a counter determines: whose turn it is, and the pseudo-random numbers of
+// geoopt_projunn.linalg.hashing.
 
 #pragma once
 
@@ -7,6 +8,12 @@
 #include "lanes.h"
 
 namespace {
+
+// The first of `count` places of n whose turn it is, for any counter.
+inline Index first_in_turn(Index counter, Index count, Index n) {
+  const Index first = (counter % n) * (count % n) % n;
+  return first < 0 ? first + n : first;
+}
 
 class Uniform {
  public:

@@ -56,21 +56,21 @@ INLINE void join_all(const T* __restrict real, const T* __restrict imaginary, In
   }
 }
 
-#define FOR_TYPE(T)                                                                             \
-  FOR_EACH_CPU void conjugate(T* rows, Index count) { conjugate_all(rows, count); }             \
-  /* Times i or -i. */                                                                          \
-  FOR_EACH_CPU void times_i(const T* from, Index count, T sign, T* to) {                        \
-    times_i_all(from, count, sign, to);                                                         \
-  }                                                                                             \
-  /* real + i imaginary, for complex rows of that name */                                       \
-  FOR_EACH_CPU void add_times_i(const T* real, const T* imaginary, Index count, T* to) {        \
-    add_times_i_all(real, imaginary, count, to);                                                \
-  }                                                                                             \
-  FOR_EACH_CPU void part(const T* from, Index count, T* real, T* imaginary) {                   \
-    part_all(from, count, real, imaginary);                                                     \
-  }                                                                                             \
-  FOR_EACH_CPU void join(const T* real, const T* imaginary, Index count, T* to) {               \
-    join_all(real, imaginary, count, to);                                                       \
+#define FOR_TYPE(T)                                                                      \
+  FOR_EACH_CPU void conjugate(T* rows, Index count) { conjugate_all(rows, count); }      \
+  /* Times i or -i. */                                                                   \
+  FOR_EACH_CPU void times_i(const T* from, Index count, T sign, T* to) {                 \
+    times_i_all(from, count, sign, to);                                                  \
+  }                                                                                      \
+  /* real + i imaginary, for complex rows of that name */                                \
+  FOR_EACH_CPU void add_times_i(const T* real, const T* imaginary, Index count, T* to) { \
+    add_times_i_all(real, imaginary, count, to);                                         \
+  }                                                                                      \
+  FOR_EACH_CPU void part(const T* from, Index count, T* real, T* imaginary) {            \
+    part_all(from, count, real, imaginary);                                              \
+  }                                                                                      \
+  FOR_EACH_CPU void join(const T* real, const T* imaginary, Index count, T* to) {        \
+    join_all(real, imaginary, count, to);                                                \
   }
 FOR_TYPE(float)
 FOR_TYPE(double)

@@ -44,14 +44,10 @@ T* at(Index address) {
 template <typename Work>
 PyObject* without_lock(const Work& work) {
   bool enough = true;
-  Py_BEGIN_ALLOW_THREADS
-  try {
-    work();
-  } catch (const std::exception&) {
+  Py_BEGIN_ALLOW_THREADS try { work(); } catch (const std::exception&) {
     enough = false;
   }
-  Py_END_ALLOW_THREADS
-  if (!enough) return PyErr_NoMemory();
+  Py_END_ALLOW_THREADS if (!enough) return PyErr_NoMemory();
   Py_RETURN_NONE;
 }
 
@@ -81,9 +77,9 @@ void add_product(const Index* v) {
   for_each_matrix<T>(b, n, parts * m, v[5], [&](Index i, Index last, Index threads) {
     Scratch<T> scratch;
     for (; i < last; ++i)
-      add_product_to_one(Shape{n, m, rank, 0, threads, parts == 2},
-                         at<T>(v[6]) + i * n * parts * m, at<T>(v[7]) + i * rank * parts * n,
-                         at<T>(v[8]) + i * rank * parts * m, &scratch);
+      add_product_to_one(Shape{n, m, rank, 0, threads, parts == 2}, at<T>(v[6]) + i * n * parts * m,
+                         at<T>(v[7]) + i * rank * parts * n, at<T>(v[8]) + i * rank * parts * m,
+                         &scratch);
   });
 }
 
@@ -164,9 +160,9 @@ void step(const Index* v) {
     Stepper<T> stepper(n, parts, v[3], v[4] != 0, v[6], threads);
     for (; i < last; ++i) {
       bool* active = at<bool>(v[12]) + i;
-      *active = *active && stepper(x_of<T>(v[8], v[5], i * n * width),
-                                   d_of<T>(v[9], v[5], i * n * width), at<Index>(v[11])[i],
-                                   *at<double>(v[10]));
+      *active =
+          *active && stepper(x_of<T>(v[8], v[5], i * n * width), d_of<T>(v[9], v[5], i * n * width),
+                             at<Index>(v[11])[i], *at<double>(v[10]));
     }
   });
 }
@@ -181,9 +177,9 @@ PyObject* py_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
 template <typename T>
 Adam<T> adam(const Index* v) {
   const double* numbers = at<double>(v[10]);
-  return {v[1],        parts_of(v[0]), v[2],        v[4],         v[3] != 0,  at<T>(v[5]),
-          at<T>(v[6]), at<T>(v[7]),    at<T>(v[8]), at<Index>(v[9]), numbers[0], numbers[1],
-          numbers[2]};
+  return {v[1],        parts_of(v[0]), v[2],        v[4],        v[3] != 0,
+          at<T>(v[5]), at<T>(v[6]),    at<T>(v[7]), at<T>(v[8]), at<Index>(v[9]),
+          numbers[0],  numbers[1],     numbers[2]};
 }
 
 // ...; directions, finite
@@ -210,8 +206,8 @@ PyObject* py_adam_moments(PyObject*, PyObject* const* args, Py_ssize_t count) {
 template <typename T>
 void momentum(const Index* v) {
   const double* numbers = at<double>(v[7]);
-  momentum(v[1], v[2], parts_of(v[0]), v[3], at<T>(v[4]), at<T>(v[5]), at<Index>(v[6]),
-           numbers[0], numbers[1], at<T>(v[8]), at<bool>(v[9]));
+  momentum(v[1], v[2], parts_of(v[0]), v[3], at<T>(v[4]), at<T>(v[5]), at<Index>(v[6]), numbers[0],
+           numbers[1], at<T>(v[8]), at<bool>(v[9]));
 }
 
 PyObject* py_momentum(PyObject*, PyObject* const* args, Py_ssize_t count) {
@@ -220,14 +216,18 @@ PyObject* py_momentum(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return without_lock([&] { is_double(v[0]) ? momentum<double>(v) : momentum<float>(v); });
 }
 
-#define METHOD(name) \
-  {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(py_##name)), METH_FASTCALL, nullptr}
+#define METHOD(name)                                                                             \
+  {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(py_##name)), METH_FASTCALL, \
+   nullptr}
 
-PyMethodDef methods[] = {METHOD(both_sides), METHOD(add_product), METHOD(sketch),
-                         METHOD(exponential), METHOD(turn), METHOD(step), METHOD(adam_direction), METHOD(adam_moments), METHOD(momentum), {nullptr, nullptr, 0, nullptr}};
+PyMethodDef methods[] = {METHOD(both_sides),     METHOD(add_product),
+                         METHOD(sketch),         METHOD(exponential),
+                         METHOD(turn),           METHOD(step),
+                         METHOD(adam_direction), METHOD(adam_moments),
+                         METHOD(momentum),       {nullptr, nullptr, 0, nullptr}};
 
-PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernels", nullptr, 0, methods,
-                      nullptr, nullptr, nullptr, nullptr};
+PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_kernels", nullptr, 0, methods, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace
 

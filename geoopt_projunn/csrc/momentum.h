@@ -23,8 +23,8 @@ FOR_EACH_CPU bool blend_of(const float* m, const float* g, float keep, float sha
   return blend(m, g, keep, share, count, to);
 }
 
-FOR_EACH_CPU bool blend_of(const double* m, const double* g, double keep, double share,
-                           Index count, double* to) {
+FOR_EACH_CPU bool blend_of(const double* m, const double* g, double keep, double share, Index count,
+                           double* to) {
   return blend(m, g, keep, share, count, to);
 }
 
@@ -38,8 +38,8 @@ void momentum(Index b, Index count, Index parts, Index threads, const T* g, cons
       b, count, parts, threads, [&](Index i, Index begin, Index length, Index piece) {
         const Index at = parts * (i * count + begin);
         const double share = taken[i] > 0 ? 1 - dampening : 1;
-        all.of_piece[piece] = blend_of(m + at, g + at, static_cast<T>(keep),
-                                       static_cast<T>(share), parts * length, to + at);
+        all.of_piece[piece] = blend_of(m + at, g + at, static_cast<T>(keep), static_cast<T>(share),
+                                       parts * length, to + at);
       });
   all.gather();
 }

@@ -85,16 +85,18 @@ INLINE void sides(const T* a, Index first, Index last, Index n, Index m, Index l
   for (Index begin = first; begin < last; begin += panel) {
     const Index end = std::min(last, begin + panel);
     Index i = 0, j = 0;
-#define TAKE(L, R)                                                                           \
-  while (l - i >= L && r - j >= R) {                                                         \
-    all_rows<T, L, R>(a, begin, end, n, m, left + i * n, right + j * m, out_left + i * m,    \
-                      out_right + j * n);                                                    \
-    i += L;                                                                                  \
-    j += R;                                                                                  \
+#define TAKE(L, R)                                                                        \
+  while (l - i >= L && r - j >= R) {                                                      \
+    all_rows<T, L, R>(a, begin, end, n, m, left + i * n, right + j * m, out_left + i * m, \
+                      out_right + j * n);                                                 \
+    i += L;                                                                               \
+    j += R;                                                                               \
   }
+    // clang-format off
     TAKE(4, 4) TAKE(2, 2) TAKE(1, 1)
     TAKE(8, 0) TAKE(4, 0) TAKE(2, 0) TAKE(1, 0)
     TAKE(0, 8) TAKE(0, 4) TAKE(0, 2) TAKE(0, 1)
+    // clang-format on
 #undef TAKE
   }
 }
@@ -155,9 +157,8 @@ INLINE void updates(T* a, Index first, Index last, Index n, Index m, Index u, co
   for (Index begin = first; begin < last; begin += panel) {
     const Index end = std::min(last, begin + panel);
     Index i = 0;
-#define TAKE(U)                                                            \
-  for (; u - i >= U; i += U)                                               \
-    update<T, U>(a, begin, end, n, m, rows + i * n, factor + i * m);
+#define TAKE(U) \
+  for (; u - i >= U; i += U) update<T, U>(a, begin, end, n, m, rows + i * n, factor + i * m);
     TAKE(8) TAKE(4) TAKE(2) TAKE(1)
 #undef TAKE
   }

@@ -80,9 +80,8 @@ void sides_of_one(const Shape& s, const T* a, const T* left, const T* right, T* 
   scratch->dots.resize(2 * s.r * n);
   real_from_left(left, s.l, n, scratch->left.data());
   real_from_right(right, s.r, s.m, scratch->right.data());
-  real_sides(n, width, 2 * s.l, 2 * s.r, s.threads, a, scratch->left.data(),
-             scratch->right.data(), scratch->products.data(), scratch->dots.data(),
-             &scratch->shares);
+  real_sides(n, width, 2 * s.l, 2 * s.r, s.threads, a, scratch->left.data(), scratch->right.data(),
+             scratch->products.data(), scratch->dots.data(), &scratch->shares);
   for (Index row = 0; row < s.l; ++row) {
     const T* product = &scratch->products[2 * row * width];
     add_times_i(product, product + width, s.m, out_left + row * width);
@@ -95,8 +94,7 @@ void sides_of_one(const Shape& s, const T* a, const T* left, const T* right, T* 
 
 // a (n, m) += rows^H factor, rows (l, n), factor (l, m), for one matrix.
 template <typename T>
-void add_product_to_one(const Shape& s, T* a, const T* rows, const T* factor,
-                        Scratch<T>* scratch) {
+void add_product_to_one(const Shape& s, T* a, const T* rows, const T* factor, Scratch<T>* scratch) {
   const Index n = s.n, width = s.width();
   if (s.complex) {
     scratch->left.resize(2 * s.l * n);

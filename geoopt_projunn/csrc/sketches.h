@@ -22,15 +22,30 @@ template <typename T>
 class Sketcher {
  public:
   Sketcher(Index n, Index parts, Index k, Index threads)
-      : n_(n), parts_(parts), k_(k), width_(parts * n), threads_(threads),
-        count_(std::min(in_turn * k, n)), some_(parts * k * count_), few_(count_ * width_),
-        mixed_(k * width_), along_(k * width_), moved_(k * width_), back_(k * width_), last_(k * width_),
-        wide_(k * width_), other_(k * width_), dots_(parts * 2 * k * k), more_(dots_.size()),
-        basis_(width_, parts, 2 * k), sides_(n, parts, threads) {}
+      : n_(n),
+        parts_(parts),
+        k_(k),
+        width_(parts * n),
+        threads_(threads),
+        count_(std::min(in_turn * k, n)),
+        some_(parts * k * count_),
+        few_(count_ * width_),
+        mixed_(k * width_),
+        along_(k * width_),
+        moved_(k * width_),
+        back_(k * width_),
+        last_(k * width_),
+        wide_(k * width_),
+        other_(k * width_),
+        dots_(parts * 2 * k * k),
+        more_(dots_.size()),
+        basis_(width_, parts, 2 * k),
+        sides_(n, parts, threads) {}
 
   // Sketch the step from x along d. Return how many of the products of the rows with x are known
   // from it.
-  Index sketch(bool is_lsi, View<const T> x, View<const T> d, Index counter, double* rows, double* core) {
+  Index sketch(bool is_lsi, View<const T> x, View<const T> d, Index counter, double* rows,
+               double* core) {
     is_lsi ? lsi(x, d, counter, rows, core) : tangent(x, d, counter, rows, core);
     return is_lsi ? 0 : k_;
   }
@@ -117,7 +132,7 @@ class Sketcher {
         else
           set_real(&some_, row * count_ + j, value);
       }
-    const Index first = counter * count_ % n_;
+    const Index first = first_in_turn(counter, count_, n_);
     by_rows ? mix_rows(d.data, first) : mix_adjoint_columns(d.data, first);
     if (d.transposed && parts_ == 2) conjugate(mixed_.data(), k_ * n_);
     for (Index row = 0; row < k_; ++row) {
@@ -128,8 +143,7 @@ class Sketcher {
       double total = 0;
       for (Index j = 0; j < width_; j += parts_) total += wide_[j];
       const double share = std::copysign(anywhere * std::sqrt(3.0 / n_), total);
-      for (Index j = 0; j < width_; ++j)
-        mixed[j] = static_cast<T>(wide_[j] * by);
+      for (Index j = 0; j < width_; ++j) mixed[j] = static_cast<T>(wide_[j] * by);
       for (Index j = 0; j < n_; ++j)
         mixed[parts_ * j] += static_cast<T>(share * uniform[row * (count_ + n_) + count_ + j]);
     }

@@ -14,9 +14,14 @@ template <typename T>
 class Stepper {
  public:
   Stepper(Index n, Index parts, Index k, bool is_lsi, Index sweep, Index threads)
-      : is_lsi_(is_lsi), sketcher_(n, parts, k, threads), exponential_(2 * k, parts),
-        turner_(n, parts, 2 * k, sweep, threads), wide_(2 * k * parts * n), rows_(wide_.size()),
-        core_(4 * k * k * parts), delta_(core_.size()) {}
+      : is_lsi_(is_lsi),
+        sketcher_(n, parts, k, threads),
+        exponential_(2 * k, parts),
+        turner_(n, parts, 2 * k, sweep, threads),
+        wide_(2 * k * parts * n),
+        rows_(wide_.size()),
+        core_(4 * k * k * parts),
+        delta_(core_.size()) {}
 
   // Turn x along d by `length`; return whether the step was finite and taken.
   bool operator()(View<T> x, View<const T> d, Index counter, double length) {

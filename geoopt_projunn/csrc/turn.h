@@ -7,6 +7,7 @@
 #include <cmath>
 #include <vector>
 
+#include "hashing.h"
 #include "interleaved.h"
 #include "products.h"
 
@@ -20,7 +21,8 @@ bool is_finite(const U* entries, Index count) {
   double total[lanes] = {};
   Index i = 0;
   for (; i + lanes <= count; i += lanes)
-    for (Index lane = 0; lane < lanes; ++lane) total[lane] += static_cast<double>(entries[i + lane]);
+    for (Index lane = 0; lane < lanes; ++lane)
+      total[lane] += static_cast<double>(entries[i + lane]);
   for (; i < count; ++i) total[0] += static_cast<double>(entries[i]);
   for (Index lane = 1; lane < lanes; ++lane) total[0] += total[lane];
   return std::isfinite(total[0]);
@@ -33,10 +35,25 @@ template <typename T>
 class Turner {
  public:
   Turner(Index n, Index parts, Index r, Index count, Index threads)
-      : n_(n), parts_(parts), r_(r), count_(count), width_(parts * n), threads_(threads),
-        left_((r + count) * width_), product_((r + count) * width_), turned_(r * width_),
-        real_left_(parts * r * n), real_factor_(parts * r * width_), right_(parts * count * width_), dots_(parts * count * n), mending_(count * width_), factor_(parts * r * width_),
-        by_(parts * r * r), wide_(r * width_), within_(parts * count * count), sides_(n, parts, threads) {}
+      : n_(n),
+        parts_(parts),
+        r_(r),
+        count_(count),
+        width_(parts * n),
+        threads_(threads),
+        left_((r + count) * width_),
+        product_((r + count) * width_),
+        turned_(r * width_),
+        real_left_(parts * r * n),
+        real_factor_(parts * r * width_),
+        right_(parts * count * width_),
+        dots_(parts * count * n),
+        mending_(count * width_),
+        factor_(parts * r * width_),
+        by_(parts * r * r),
+        wide_(r * width_),
+        within_(parts * count * count),
+        sides_(n, parts, threads) {}
 
   // x += rows^H delta rows x, then the columns whose turn it is against all others. Return whether
   // the rotation is finite; x stays as it is where not. The products of the first rows with x may
@@ -44,7 +61,7 @@ class Turner {
   bool operator()(View<T> x, const T* rows, const double* delta, Index counter, Index known = 0,
                   const T* known_products = nullptr) {
     if (!is_finite(rows, r_ * width_) || !is_finite(delta, parts_ * r_ * r_)) return false;
-    const Index first = counter * count_ % n_, others = r_ - known;
+    const Index first = first_in_turn(counter, count_, n_), others = r_ - known;
     T* const own = left_.data() + others * width_;
     std::copy_n(rows + known * width_, others * width_, left_.begin());
     read_columns(x, first, own);

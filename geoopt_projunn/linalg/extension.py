@@ -34,6 +34,9 @@ def serves(x: torch.Tensor) -> bool:
         and (USES_THREADS or (not compiling and torch.get_num_threads() == 1))
         # Of what torch.func transforms, the derivative and the batch would be lost.
         and (compiling or torch._C._functorch.peek_interpreter_stack() is None)
+        # So would the derivative of forward mode.
+        and (compiling or torch.autograd.forward_ad._current_level < 0)
+        and (compiling or not x.is_neg())
     )
 
 

@@ -37,8 +37,9 @@ momentum = torch.ops.geoopt_projunn.momentum.default
 
 def serve(grad: torch.Tensor, *buffers: torch.Tensor) -> bool:
     """Return whether the operators take a gradient and buffers like these."""
-    return extension.serves(grad) and all(
-        tensor.is_contiguous()
+    return all(
+        extension.serves(tensor)
+        and tensor.is_contiguous()
         and tensor.real.dtype == grad.real.dtype
         and not (tensor.is_complex() and tensor.is_conj())
         for tensor in (grad, *buffers)

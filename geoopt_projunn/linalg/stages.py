@@ -32,7 +32,8 @@ def serve_sketch(x: torch.Tensor, d: torch.Tensor, k: int) -> bool:
 
 def serve_cores(core: torch.Tensor) -> bool:
     """Return whether :data:`exponential` takes cores, (b, r, r)."""
-    return extension.serves(core) and core.shape[-1] <= 2 * _MOST_VECTORS
+    is_wide = WIDE.get(core.dtype) == core.dtype
+    return is_wide and extension.serves(core) and core.shape[-1] <= 2 * _MOST_VECTORS
 
 
 def _is_plain(x: torch.Tensor) -> bool:
@@ -61,7 +62,7 @@ exponential = torch.ops.geoopt_projunn.exponential.default
 turn_ = torch.ops.geoopt_projunn.turn_.default
 """geoopt_projunn.drift.turn_"""
 step_ = torch.ops.geoopt_projunn.step_.default
-"""A sketch, its exponential times ``length`` and the turn, with each matrix read once"""
+"""LowRankUnitary.step_ by the exponential, each matrix from the sketch to the turn at once"""
 
 
 def _check(tensor: torch.Tensor, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -138,7 +139,6 @@ def _turn_(
     active: torch.Tensor,
 ) -> torch.Tensor:
     (b, n, _), r = x.shape, rows.shape[-2]
-    # The matrices that are not active keep their place here, and are not finite in theirs.
     turned = active.clone(memory_format=torch.contiguous_format)
     rows, delta, counter = rows.contiguous(), delta.contiguous(), counter.contiguous()
     by_columns = _check_stored(x, "x", x)
@@ -199,7 +199,9 @@ _library.impl("step_", _step_, "CPU")
 
 torch.library.register_fake(tangent, _shapes_of_sketch)
 torch.library.register_fake(lsi, _shapes_of_sketch)
-torch.library.register_fake(exponential, torch.empty_like)
+torch.library.register_fake(
+    exponential, lambda core: torch.empty_like(core, memory_format=torch.contiguous_format)
+)
 torch.library.register_fake(
     turn_, lambda x, rows, delta, sweep, counter, active: torch.empty_like(active)
 )
@@ -216,6 +218,12 @@ def _(x: torch.Size, d: torch.Size, k: int, *_: object, **__: object) -> int:
 @register_flop_formula(torch.ops.geoopt_projunn.lsi)
 def _(x: torch.Size, d: torch.Size, k: int, *_: object, **__: object) -> int:
     return 6 * k * x.numel()
+
+
+@register_flop_formula(torch.ops.geoopt_projunn.exponential)
+def _(core: torch.Size, *_: object, **__: object) -> int:
+    # Seven products of the polynomial and twelve squarings, if the generator is that long.
+    return 19 * 2 * core[-1] * core.numel()
 
 
 @register_flop_formula(torch.ops.geoopt_projunn.turn_)

@@ -210,7 +210,9 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
             self.state[p].update(buffers)
 
     def _check_state(self, p: torch.Tensor, state: dict[str, Any]) -> None:
-        if p.dtype not in WIDE or p.shape[-1] != p.shape[-2]:
+        k = p.manifold.k or 0  # type: ignore[attr-defined]
+        if p.dim() < 2 or p.dtype not in WIDE or not 2 * k <= p.shape[-1] == p.shape[-2]:
+            # What may have changed since the first step; says why, or nothing.
             p.manifold.assert_check_point(p)  # type: ignore[attr-defined]
         if state["skipped"].dtype != p.dtype.to_real():
             raise TypeError(

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
-from ..linalg import stages
 from ..manifold import LowRankUnitary
 
 # From here on, updates in place are compiled into copies of the whole matrix.
@@ -20,13 +19,14 @@ _NOT_OF_THE_STEP = ("params", "param_names", "name", "lr", "initial_lr", "step",
 Step = Callable[..., None]
 
 
-def pays(x: torch.Tensor) -> bool:
+def pays(manifold: LowRankUnitary, x: torch.Tensor, grad: torch.Tensor) -> bool:
     """Return whether compiling makes steps of x faster, and the compiler knows its dtype.
 
-    It does not where the extension takes the stages of a step, which leaves little to launch.
+    It does not where the extension takes steps whole, which leaves little to launch.
     """
     small = x.shape[-1] < _COPIES_FROM
-    return small and not x.is_complex() and not x.is_meta and not stages.serve(x)
+    known = not x.is_complex() and not x.is_meta
+    return small and known and not manifold.steps_whole(x, grad)
 
 
 @functools.cache

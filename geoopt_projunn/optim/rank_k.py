@@ -77,8 +77,11 @@ def _step_stack(
     lead = members[0].dim() - 2
     x = _gather(members, lead)
     grad = _gather([p.grad for p in members], lead)  # type: ignore[misc]
+    if grad.data_ptr() == x.data_ptr():
+        # A gradient that is the point itself would turn with it.
+        grad = grad.clone()
     buffers = {name: _gather([s[name] for s in states], lead) for name in states[0]}
-    take = compiled(step_) if group["compile"] and pays(x) else step_
+    take = compiled(step_) if group["compile"] and pays(manifold, x, grad) else step_
     for part in _parts(x):
         part_of_buffers = {name: buffer[part] for name, buffer in buffers.items()}
         take(manifold, x[part], grad[part], part_of_buffers, rule, group=group)

@@ -169,6 +169,7 @@ def test_what_is_served():
     assert moments.serve(grad, first, second)
     assert not moments.serve(grad.mT, first, second)
     assert not moments.serve(grad.conj(), first, second)
+    assert not moments.serve(grad, torch._neg_view(first), second)
     assert not moments.serve(grad, first, second.double())
     assert not moments.serve(grad.to("meta"), first, second)
     with extension.disabled():

@@ -57,6 +57,24 @@ def names_of(function, *arguments):
     return recorder.operations
 
 
+@pytest.mark.parametrize("counter", [-1, -7, 2**40, -(2**40), 2**62 + 3, -(2**62) - 3])
+@pytest.mark.parametrize("k", [1, 3])
+@served
+def test_any_counter_stays_within_its_matrix(name, k, counter):
+    x, d, _ = draw(9, torch.float64)
+    d[0], d[2] = torch.nan, torch.nan
+    counter, active = torch.tensor([counter]), torch.ones(1, dtype=torch.bool)
+    sketched = sketches.SKETCHES[name](x[1:2], d[1:2], k, counter)
+    before = x.clone()
+    stepped = LowRankUnitary(k, sketch=name, sweep=4).step_(x[1:2], d[1:2], 0.1, counter, active)
+    assert stepped.all()
+    assert_bit_equal(x[::2], before[::2])
+    if abs(int(counter)) < 2**60:
+        with extension.disabled():
+            expected = sketches.SKETCHES[name](before[1:2], d[1:2], k, counter)
+        assert_within(generator(sketched), generator(expected), 1e-11)
+
+
 @sizes
 @served
 @dtypes
@@ -287,6 +305,7 @@ def test_stages_are_operators_as_torch_wants_them(b):
         (stages.step_, (x, d, 2, True, length, 1, counter, active)),
     ):
         torch.library.opcheck(stage, arguments)
+    torch.library.opcheck(stages.exponential, (core.mT,))
 
 
 def test_each_stage_is_one_operation_where_it_is_served():
@@ -298,6 +317,37 @@ def test_each_stage_is_one_operation_where_it_is_served():
     rotation = LowRankUnitary(2).rotation(sketched, 0.1, x.dtype)
     active = torch.ones(3, dtype=torch.bool)
     assert names_of(drift.turn_, x, rotation, 1, counter, active) == {"turn_"}
+
+
+def test_a_length_for_each_matrix_is_taken():
+    x, d, counter = draw(12, torch.float64)
+    length, active = torch.tensor([0.1, -0.2, 0.0]), torch.ones(3, dtype=torch.bool)
+    each, manifold = x.clone(), LowRankUnitary(2, sweep=0)
+    manifold.step_(each, d, length[:, None, None].double(), counter, active)
+    for index in range(3):
+        one = x[index : index + 1].clone()
+        part = slice(index, index + 1)
+        manifold.step_(one, d[part], float(length[index]), counter[part], active[part])
+        assert_within(each[part], one, 1e-7)
+
+
+def test_a_core_in_single_precision_is_left_to_torch():
+    core = skew(2, 4, 4).float()
+    assert_within(retractions.exponential(core), retractions.exponential(core.double()), 1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
+def test_derivatives_of_forward_mode_are_left_to_torch():
+    core, tangent = skew(2, 4, 4), skew(2, 4, 4)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(core, tangent)
+        delta = retractions.exponential(dual)
+        derivative = torch.autograd.forward_ad.unpack_dual(delta).tangent
+    step = 1e-6
+    moved = retractions.exponential(core + step * tangent) - retractions.exponential(
+        core - step * tangent
+    )
+    assert_within(derivative, moved / (2 * step), 1e-8)
 
 
 def test_what_is_not_served():
@@ -319,7 +369,8 @@ def test_what_is_not_served():
             assert not stages.serve_cores(core)
     assert stages.serve(x.mT)
     assert not stages.serve(x.transpose(0, 1))
-    for other in (x.to("meta"), x.bfloat16(), torch.conj(x.to(torch.complex64))):
+    views = torch.conj(x.to(torch.complex64)), torch._neg_view(x)
+    for other in (x.to("meta"), x.bfloat16(), *views):
         assert not stages.serve(other)
     seen = []
     torch.func.vmap(lambda one: seen.append(stages.serve(one)) or one)(x[None])
@@ -385,7 +436,8 @@ def test_flops_are_counted_and_shapes_are_known_without_data():
     # Of each matrix, twice: the sketches of rank 4, and two turns of rank 8 that sweep two columns.
     # In a whole step the products of four rows are known from the tangent sketch.
     twice = 2 * (16 * 4 + 6 * 4 + 2 * 4 * (8 + 2)) - 2 * 4
-    assert counter.get_total_flops() == twice * 2 * 512**2
+    exponentials = 2 * 2 * 19 * 2 * 8**3
+    assert counter.get_total_flops() == twice * 2 * 512**2 + exponentials
     with FakeTensorMode():
         fake = run()
     assert [one.shape for one in fake] == [one.shape for one in real]

@@ -102,6 +102,19 @@ def test_steps_that_the_extension_takes_are_not_compiled(kind, monkeypatch):
     assert_takes_the_eager_step(kind, rotation(3, 24, 24))
 
 
+@pytest.mark.skipif(not extension.BUILT, reason="the extension is not built")
+@pytest.mark.parametrize("manifold", [{"retraction": "polar"}, {"sketch": "column"}, {"k": None}])
+def test_steps_that_the_extension_takes_in_part_are_compiled(manifold, monkeypatch):
+    monkeypatch.setattr(extension, "_enabled", True)
+    start = rotation(3, 24, 24, dtype=torch.float64)
+    p, q = (on_manifold(start, **{"k": 1, **manifold}) for _ in range(2))
+    grads = gradients(p, 3)
+    feed(SGD([p], lr=0.1), p, grads)
+    feed(SGD([q], lr=0.1, compile=True), q, grads)
+    assert_within(q, p, 1e-11)
+    assert graphs() == 1
+
+
 def assert_takes_the_eager_step(kind, start):
     p, q = on_manifold(start), on_manifold(start)
     grads = gradients(p, 2)

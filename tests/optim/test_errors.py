@@ -149,6 +149,27 @@ def test_a_parameter_cast_to_half_precision_is_refused(experienced, dtype, kind)
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_rank_that_became_too_large_is_refused(kind):
+    culprit = unitary_parameter(6, 6)
+    optimizer = kind(around(culprit, company(), company()), lr=0.1)
+    feed(optimizer, culprit, [torch.randn(6, 6)])
+    culprit.grad = torch.randn(6, 6)
+    culprit.manifold = LowRankUnitary(4)
+    assert_refused(optimizer, ValueError, "`k` must satisfy 1 <= k <= n // 2 = 3, got 4")
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_parameter_that_is_no_matrix_any_more_is_refused(kind):
+    culprit = unitary_parameter(6, 6)
+    optimizer = kind(around(culprit, company(), company()), lr=0.1)
+    feed(optimizer, culprit, [torch.randn(6, 6)])
+    culprit.grad = None
+    culprit.data = torch.zeros(6)
+    culprit.grad = torch.zeros(6)
+    assert_refused(optimizer, ValueError, r"`x` must have shape \(\*, n, n\), got \(6,\)")
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_a_module_cast_to_half_precision_is_refused(kind):
     module = torch.nn.Linear(6, 6)
     module.weight = unitary_parameter(6, 6)

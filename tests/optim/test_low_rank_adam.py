@@ -70,6 +70,34 @@ def textbook_adam(
     return x
 
 
+@pytest.mark.parametrize("second_moment", SECOND_MOMENTS)
+def test_a_gradient_that_is_the_parameter_itself_is_that_before_the_step(second_moment):
+    start = rotation(8, 8, dtype=torch.float64)
+    p, q = on_manifold(start), on_manifold(start)
+    optimizers = [ProjUNNRiemannianAdam([x], lr=0.1, second_moment=second_moment) for x in (p, q)]
+    for _ in range(2):
+        p.grad, q.grad = p.detach(), q.detach().clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert_within(p, q, 1e-14)
+    for name, value in optimizers[0].state[p].items():
+        assert_within(value.double(), optimizers[1].state[q][name].double(), 1e-14)
+
+
+def test_a_loaded_state_may_be_stored_by_columns():
+    start = rotation(8, 8, dtype=torch.float64)
+    p, q = on_manifold(start), on_manifold(start)
+    grads = gradients(p, 2)
+    optimizers = [ProjUNNRiemannianAdam([x], lr=0.1, amsgrad=True) for x in (p, q)]
+    for optimizer, x in zip(optimizers, (p, q), strict=True):
+        feed(optimizer, x, grads[:1])
+    state = optimizers[1].state[q]
+    state["max_exp_avg_sq"] = state["max_exp_avg_sq"].mT.contiguous().mT
+    for optimizer, x in zip(optimizers, (p, q), strict=True):
+        feed(optimizer, x, grads[1:])
+    assert_within(p, q, 1e-12)
+
+
 @pytest.mark.parametrize("sweep", [0, 1])
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("second_moment", SECOND_MOMENTS)
