@@ -68,7 +68,8 @@ class LowRankUnitary(UnitaryGeometry):
         the paper's rank-k approximations of the gradient itself. No effect with k=None.
     sweep : int
         Columns that the optimizers of this package re-orthonormalize at each step, which
-        bounds the drift by rounding for ever. It costs two passes over x; 0 turns it off.
+        bounds the drift by rounding for ever. It costs up to two passes over x; 0 turns it
+        off.
 
     Raises
     ------
