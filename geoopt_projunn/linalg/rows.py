@@ -160,7 +160,5 @@ def set_columns_(x: torch.Tensor, index: torch.Tensor, columns: torch.Tensor) ->
     """Replace columns of ``x``, (b, n, n), in place; index and columns are (b, n, count)."""
     if x.is_complex() and x.is_conj():
         set_columns_(x.conj(), index, columns.conj())
-    elif streams.serve(x) and x.is_contiguous():
-        streams.set_columns_(x, index, columns)
     else:
         x.scatter_(-1, index, columns)

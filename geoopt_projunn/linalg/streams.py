@@ -31,7 +31,6 @@ _library.define("times(Tensor rows, Tensor x) -> Tensor")
 _library.define("times_adjoint(Tensor rows, Tensor x) -> Tensor")
 _library.define("both_sides(Tensor left, Tensor right, Tensor x) -> (Tensor, Tensor)")
 _library.define("add_product_(Tensor(a!) x, Tensor rows, Tensor factor) -> ()")
-_library.define("set_columns_(Tensor(a!) x, Tensor index, Tensor columns) -> ()")
 
 times = torch.ops.geoopt_projunn.times.default
 """rows @ x"""
@@ -41,8 +40,6 @@ both_sides = torch.ops.geoopt_projunn.both_sides.default
 """left @ x and right @ x.mH"""
 add_product_ = torch.ops.geoopt_projunn.add_product_.default
 """x += rows.mH @ factor, in place"""
-set_columns_ = torch.ops.geoopt_projunn.set_columns_.default
-"""x.scatter_(-1, index, columns), of which torch.compile makes a copy of x"""
 
 
 def _plain(x: torch.Tensor, name: str, rows: torch.Tensor, size: int) -> torch.Tensor:
@@ -116,15 +113,10 @@ def _add_product_(x: torch.Tensor, rows: torch.Tensor, factor: torch.Tensor) -> 
     torch.autograd.graph.increment_version(x)
 
 
-def _set_columns_(x: torch.Tensor, index: torch.Tensor, columns: torch.Tensor) -> None:
-    x.scatter_(-1, index, columns)
-
-
 _library.impl("times", _times, "CPU")
 _library.impl("times_adjoint", _times_adjoint, "CPU")
 _library.impl("both_sides", _both_sides, "CPU")
 _library.impl("add_product_", _add_product_, "CPU")
-_library.impl("set_columns_", _set_columns_, "CPU")
 
 
 def _shape_of_times(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -145,7 +137,6 @@ torch.library.register_fake(times, _shape_of_times)
 torch.library.register_fake(times_adjoint, _shape_of_times_adjoint)
 torch.library.register_fake(both_sides, _shapes_of_both_sides)
 torch.library.register_fake(add_product_, lambda x, rows, factor: None)
-torch.library.register_fake(set_columns_, lambda x, index, columns: None)
 
 
 @register_flop_formula([torch.ops.geoopt_projunn.times, torch.ops.geoopt_projunn.times_adjoint])

@@ -94,16 +94,6 @@ def test_empty_matrices_have_empty_or_zero_products(size):
 
 
 @dtypes
-def test_the_columns_are_set_in_place(dtype):
-    x, columns = draw(2, 9, 9, dtype=dtype), draw(2, 9, 2, dtype=dtype)
-    index = torch.tensor([[3, 7], [0, 8]]).unsqueeze(1).expand(2, 9, 2)
-    expected, version = x.scatter(-1, index, columns), x._version
-    streams.set_columns_(x, index, columns)
-    assert_bit_equal(x, expected)
-    assert x._version > version
-
-
-@dtypes
 def test_conjugate_and_strided_rows_are_taken_for_what_they_are(dtype):
     x = draw(2, 40, 40, dtype=dtype)
     rows = draw(2, 40, 3, dtype=dtype)
@@ -245,7 +235,6 @@ def test_shapes_are_known_without_data_and_flops_are_counted():
     def run(make):
         x, left, right = make(2, 40, 30), make(2, 3, 40), make(2, 4, 30)
         streams.add_product_(x, left, right[:, :3].contiguous())
-        streams.set_columns_(x, torch.zeros(2, 40, 1, dtype=torch.int64), make(2, 40, 1))
         return (
             *streams.both_sides(left, right, x),
             streams.times(left, x),
