@@ -14,10 +14,11 @@
 
 namespace {
 
+// Explained in geoopt_projunn.sketches.
 constexpr Index in_turn = 4;
 constexpr double anywhere = 0.3;
 
-// Row by row: Rows are (count, n), all in the dtype of x; a core is (2k, 2k), in double precision.
+// Basis rows, (2k, n), and cores, (2k, 2k), are in double precision, other rows in that of x.
 template <typename T>
 class Sketcher {
  public:
@@ -74,7 +75,7 @@ class Sketcher {
     for (Index i = 0; i < r; ++i)
       for (Index j = 0; j < k_; ++j) {
         std::complex<double> entry = product(dots_, i, j);
-        // Half of the part along the basis, which has two halves.
+        // Within the span of the first k rows only the skew part: rounding is no generator.
         if (i < k_) entry = 0.5 * (entry - std::conj(product(dots_, j, i)));
         set(core, i, j, entry);
         set(core, j, i, -std::conj(entry));

@@ -13,7 +13,9 @@
 
 namespace {
 
+// Explained in geoopt_projunn.drift.
 constexpr double converges = 0.1;
+
 // Whether all entries are. None of a rotation exceeds 2: their sum cannot overflow.
 template <typename U>
 bool is_finite(const U* entries, Index count) {
