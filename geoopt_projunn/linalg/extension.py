@@ -40,6 +40,27 @@ def serves(x: torch.Tensor) -> bool:
     )
 
 
+def is_plain(x: torch.Tensor) -> bool:
+    """Return whether the entries of a tensor lie in memory in their order, as they are."""
+    return x.is_contiguous() and not (x.is_complex() and x.is_conj())
+
+
+def check(tensor: torch.Tensor, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Refuse what the kernels, which do not look, would misread.
+
+    Raises
+    ------
+    ValueError
+        If the tensor is not plain, or of another shape or dtype.
+    """
+    if tensor.shape != shape or tensor.dtype != dtype or not is_plain(tensor):
+        raise ValueError(
+            f"`{name}` must be contiguous, of shape {tuple(shape)} and {dtype}, got shape "
+            f"{tuple(tensor.shape)}, strides {tensor.stride()} and {tensor.dtype}; use "
+            "`LowRankUnitary` and the optimizers, which take all."
+        )
+
+
 @contextmanager
 def disabled() -> Iterator[None]:
     """Use torch's own operations, for comparison; in all threads."""

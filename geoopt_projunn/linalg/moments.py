@@ -8,6 +8,7 @@ stored but the direction.
 import torch
 
 from . import extension
+from .extension import check, is_plain
 
 _library = torch.library.Library("geoopt_projunn", "FRAGMENT")
 _library.define(
@@ -38,22 +39,9 @@ momentum = torch.ops.geoopt_projunn.momentum.default
 def serve(grad: torch.Tensor, *buffers: torch.Tensor) -> bool:
     """Return whether the operators take a gradient and buffers like these."""
     return all(
-        extension.serves(tensor)
-        and tensor.is_contiguous()
-        and tensor.real.dtype == grad.real.dtype
-        and not (tensor.is_complex() and tensor.is_conj())
+        extension.serves(tensor) and is_plain(tensor) and tensor.real.dtype == grad.real.dtype
         for tensor in (grad, *buffers)
     )
-
-
-def _check(tensor: torch.Tensor, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Refuse what the kernels, which do not look, would misread."""
-    if tuple(tensor.shape) != shape or tensor.dtype != dtype or not tensor.is_contiguous():
-        raise ValueError(
-            f"`{name}` must be contiguous, of shape {shape} and {dtype}, got shape "
-            f"{tuple(tensor.shape)}, strides {tensor.stride()} and {tensor.dtype}; the optimizers "
-            "take all."
-        )
 
 
 def _sizes(grad: torch.Tensor) -> tuple[int, int, int]:
@@ -73,12 +61,12 @@ def _adam(
     shape, real = tuple(grad.shape), grad.real.dtype
     is_scalar = second.shape[1:] == (1, 1)
     small = (shape[0], 1, 1) if is_scalar else shape
-    _check(grad, "grad", shape, grad.dtype)
-    _check(first, "first", shape, grad.dtype)
-    _check(second, "second", small, real)
+    check(grad, "grad", shape, grad.dtype)
+    check(first, "first", shape, grad.dtype)
+    check(second, "second", small, real)
     if most is not None:
-        _check(most, "most", small, real)
-    _check(taken, "taken", shape[:1], torch.int64)
+        check(most, "most", small, real)
+    check(taken, "taken", shape[:1], torch.int64)
     tensors = (grad, first, second, most, taken, hyperparameters)
     addresses = (0 if tensor is None else tensor.data_ptr() for tensor in tensors)
     return *_sizes(grad), is_scalar, torch.get_num_threads(), *addresses
@@ -116,7 +104,7 @@ def _adam_moments_(
     taken, active = taken.contiguous(), active.contiguous()
     hyperparameters = torch.tensor((beta1, beta2, eps), dtype=torch.float64)
     numbers = _adam(grad, first, second, most, taken, hyperparameters)
-    _check(active, "active", tuple(taken.shape), torch.bool)
+    check(active, "active", tuple(taken.shape), torch.bool)
     extension.kernels.adam_moments(*numbers, active.data_ptr())
     # What autograd has saved must not change unnoticed.
     changed = (first, second) if most is None else (first, second, most)
@@ -131,9 +119,9 @@ def _momentum(
     dampening: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     taken = taken.contiguous()
-    _check(grad, "grad", tuple(grad.shape), grad.dtype)
-    _check(buffer, "buffer", tuple(grad.shape), grad.dtype)
-    _check(taken, "taken", tuple(grad.shape[:1]), torch.int64)
+    check(grad, "grad", tuple(grad.shape), grad.dtype)
+    check(buffer, "buffer", tuple(grad.shape), grad.dtype)
+    check(taken, "taken", tuple(grad.shape[:1]), torch.int64)
     hyperparameters = torch.tensor((momentum, dampening), dtype=torch.float64)
     following, finite = _like(grad)
     tensors = (grad, buffer, taken, hyperparameters, following, finite)

@@ -9,6 +9,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from . import extension
+from .extension import check, is_plain
 from .precision import WIDE
 
 # Above, the blocked factorizations that torch calls orthonormalize faster.
@@ -17,7 +18,7 @@ _MOST_VECTORS = 32
 
 def serve(x: torch.Tensor) -> bool:
     """Return whether :data:`turn_` takes a point, (b, n, n), to be changed in place."""
-    return extension.serves(x) and (_is_plain(x) or _is_plain(x.mT))
+    return extension.serves(x) and (is_plain(x) or is_plain(x.mT))
 
 
 def serve_sketch(x: torch.Tensor, d: torch.Tensor, k: int) -> bool:
@@ -26,7 +27,7 @@ def serve_sketch(x: torch.Tensor, d: torch.Tensor, k: int) -> bool:
         serve(x)
         and k <= min(_MOST_VECTORS, x.shape[-1] // 2)
         and d.dtype == x.dtype
-        and (_is_plain(d) or _is_plain(d.mT))
+        and (is_plain(d) or is_plain(d.mT))
     )
 
 
@@ -34,10 +35,6 @@ def serve_cores(core: torch.Tensor) -> bool:
     """Return whether :data:`exponential` takes cores, (b, r, r)."""
     is_wide = WIDE.get(core.dtype) == core.dtype
     return is_wide and extension.serves(core) and core.shape[-1] <= 2 * _MOST_VECTORS
-
-
-def _is_plain(x: torch.Tensor) -> bool:
-    return x.is_contiguous() and not (x.is_complex() and x.is_conj())
 
 
 _library = torch.library.Library("geoopt_projunn", "FRAGMENT")
@@ -65,21 +62,11 @@ step_ = torch.ops.geoopt_projunn.step_.default
 """LowRankUnitary.step_ by the exponential, each matrix from the sketch to the turn at once"""
 
 
-def _check(tensor: torch.Tensor, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Refuse what the kernels, which do not look, would misread."""
-    if tensor.shape != shape or tensor.dtype != dtype or not _is_plain(tensor):
-        raise ValueError(
-            f"`{name}` must be contiguous, of shape {shape} and {dtype}, got shape "
-            f"{tuple(tensor.shape)}, strides {tensor.stride()} and {tensor.dtype}; use the "
-            "functions of `geoopt_projunn.sketches`, `retractions` and `drift`, which take all."
-        )
-
-
 def _check_stored(x: torch.Tensor, name: str, like: torch.Tensor) -> bool:
     """Check a batch of square matrices; return whether they are stored by columns."""
     b, n, _ = like.shape
-    by_columns = not _is_plain(x)
-    _check(x.mT if by_columns else x, name, (b, n, n), like.dtype)
+    by_columns = not is_plain(x)
+    check(x.mT if by_columns else x, name, (b, n, n), like.dtype)
     return by_columns
 
 
@@ -102,7 +89,7 @@ def _sketch(
     b, n, _ = x.shape
     counter = counter.contiguous()
     by_columns = _check_direction(x, d, k)
-    _check(counter, "counter", (b,), torch.int64)
+    check(counter, "counter", (b,), torch.int64)
     rows, core = _shapes_of_sketch(x, d, k, counter)
     numbers = extension.KINDS[x.dtype], b, n, k, is_lsi, by_columns, torch.get_num_threads()
     extension.kernels.sketch(*numbers, *_addresses(x, d, counter, rows, core))
@@ -124,7 +111,7 @@ def _lsi(
 def _exponential(core: torch.Tensor) -> torch.Tensor:
     core = core.contiguous()
     b, r, _ = core.shape
-    _check(core, "core", (b, r, r), WIDE[core.dtype])
+    check(core, "core", (b, r, r), WIDE[core.dtype])
     delta = torch.empty_like(core)
     extension.kernels.exponential(extension.KINDS[core.dtype], b, r, *_addresses(core, delta))
     return delta
@@ -142,10 +129,10 @@ def _turn_(
     turned = active.clone(memory_format=torch.contiguous_format)
     rows, delta, counter = rows.contiguous(), delta.contiguous(), counter.contiguous()
     by_columns = _check_stored(x, "x", x)
-    _check(rows, "rows", (b, r, n), x.dtype)
-    _check(delta, "delta", (b, r, r), WIDE[x.dtype])
-    _check(counter, "counter", (b,), torch.int64)
-    _check(turned, "active", (b,), torch.bool)
+    check(rows, "rows", (b, r, n), x.dtype)
+    check(delta, "delta", (b, r, r), WIDE[x.dtype])
+    check(counter, "counter", (b,), torch.int64)
+    check(turned, "active", (b,), torch.bool)
     _check_sweep(x, sweep)
     numbers = extension.KINDS[x.dtype], b, n, r, sweep, by_columns, torch.get_num_threads()
     extension.kernels.turn(*numbers, *_addresses(x, rows, delta, counter, turned))
@@ -169,9 +156,9 @@ def _step_(
     counter = counter.contiguous()
     by_columns = _check_direction(x, d, k)
     _check_sweep(x, sweep)
-    _check(length, "length", (), torch.float64)
-    _check(counter, "counter", (b,), torch.int64)
-    _check(turned, "active", (b,), torch.bool)
+    check(length, "length", (), torch.float64)
+    check(counter, "counter", (b,), torch.int64)
+    check(turned, "active", (b,), torch.bool)
     numbers = extension.KINDS[x.dtype], b, n, k, is_lsi, by_columns, sweep
     addresses = _addresses(x, d, length, counter, turned)
     extension.kernels.step(*numbers, torch.get_num_threads(), *addresses)
