@@ -10,6 +10,7 @@ from geoopt.manifolds.base import Manifold
 
 from .drift import turn_
 from .linalg import stages
+from .linalg.batch import Pieces, gather, scatter
 from .linalg.hashing import bits_of_row
 from .linalg.precision import full_precision
 from .retractions import RETRACTIONS
@@ -124,14 +125,17 @@ class LowRankUnitary(UnitaryGeometry):
         """Whether ``retr_transp`` undoes itself: only without truncation."""
         return self.k is None
 
-    def _config(self) -> tuple[int | None, str, str, int]:
-        return self.k, self.retraction, self.sketch, self.sweep
-
+    # Once a step for each parameter: in few calls.
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and self._config() == other._config()
+        return (
+            type(other) is type(self)
+            and self.k == other.k
+            and self.retraction == other.retraction
+            and self.sketch == other.sketch
+            and self.sweep == other.sweep
+        )
 
     def __hash__(self) -> int:
-        # Once a step for each parameter: not by _config, which costs as much again.
         return hash((self.k, self.retraction, self.sketch, self.sweep))
 
     def extra_repr(self) -> str:
@@ -168,19 +172,22 @@ class LowRankUnitary(UnitaryGeometry):
         delta = RETRACTIONS[self.retraction](step * sketched.core)
         return Rotation(None if sketched.rows is None else sketched.rows.to(dtype), delta)
 
-    def steps_whole(self, x: torch.Tensor, d: torch.Tensor) -> bool:
-        """Return whether the package's extension takes whole steps from x along d, (b, n, n)."""
+    def steps_whole(self, x: Pieces, d: Pieces) -> bool:
+        """Return whether the package's extension takes whole steps from x along d.
+
+        Of what :meth:`step_` takes.
+        """
         return (
             self.k is not None
             and self.retraction == "exponential"
             and self.sketch in ("tangent", "lsi")
-            and stages.serve_sketch(x, d, self.k)
+            and stages.serve_step(x, d, self.k)
         )
 
     def step_(
         self,
-        x: torch.Tensor,
-        d: torch.Tensor | Sketched,
+        x: Pieces,
+        d: Pieces | Sketched,
         length: float | torch.Tensor,
         counter: torch.Tensor,
         active: torch.Tensor,
@@ -189,10 +196,11 @@ class LowRankUnitary(UnitaryGeometry):
 
         Parameters
         ----------
-        x : torch.Tensor
-            (b, n, n), changed in place
-        d : torch.Tensor or Sketched
-            the direction, (b, n, n), or what :meth:`sketch_direction` made of it
+        x : sequence of torch.Tensor
+            b matrices, changed in place, in tensors of one shape, (*, n, n)
+        d : sequence of torch.Tensor, or Sketched
+            the direction, in tensors of one shape too, or what :meth:`sketch_direction` made of
+            the matrices as one tensor, (b, n, n)
         length : float or torch.Tensor
             what the direction is multiplied with, a number or (b, 1, 1)
         counter : torch.Tensor
@@ -205,15 +213,21 @@ class LowRankUnitary(UnitaryGeometry):
         torch.Tensor
             (b,), bool; where x was stepped
         """
-        sweep = min(self.sweep, x.shape[-1])
-        if isinstance(d, torch.Tensor):
+        sweep = min(self.sweep, x[0].shape[-1])
+        if not isinstance(d, Sketched):
             one_length = not isinstance(length, torch.Tensor) or length.numel() == 1
             if one_length and self.k is not None and self.steps_whole(x, d):
-                number = torch.as_tensor(length, dtype=torch.float64, device=x.device).reshape(())
-                is_lsi = self.sketch == "lsi"
-                return stages.step_(x, d, self.k, is_lsi, number, sweep, counter, active)
-            d = self.sketch_direction(x, d, counter)
-        return turn_(x, self.rotation(d, length, x.dtype), sweep, counter, active)
+                number = torch.as_tensor(length, dtype=torch.float64, device=x[0].device)
+                numbers = self.k, self.sketch == "lsi", number.reshape(()), sweep
+                return stages.step_(x, d, *numbers, counter, active)
+        whole = gather(x)
+        sketched = (
+            d if isinstance(d, Sketched) else self.sketch_direction(whole, gather(d), counter)
+        )
+        rotation = self.rotation(sketched, length, whole.dtype)
+        turned = turn_(whole, rotation, sweep, counter, active)
+        scatter(whole, x)
+        return turned
 
     def _rotation_along(self, x: torch.Tensor, u: torch.Tensor) -> Rotation:
         if self.k is None:

@@ -152,24 +152,42 @@ PyObject* py_turn(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return without_lock([&] { is_double(v[0]) ? turn<double>(v) : turn<float>(v); });
 }
 
-// kind, b, n, k, is_lsi, transposed, sweep, threads; x, d, length, counters, active
+// A batch in pieces of as many matrices each: a table of their addresses.
+class Pieces {
+ public:
+  Pieces(Index table, Index pieces, Index b)
+      : table_(at<const Index>(table)), matrices_(std::max<Index>(1, b / pieces)) {}
+
+  template <typename T>
+  T* matrix(Index i, Index size) const {
+    return at<T>(table_[i / matrices_]) + i % matrices_ * size;
+  }
+
+ private:
+  const Index* table_;
+  Index matrices_;
+};
+
+// kind, b, n, k, is_lsi, transposed, sweep, threads; table of x, its length, table of d, its
+// length, length, counters, active
 template <typename T>
 void step(const Index* v) {
   const Index b = v[1], n = v[2], parts = parts_of(v[0]), width = parts * n;
+  const Pieces x(v[8], v[9], b), d(v[10], v[11], b);
   for_each_matrix<T>(b, n, width, v[7], [&](Index i, Index last, Index threads) {
     Stepper<T> stepper(n, parts, v[3], v[4] != 0, v[6], threads);
     for (; i < last; ++i) {
-      bool* active = at<bool>(v[12]) + i;
-      *active =
-          *active && stepper(x_of<T>(v[8], v[5], i * n * width), d_of<T>(v[9], v[5], i * n * width),
-                             at<Index>(v[11])[i], *at<double>(v[10]));
+      bool* active = at<bool>(v[14]) + i;
+      *active = *active && stepper({x.matrix<T>(i, n * width), (v[5] & 1) != 0},
+                                   {d.matrix<const T>(i, n * width), (v[5] & 2) != 0},
+                                   at<Index>(v[13])[i], *at<double>(v[12]));
     }
   });
 }
 
 PyObject* py_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Index v[13];
-  if (!parse(args, count, 13, v)) return nullptr;
+  Index v[15];
+  if (!parse(args, count, 15, v)) return nullptr;
   return without_lock([&] { is_double(v[0]) ? step<double>(v) : step<float>(v); });
 }
 

@@ -5,10 +5,13 @@ for small matrices launching them is nearly all of its time. Each operator does 
 of its name does by torch's own operations, which remain for all that it does not serve.
 """
 
+from array import array
+
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from . import extension
+from . import batch, extension
+from .batch import Pieces
 from .extension import check, is_plain
 from .precision import WIDE
 
@@ -31,6 +34,11 @@ def serve_sketch(x: torch.Tensor, d: torch.Tensor, k: int) -> bool:
     )
 
 
+def serve_step(x: Pieces, d: Pieces, k: int) -> bool:
+    """Return whether :data:`step_` takes pieces of a point and of a direction."""
+    return serve_sketch(x[0], d[0], k)
+
+
 def serve_cores(core: torch.Tensor) -> bool:
     """Return whether :data:`exponential` takes cores, (b, r, r)."""
     is_wide = WIDE.get(core.dtype) == core.dtype
@@ -46,8 +54,8 @@ _library.define(
     " -> Tensor"
 )
 _library.define(
-    "step_(Tensor(a!) x, Tensor d, int k, bool is_lsi, Tensor length, int sweep, Tensor counter,"
-    " Tensor active) -> Tensor"
+    "step_(Tensor(a!)[] x, Tensor[] d, int k, bool is_lsi, Tensor length, int sweep,"
+    " Tensor counter, Tensor active) -> Tensor"
 )
 
 tangent = torch.ops.geoopt_projunn.tangent.default
@@ -62,25 +70,35 @@ step_ = torch.ops.geoopt_projunn.step_.default
 """LowRankUnitary.step_ by the exponential, each matrix from the sketch to the turn at once"""
 
 
-def _check_stored(x: torch.Tensor, name: str, like: torch.Tensor) -> bool:
+def _check_stored(pieces: Pieces, name: str, b: int, n: int, dtype: torch.dtype) -> bool:
     """Check a batch of square matrices; return whether they are stored by columns."""
-    b, n, _ = like.shape
-    by_columns = not is_plain(x)
-    check(x.mT if by_columns else x, name, (b, n, n), like.dtype)
+    first = pieces[0]
+    shape, strides = first.shape, first.stride()
+    by_columns = not is_plain(first) and is_plain(first.mT)
+    check(first.mT if by_columns else first, name, (*shape[:-2], n, n), dtype)
+    for piece in pieces[1:]:
+        if piece.shape != shape or piece.stride() != strides or piece.dtype != dtype:
+            raise ValueError(
+                f"`{name}` must be tensors of one shape, strides and dtype, got {tuple(shape)}, "
+                f"{strides} and {dtype}, and {tuple(piece.shape)}, {piece.stride()} and "
+                f"{piece.dtype}."
+            )
+    if batch.count(pieces) != b:
+        raise ValueError(f"`{name}` must be {b} matrices, got {batch.count(pieces)}.")
     return by_columns
 
 
-def _check_direction(x: torch.Tensor, d: torch.Tensor, k: int) -> int:
+def _check_direction(x: Pieces, d: Pieces, k: int) -> int:
     """Check a point and a direction; return which are stored by columns, for the kernels."""
-    n = x.shape[-1]
+    b, n, dtype = batch.count(x), x[0].shape[-1], x[0].dtype
     if not 1 <= k <= n // 2:
         raise ValueError(f"`k` must be between 1 and n / 2 = {n // 2}, got {k}.")
-    return _check_stored(x, "x", x) + 2 * _check_stored(d, "d", x)
+    return _check_stored(x, "x", b, n, dtype) + 2 * _check_stored(d, "d", b, n, dtype)
 
 
-def _check_sweep(x: torch.Tensor, sweep: int) -> None:
-    if not 0 <= sweep <= x.shape[-1]:
-        raise ValueError(f"`sweep` must be between 0 and n = {x.shape[-1]}, got {sweep}.")
+def _check_sweep(n: int, sweep: int) -> None:
+    if not 0 <= sweep <= n:
+        raise ValueError(f"`sweep` must be between 0 and n = {n}, got {sweep}.")
 
 
 def _sketch(
@@ -88,7 +106,7 @@ def _sketch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     b, n, _ = x.shape
     counter = counter.contiguous()
-    by_columns = _check_direction(x, d, k)
+    by_columns = _check_direction([x], [d], k)
     check(counter, "counter", (b,), torch.int64)
     rows, core = _shapes_of_sketch(x, d, k, counter)
     numbers = extension.KINDS[x.dtype], b, n, k, is_lsi, by_columns, torch.get_num_threads()
@@ -128,12 +146,12 @@ def _turn_(
     (b, n, _), r = x.shape, rows.shape[-2]
     turned = active.clone(memory_format=torch.contiguous_format)
     rows, delta, counter = rows.contiguous(), delta.contiguous(), counter.contiguous()
-    by_columns = _check_stored(x, "x", x)
+    by_columns = _check_stored([x], "x", b, n, x.dtype)
     check(rows, "rows", (b, r, n), x.dtype)
     check(delta, "delta", (b, r, r), WIDE[x.dtype])
     check(counter, "counter", (b,), torch.int64)
     check(turned, "active", (b,), torch.bool)
-    _check_sweep(x, sweep)
+    _check_sweep(n, sweep)
     numbers = extension.KINDS[x.dtype], b, n, r, sweep, by_columns, torch.get_num_threads()
     extension.kernels.turn(*numbers, *_addresses(x, rows, delta, counter, turned))
     # What autograd has saved must not change unnoticed.
@@ -142,8 +160,8 @@ def _turn_(
 
 
 def _step_(
-    x: torch.Tensor,
-    d: torch.Tensor,
+    x: list[torch.Tensor],
+    d: list[torch.Tensor],
     k: int,
     is_lsi: bool,
     length: torch.Tensor,
@@ -151,17 +169,19 @@ def _step_(
     counter: torch.Tensor,
     active: torch.Tensor,
 ) -> torch.Tensor:
-    b, n, _ = x.shape
+    b, n = batch.count(x), x[0].shape[-1]
     turned = active.clone(memory_format=torch.contiguous_format)
     counter = counter.contiguous()
     by_columns = _check_direction(x, d, k)
-    _check_sweep(x, sweep)
+    _check_sweep(n, sweep)
     check(length, "length", (), torch.float64)
     check(counter, "counter", (b,), torch.int64)
     check(turned, "active", (b,), torch.bool)
-    numbers = extension.KINDS[x.dtype], b, n, k, is_lsi, by_columns, sweep
-    addresses = _addresses(x, d, length, counter, turned)
-    extension.kernels.step(*numbers, torch.get_num_threads(), *addresses)
+    numbers = extension.KINDS[x[0].dtype], b, n, k, is_lsi, by_columns, sweep
+    tables = array("q", _addresses(*x)), array("q", _addresses(*d))
+    pieces = [number for table in tables for number in table.buffer_info()]
+    addresses = _addresses(length, counter, turned)
+    extension.kernels.step(*numbers, torch.get_num_threads(), *pieces, *addresses)
     torch.autograd.graph.increment_version(x)
     return turned
 
@@ -222,8 +242,8 @@ def _(
 
 @register_flop_formula(torch.ops.geoopt_projunn.step_)
 def _(
-    x: torch.Size,
-    d: torch.Size,
+    x: list[torch.Size],
+    d: list[torch.Size],
     k: int,
     is_lsi: bool,
     length: torch.Size,
@@ -232,4 +252,4 @@ def _(
     **__: object,
 ) -> int:
     # The tangent sketch knows the products of k of the 2k rows that are turned.
-    return ((6 if is_lsi else 16 - 2) * k + 4 * (2 * k + sweep)) * x.numel()
+    return ((6 if is_lsi else 16 - 2) * k + 4 * (2 * k + sweep)) * len(x) * x[0].numel()

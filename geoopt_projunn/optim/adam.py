@@ -7,6 +7,7 @@ import geoopt
 import torch
 
 from ..linalg import moments
+from ..linalg.batch import Pieces, gather
 from .base import ProjUNNOptimizer, check_range
 from .rules import Buffers, Proposal
 
@@ -21,7 +22,7 @@ class _Deferred(Proposal):
 
     def __init__(self, *state: Any) -> None:
         direction, finite = moments.adam_direction(*state)
-        super().__init__(direction, {}, finite)
+        super().__init__([direction], {}, finite)
         self._state = state
 
     def commit_(self, buffers: Buffers, active: torch.Tensor) -> None:
@@ -45,19 +46,20 @@ class _Adam:
         }
 
     def propose(
-        self, grad: torch.Tensor, buffers: Buffers, taken: torch.Tensor, group: Mapping[str, Any]
+        self, grad: Pieces, buffers: Buffers, taken: torch.Tensor, group: Mapping[str, Any]
     ) -> Proposal:
+        g = gather(grad)
         name = _SECOND_MOMENTS[group["second_moment"]]
-        if moments.serve(grad, *(buffers[each] for each in self.buffer_names(group))):
+        if moments.serve(g, *(buffers[each] for each in self.buffer_names(group))):
             most = buffers[f"max_{name}"] if group["amsgrad"] else None
-            state = grad, buffers["exp_avg"], buffers[name], most, taken
+            state = g, buffers["exp_avg"], buffers[name], most, taken
             return _Deferred(*state, *group["betas"], group["eps"])
         beta1, beta2 = group["betas"]
-        square = grad.real.square() if not grad.is_complex() else grad.real**2 + grad.imag**2
+        square = g.real.square() if not g.is_complex() else g.real**2 + g.imag**2
         if group["second_moment"] == "scalar":
             square = square.sum((-2, -1), keepdim=True)
         second = buffers[name].lerp(square, 1 - beta2)
-        proposed = {"exp_avg": buffers["exp_avg"].lerp(grad, 1 - beta1), name: second}
+        proposed = {"exp_avg": buffers["exp_avg"].lerp(g, 1 - beta1), name: second}
         if group["amsgrad"]:
             second = torch.maximum(buffers[f"max_{name}"], second)
             proposed[f"max_{name}"] = second
@@ -66,7 +68,7 @@ class _Adam:
         correction2 = (1 - beta2**step).to(second.dtype)[:, None, None]
         # In the memory of the squares, which are not needed any more.
         scale = torch.div(second, correction2, out=square).sqrt_().add_(group["eps"])
-        return Proposal(proposed["exp_avg"] / scale.mul_(correction1), proposed)
+        return Proposal([proposed["exp_avg"] / scale.mul_(correction1)], proposed)
 
     def withdrawn(self, group: Mapping[str, Any]) -> Mapping[str, float]:
         return {}

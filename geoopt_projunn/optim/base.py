@@ -8,20 +8,19 @@ import torch
 from geoopt.manifolds.base import Manifold
 from geoopt.optim.mixin import OptimMixin
 
-from ..linalg.precision import WIDE, full_precision
+from ..linalg.precision import full_precision
 from ..manifold import LowRankUnitary
 from .delegate import Delegate
-from .rank_k import first_state, step_group
-from .rules import UpdateRule
+from .kinds import Parts, check_kind, holds_low_rank, kind_of, manifold_of
+from .rank_k import first_state, step_kind
+from .rules import Buffers, UpdateRule
 
 _GROUP_KEYS = ("params", "param_names", "name", "stabilize", "step", "initial_lr")
 
 
-def manifold_of(p: torch.Tensor) -> Manifold | None:
-    """Return the manifold of a parameter, None for a plain one."""
-    # Not isinstance(p, ManifoldParameter): it folds to False under torch.compile.
-    manifold = getattr(p, "manifold", None)
-    return manifold if isinstance(manifold, Manifold) else None
+# Else torch asks a subclass of Tensor, at every attribute, whether it overrides it. A
+# ManifoldParameter does not, and of small matrices that is a tenth of a step.
+_as_tensors = torch._C.DisableTorchFunctionSubclass
 
 
 class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
@@ -134,20 +133,19 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._prepare()
-        self._step_all()
+        self._step_all(self._prepare())
         return loss
 
     @full_precision
-    def _step_all(self) -> None:
+    def _step_all(self, parts: list[Parts]) -> None:
         plain: list[dict[str, Any]] = []
         riemannian: list[dict[str, Any]] = []
-        for group in self.param_groups:
-            low_rank, others, euclidean = _sorted(group["params"])
-            due = [p for p in low_rank if p.grad is not None]
-            step_group(due, self.state, self._rule, group)
-            riemannian.append({"step": 0, **group, "params": others})
-            plain.append({**group, "params": euclidean})
+        for group, part in zip(self.param_groups, parts, strict=True):
+            with _as_tensors():
+                for members in part.low_rank.values():
+                    step_kind(members, self.state, self._rule, group)
+            riemannian.append({"step": 0, **group, "params": part.riemannian})
+            plain.append({**group, "params": part.plain})
         self._delegate(self._plain).step(self.state, plain)
         self._step_riemannian(riemannian)
         for group in self.param_groups:
@@ -169,35 +167,16 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
                 p.grad = grad
 
     @full_precision
-    def _prepare(self) -> None:
-        """Check everything that can go wrong, before anything changes."""
-        fresh: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
-        holds_low_rank = False
+    def _prepare(self) -> list[Parts]:
+        """Sort the parameters and check all that can go wrong, before anything changes."""
+        fresh: dict[torch.Tensor, Buffers] = {}
+        parts = []
         for group in self.param_groups:
             self._validate(group)
-            names = set(self._rule.buffer_names(group))
-            for p in group["params"]:
-                manifold = manifold_of(p)
-                holds_low_rank = holds_low_rank or _involves_low_rank(manifold)
-                if p.grad is None:
-                    continue
-                self._check_grad(p, manifold, group)
-                state = self.state.get(p, {})
-                if isinstance(manifold, LowRankUnitary):
-                    if "skipped" not in state:
-                        manifold.assert_check_point(p)
-                        fresh[p] = first_state(p, manifold, self._rule, group)
-                        continue
-                    self._check_state(p, state)
-                    if not state.keys() >= names:
-                        fresh[p] = {**self._rule.first_buffers(p.detach(), group), **state}
-                elif "skipped" in state:
-                    raise RuntimeError(
-                        f"A parameter of shape {tuple(p.shape)} was on LowRankUnitary and no "
-                        "longer is: a conversion or a load dropped its manifold; make it a "
-                        "`geoopt.ManifoldParameter` again and rebuild the optimizer."
-                    )
-        if not (holds_low_rank or self._checked_for_manifold):
+            with _as_tensors():
+                parts.append(self._sort(group, fresh))
+        params = (p for group in self.param_groups for p in group["params"])
+        if not self._checked_for_manifold and not any(map(holds_low_rank, params)):
             warnings.warn(
                 f"No parameter of this {type(self).__name__} is on LowRankUnitary. If one should "
                 "be, a conversion or a load dropped its manifold: make it a "
@@ -208,34 +187,44 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         self._checked_for_manifold = True
         for p, buffers in fresh.items():
             self.state[p].update(buffers)
+        return parts
 
-    def _check_state(self, p: torch.Tensor, state: dict[str, Any]) -> None:
-        k = p.manifold.k or 0  # type: ignore[attr-defined]
-        if p.dim() < 2 or p.dtype not in WIDE or not 2 * k <= p.shape[-1] == p.shape[-2]:
-            # What may have changed since the first step; says why, or nothing.
-            p.manifold.assert_check_point(p)  # type: ignore[attr-defined]
-        if state["skipped"].dtype != p.dtype.to_real():
-            raise TypeError(
-                f"The state of a parameter of shape {tuple(p.shape)} must have its precision, "
-                f"{p.dtype.to_real()}, got {state['skipped'].dtype}: the parameter was converted "
-                "after its first step; rebuild the optimizer."
-            )
+    def _sort(self, group: dict[str, Any], fresh: dict[torch.Tensor, Buffers]) -> Parts:
+        """Sort the parameters of a group; put the state that they still need into ``fresh``."""
+        part = Parts()
+        for p in group["params"]:
+            manifold, grad, state = manifold_of(p), p.grad, self.state.get(p, {})
+            if grad is not None and grad.is_sparse:
+                self._check_sparse(p, manifold, group)
+            if not isinstance(manifold, LowRankUnitary):
+                if grad is not None and "skipped" in state:
+                    raise RuntimeError(
+                        f"A parameter of shape {tuple(p.shape)} was on LowRankUnitary and no "
+                        "longer is: a conversion or a load dropped its manifold; make it a "
+                        "`geoopt.ManifoldParameter` again and rebuild the optimizer."
+                    )
+                (part.plain if manifold is None else part.riemannian).append(p)
+            elif grad is not None:
+                if "skipped" not in state:
+                    state = fresh[p] = first_state(p, manifold, self._rule, group)
+                kind = kind_of(p, grad, manifold, state)
+                part.low_rank.setdefault(kind, []).append(p)
+        for members in part.low_rank.values():
+            p = members[0]
+            state = fresh.get(p) or self.state[p]
+            check_kind(p, state)
+            if not all(name in state for name in self._rule.buffer_names(group)):
+                for p in members:
+                    fresh[p] = {**self._rule.first_buffers(p.detach(), group), **self.state[p]}
+        return part
 
-    def _check_grad(
+    def _check_sparse(
         self, p: torch.Tensor, manifold: Manifold | None, group: dict[str, Any]
     ) -> None:
-        grad = p.grad
-        assert grad is not None
-        takes_sparse = self._takes_sparse and manifold is None and group["weight_decay"] == 0
-        if grad.is_sparse and not takes_sparse:
+        if not (self._takes_sparse and manifold is None and group["weight_decay"] == 0):
             raise TypeError(
                 f"`grad` of a parameter of shape {tuple(p.shape)} must be dense, got a sparse "
                 "gradient; use `sparse=False` in the layer that makes it."
-            )
-        if isinstance(manifold, LowRankUnitary) and grad.dtype != p.dtype:
-            raise TypeError(
-                f"`grad` of a parameter of shape {tuple(p.shape)} must have its dtype, {p.dtype}, "
-                f"got {grad.dtype}; convert it with `p.grad = p.grad.to(p.dtype)`."
             )
 
     def _delegate(self, kind: type[torch.optim.Optimizer]) -> Delegate:
@@ -245,29 +234,15 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
     def stabilize_group(self, group: dict[str, Any]) -> None:
         """Project the parameters of a group on their manifolds, with geoopt's buffers."""
         self._stabilize_low_rank(group)
-        _, others, _ = _sorted(group["params"])
+        manifolds = [(p, manifold_of(p)) for p in group["params"]]
+        others = [p for p, m in manifolds if not (m is None or isinstance(m, LowRankUnitary))]
         self._delegate(self._riemannian).stabilize(self.state, [{**group, "params": others}])
 
     @torch.no_grad()
     def _stabilize_low_rank(self, group: dict[str, Any]) -> None:
-        for p in _sorted(group["params"])[0]:
-            p.copy_(p.manifold.projx(p))
-
-
-def _sorted(params: list[Any]) -> tuple[list[Any], list[Any], list[Any]]:
-    """Part the parameters on LowRankUnitary, those on other manifolds and plain ones."""
-    parts: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
-    for p in params:
-        manifold = manifold_of(p)
-        parts[2 if manifold is None else 0 if isinstance(manifold, LowRankUnitary) else 1].append(p)
-    return parts
-
-
-def _involves_low_rank(manifold: Manifold | None) -> bool:
-    """Return whether a manifold is LowRankUnitary, scales it or has it as a factor."""
-    return manifold is not None and any(
-        isinstance(part, LowRankUnitary) for part in manifold.modules()
-    )
+        for p in group["params"]:
+            if isinstance(manifold := manifold_of(p), LowRankUnitary):
+                p.copy_(manifold.projx(p))
 
 
 def check_range(name: str, value: Any, low: float, high: float = float("inf")) -> None:

@@ -1,16 +1,18 @@
 """The rank-k step of parameters on LowRankUnitary."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from ..linalg.batch import Pieces, gather, scatter
 from ..linalg.dense import estimate_orthogonality_error
 from ..manifold import LowRankUnitary
 from ..sketches import Sketched
 from .compiled import compiled, pays
 from .rules import Buffers, UpdateRule
+from .stacks import gather_states
 
 # Matrices below this size spend their step in launching operations: stacking pays.
 _STACK_BELOW = 256
@@ -30,7 +32,10 @@ def first_state(
     ------
     ValueError
         If the parameter is not on the manifold: one probe of :math:`O(n^2)`.
+    TypeError
+        If its dtype is not supported.
     """
+    manifold.assert_check_point(p)
     batch, n = p.shape[:-2], p.shape[-1]
     x = p.detach()
     if not x.is_meta and x.numel() > 0:
@@ -50,21 +55,15 @@ def first_state(
     }
 
 
-def step_group(
-    parameters: Iterable[torch.Tensor],
+def step_kind(
+    members: list[torch.Tensor],
     states: Mapping[torch.Tensor, Buffers],
     rule: UpdateRule,
     group: Mapping[str, Any],
 ) -> None:
-    """Step all parameters on LowRankUnitary of one group; small ones of a kind as a batch."""
-    kinds: dict[Any, list[torch.Tensor]] = {}
-    for p in parameters:
-        stacks = p.shape[-1] < _STACK_BELOW
-        alike = (p.shape, p.dtype, p.device, p.manifold, *states[p])  # type: ignore[attr-defined]
-        kind = alike if stacks else id(p)
-        kinds.setdefault(kind, []).append(p)
-    for members in kinds.values():
-        _step_stack(members, [states[p] for p in members], rule, group)
+    """Step the parameters of one kind, small ones as a batch."""
+    for stack in _stacks(members):
+        _step_stack(stack, [states[p] for p in stack], rule, group)
 
 
 def _step_stack(
@@ -74,26 +73,29 @@ def _step_stack(
     group: Mapping[str, Any],
 ) -> None:
     manifold: LowRankUnitary = members[0].manifold  # type: ignore[attr-defined]
-    lead = members[0].dim() - 2
-    x = _gather(members, lead)
-    grad = _gather([p.grad for p in members], lead)  # type: ignore[misc]
-    if grad.data_ptr() == x.data_ptr():
+    grads: list[torch.Tensor] = [p.grad for p in members]  # type: ignore[misc]
+    if not {p.data_ptr() for p in members}.isdisjoint([grad.data_ptr() for grad in grads]):
         # A gradient that is the point itself would turn with it.
-        grad = grad.clone()
-    buffers = {name: _gather([s[name] for s in states], lead) for name in states[0]}
-    take = compiled(step_) if group["compile"] and pays(manifold, x, grad) else step_
-    for part in _parts(x):
-        part_of_buffers = {name: buffer[part] for name, buffer in buffers.items()}
-        take(manifold, x[part], grad[part], part_of_buffers, rule, group=group)
-    _scatter(x, members)
+        grads = [grad.clone() for grad in grads]
+    buffers = gather_states(states, members[0].dim() - 2)
+    take = compiled(step_) if group["compile"] and pays(manifold, members, grads) else step_
+    if (count := _matrices_at_once(members)) is None:
+        take(manifold, members, grads, buffers, rule, group=group)
+    else:
+        x, grad = gather(members), gather(grads)
+        for start in range(0, len(x), count):
+            part = slice(start, start + count)
+            part_of_buffers = {name: buffer[part] for name, buffer in buffers.items()}
+            take(manifold, [x[part]], [grad[part]], part_of_buffers, rule, group=group)
+        scatter(x, members)
     for name, buffer in buffers.items():
-        _scatter(buffer, [state[name] for state in states])
+        scatter(buffer, [state[name] for state in states])
 
 
 def step_(
     manifold: LowRankUnitary,
-    x: torch.Tensor,
-    grad: torch.Tensor,
+    x: Pieces,
+    grad: Pieces,
     buffers: Buffers,
     rule: UpdateRule,
     group: Mapping[str, Any],
@@ -107,8 +109,8 @@ def step_(
     ----------
     manifold : LowRankUnitary
         rank, sketch, retraction and drift control
-    x, grad : torch.Tensor
-        (b, n, n)
+    x, grad : sequence of torch.Tensor
+        b matrices, in tensors of one shape, (*, n, n)
     buffers : dict
         the state of :func:`first_state`, batch dimensions flattened to b
     rule : UpdateRule
@@ -118,13 +120,14 @@ def step_(
     """
     taken = buffers["step"]
     proposal = rule.propose(grad, buffers, taken, group)
-    direction: torch.Tensor | Sketched = proposal.direction
+    direction: Pieces | Sketched = proposal.direction
     length = group["lr"] if group["maximize"] else -group["lr"]
     withdrawn = rule.withdrawn(group)
     if withdrawn:
-        direction = sketched = manifold.sketch_direction(x, proposal.direction, taken)
+        whole = gather(x)
+        direction = sketched = manifold.sketch_direction(whole, gather(proposal.direction), taken)
         for name, share in withdrawn.items():
-            sketched.add_velocity_(proposal.buffers[name], x, -share)
+            sketched.add_velocity_(proposal.buffers[name], whole, -share)
 
     finite = manifold.step_(x, direction, length, taken, proposal.is_finite())
     proposal.commit_(buffers, finite)
@@ -132,27 +135,26 @@ def step_(
     buffers["skipped"].add_(~finite)
 
 
-def _parts(x: torch.Tensor) -> list[slice]:
-    """Cut a large batch on a CPU into parts that stay in its cache from product to product."""
-    parts = 1
-    if x.device.type == "cpu":
-        # Of equal size: a small rest would launch as many operations as a full part.
-        bytes_of_x = x.numel() * x.element_size()
-        parts = min(len(x), round(bytes_of_x / (_PART_BYTES * torch.get_num_threads())))
-    count = max(1, -(-len(x) // max(1, parts)))
-    return [slice(start, start + count) for start in range(0, max(len(x), 1), count)]
+def _stacks(members: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """Part the parameters of one kind into those that are stepped as one batch."""
+    first, most = members[0], len(members)
+    if first.shape[-1] >= _STACK_BELOW:
+        most = 1
+    elif most > 1 and (cache := _cache_of(first)):
+        most = max(1, cache // max(1, first.numel() * first.element_size()))
+    return [members[start : start + most] for start in range(0, len(members), most)]
 
 
-def _gather(tensors: list[torch.Tensor], lead: int) -> torch.Tensor:
-    """View one tensor, or stack several, with its ``lead`` batch dimensions as one."""
-    shape = tensors[0].shape
-    tensor = tensors[0].detach() if len(tensors) == 1 else torch.stack(tensors)
-    return tensor.reshape(len(tensors) * math.prod(shape[:lead]), *shape[lead:])
+def _matrices_at_once(stack: list[torch.Tensor]) -> int | None:
+    """Return how many matrices of a large batch to step from product to product, None for all."""
+    if len(stack) > 1 or stack[0].dim() == 2 or not (cache := _cache_of(stack[0])):
+        return None
+    b = math.prod(stack[0].shape[:-2])
+    parts = min(b, round(stack[0].numel() * stack[0].element_size() / cache))
+    # Of equal size: a small rest would launch as many operations as a full part.
+    return -(-b // parts) if parts > 1 else None
 
 
-def _scatter(stacked: torch.Tensor, tensors: list[torch.Tensor]) -> None:
-    """Write back what :func:`_gather` took, unless it was a view."""
-    if len(tensors) == 1 and stacked.data_ptr() == tensors[0].data_ptr():
-        return
-    parts = stacked.view(len(tensors), *tensors[0].shape).unbind(0)
-    torch._foreach_copy_(tensors, list(parts))
+def _cache_of(x: torch.Tensor) -> int:
+    """Return how many bytes of points stay in a CPU's cache, 0 for a GPU."""
+    return _PART_BYTES * torch.get_num_threads() if x.device.type == "cpu" else 0

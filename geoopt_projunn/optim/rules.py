@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 import torch
 
+from ..linalg.batch import Pieces, count
+
 Buffers = dict[str, torch.Tensor]
 
 
@@ -16,8 +18,8 @@ class Proposal:
     Nothing has changed yet: where the step is not finite the buffers stay as they are.
     """
 
-    direction: torch.Tensor
-    """(b, n, n)"""
+    direction: Pieces
+    """b matrices, in tensors of one shape, (*, n, n)"""
     buffers: Buffers
     """The next values, by name."""
     known_finite: torch.Tensor | None = None
@@ -27,7 +29,8 @@ class Proposal:
         """Return for each matrix whether all its next values are finite, (b,), bool."""
         if self.known_finite is not None:
             return self.known_finite
-        finite = torch.ones(len(self.direction), dtype=torch.bool, device=self.direction.device)
+        device = self.direction[0].device
+        finite = torch.ones(count(self.direction), dtype=torch.bool, device=device)
         for buffer in self.buffers.values():
             finite = finite & _is_finite(buffer)
         return finite
@@ -57,14 +60,14 @@ class UpdateRule(Protocol):
         """
 
     def propose(
-        self, grad: torch.Tensor, buffers: Buffers, taken: torch.Tensor, group: Mapping[str, Any]
+        self, grad: Pieces, buffers: Buffers, taken: torch.Tensor, group: Mapping[str, Any]
     ) -> Proposal:
         """Return what to do, without doing it.
 
         Parameters
         ----------
-        grad : torch.Tensor
-            (b, n, n)
+        grad : sequence of torch.Tensor
+            b matrices, in tensors of one shape, (*, n, n)
         buffers : dict
             the state of :meth:`first_buffers`, batch dimensions flattened to b
         taken : torch.Tensor

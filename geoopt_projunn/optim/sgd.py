@@ -7,6 +7,7 @@ import geoopt
 import torch
 
 from ..linalg import moments
+from ..linalg.batch import Pieces, gather
 from .base import ProjUNNOptimizer, check_range
 from .rules import Buffers, Proposal
 
@@ -28,23 +29,24 @@ class _Momentum:
         }
 
     def propose(
-        self, grad: torch.Tensor, buffers: Buffers, taken: torch.Tensor, group: Mapping[str, Any]
+        self, grad: Pieces, buffers: Buffers, taken: torch.Tensor, group: Mapping[str, Any]
     ) -> Proposal:
         momentum, feedback = group["momentum"], group["error_feedback"]
-        if feedback is not None:
-            direction = buffers["feedback_buffer"] + grad
-            return Proposal(direction, {"feedback_buffer": direction * feedback})
-        if momentum == 0:
+        if feedback is None and momentum == 0:
             return Proposal(grad, {})
+        g = gather(grad)
+        if feedback is not None:
+            direction = buffers["feedback_buffer"] + g
+            return Proposal([direction], {"feedback_buffer": direction * feedback})
         before, finite = buffers["momentum_buffer"], None
         # As in torch, the first step of a parameter takes the gradient undamped.
-        if moments.serve(grad, before):
-            buffer, finite = moments.momentum(grad, before, taken, momentum, group["dampening"])
+        if moments.serve(g, before):
+            buffer, finite = moments.momentum(g, before, taken, momentum, group["dampening"])
         else:
-            share = (1 - group["dampening"] * (taken > 0).double()).to(grad.real.dtype)
-            buffer = torch.addcmul(before * momentum, grad, share[:, None, None])
-        direction = torch.add(grad, buffer, alpha=momentum) if group["nesterov"] else buffer
-        return Proposal(direction, {"momentum_buffer": buffer}, finite)
+            share = (1 - group["dampening"] * (taken > 0).double()).to(g.real.dtype)
+            buffer = torch.addcmul(before * momentum, g, share[:, None, None])
+        direction = torch.add(g, buffer, alpha=momentum) if group["nesterov"] else buffer
+        return Proposal([direction], {"momentum_buffer": buffer}, finite)
 
     def withdrawn(self, group: Mapping[str, Any]) -> Mapping[str, float]:
         if group["error_feedback"] is None:

@@ -1,0 +1,78 @@
+"""Sort the parameters of a group by how they are stepped."""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from geoopt.manifolds.base import Manifold
+
+from ..linalg.precision import WIDE
+from ..manifold import LowRankUnitary
+
+State = Mapping[str, torch.Tensor]
+
+
+@dataclass
+class Parts:
+    """The parameters of a group: those on LowRankUnitary by kind, and all others."""
+
+    low_rank: dict[Hashable, list[torch.Tensor]] = field(default_factory=dict)
+    riemannian: list[torch.Tensor] = field(default_factory=list)
+    plain: list[torch.Tensor] = field(default_factory=list)
+
+
+def manifold_of(p: torch.Tensor) -> Manifold | None:
+    """Return the manifold of a parameter, None for a plain one."""
+    # Not isinstance(p, ManifoldParameter): it folds to False under torch.compile.
+    manifold = getattr(p, "manifold", None)
+    # Of an abstract class the check takes longer than of the very class.
+    return manifold if isinstance(manifold, (LowRankUnitary, Manifold)) else None
+
+
+def holds_low_rank(p: torch.Tensor) -> bool:
+    """Return whether a parameter's manifold is LowRankUnitary, scales it or has it as a factor."""
+    manifold = manifold_of(p)
+    return manifold is not None and any(
+        isinstance(part, LowRankUnitary) for part in manifold.modules()
+    )
+
+
+def kind_of(
+    p: torch.Tensor, grad: torch.Tensor, manifold: LowRankUnitary, state: State
+) -> Hashable:
+    """Return what parameters have in common that can be stepped as one batch.
+
+    All that :func:`check_kind` looks at is part of it.
+    """
+    layout = p.shape, p.stride(), grad.stride()
+    return layout, p.dtype, p.device, manifold, grad.dtype, state["skipped"].dtype, *state
+
+
+def check_kind(p: torch.Tensor, state: State) -> None:
+    """Raise an error unless a parameter of a kind can be stepped, with its gradient and state.
+
+    Raises
+    ------
+    ValueError
+        If the shape is none of square matrices, or the rank is too high for it.
+    TypeError
+        If the dtype of parameter, gradient or state is not supported.
+    """
+    grad, manifold = p.grad, manifold_of(p)
+    assert grad is not None
+    assert isinstance(manifold, LowRankUnitary)
+    if grad.dtype != p.dtype:
+        raise TypeError(
+            f"`grad` of a parameter of shape {tuple(p.shape)} must have its dtype, {p.dtype}, "
+            f"got {grad.dtype}; convert it with `p.grad = p.grad.to(p.dtype)`."
+        )
+    k = manifold.k or 0
+    if p.dim() < 2 or p.dtype not in WIDE or not 2 * k <= p.shape[-1] == p.shape[-2]:
+        # What may have changed since the first step; says why, or nothing.
+        manifold.assert_check_point(p)
+    if state["skipped"].dtype != p.dtype.to_real():
+        raise TypeError(
+            f"The state of a parameter of shape {tuple(p.shape)} must have its precision, "
+            f"{p.dtype.to_real()}, got {state['skipped'].dtype}: the parameter was converted "
+            "after its first step; rebuild the optimizer."
+        )
