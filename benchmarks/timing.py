@@ -1,5 +1,6 @@
 """Seconds of a call, on a CPU or a GPU."""
 
+import functools
 import time
 from collections.abc import Callable
 
@@ -20,6 +21,19 @@ def timed(function: Callable[[], object], calls: int = 1) -> float:
         function()
     _finish()
     return (clock() - start) / calls
+
+
+def empty_caches() -> None:
+    """Fill the caches of the processor, and of the GPU, with something else."""
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    for device in devices:
+        _large(device).add_(1)
+
+
+@functools.cache
+def _large(device: str) -> torch.Tensor:
+    # Several times as large as caches are.
+    return torch.zeros(2**28, dtype=torch.uint8, device=device)
 
 
 def _finish() -> None:

@@ -10,6 +10,7 @@ two products of k rows with the gradient, two with the point, and one update of 
 
     python benchmarks/update.py                                   # the tables of the documentation
     python benchmarks/update.py --sizes 1024,8192   # growth with n as well
+    python benchmarks/update.py --cold              # as after a model that fills the caches
     python benchmarks/update.py --methods ours Euclidean          # some of them
     python benchmarks/update.py --device cuda
     python benchmarks/update.py --smoke                           # seconds, for a test
@@ -24,7 +25,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from timing import timed
+from timing import empty_caches, timed
 from update_extras import copy_bandwidth, many_small, peaks
 from update_methods import FLOOR, OURS, RANKS, Method, Update, methods
 from update_peers import peers
@@ -49,9 +50,12 @@ ALIVE_BYTES = 8 * 2**30
 
 
 def measure(
-    updates: dict[str, Update], rounds: int, budget: float, label: str
+    updates: dict[str, Update], rounds: int, budget: float, label: str, cold: bool = False
 ) -> dict[str, list[float]]:
-    """Return the seconds of an update in each round, of a method out of budget in fewer."""
+    """Return the seconds of an update in each round, of a method out of budget in fewer.
+
+    Each one with empty caches if ``cold``.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in updates}
     last, steps, spent = {}, {}, {}
     for name, update in tqdm(updates.items(), desc=f"{label}, warm-up", unit="method"):
@@ -59,13 +63,15 @@ def measure(
         # The first update makes state, and its time says nothing of the second.
         again = first < budget / 3
         last[name] = timed(update.step) if again else first
-        steps[name] = max(1, min(MOST_STEPS, int(TURN / last[name])))
+        steps[name] = 1 if cold else max(1, min(MOST_STEPS, int(TURN / last[name])))
         spent[name] = first + again * last[name]
     for _ in tqdm(range(rounds), desc=label, unit="round"):
         for name, update in updates.items():
             if seconds[name] and spent[name] > budget:
                 continue
-            if last[name] < COLD:
+            if cold:
+                empty_caches()
+            elif last[name] < COLD:
                 update.step()  # fetches what the others have driven out
             last[name] = timed(update.step, steps[name])
             seconds[name].append(last[name])
@@ -115,7 +121,7 @@ def run_size(
             due.append(method)
     for crew in crews(due, problem):
         updates = {method.name: method.build(problem) for method in crew}
-        seconds = measure(updates, options.rounds, options.budget, f"n = {n}")
+        seconds = measure(updates, options.rounds, options.budget, f"n = {n}", options.cold)
         del updates  # before the next crew is built
         for method in crew:
             times = [1e3 * s for s in seconds[method.name]]
@@ -144,6 +150,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--methods", nargs="+", default=[""], help="parts of names, or floor, ours, peer"
     )
+    parser.add_argument("--cold", action="store_true", help="empty the caches before each update")
     parser.add_argument("--compile", action="store_true", help="also measure ours compiled")
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder to write to")
     parser.add_argument("--figure", type=Path, help="where the figure goes, if not there")

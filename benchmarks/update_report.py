@@ -147,7 +147,8 @@ class Report:
     def provenance(self) -> str:
         m = self.machine
         versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
-        return f"{m['device']}, {m['threads']} thread(s), {m['dtype']}{m['batch']}; {versions}."
+        how = f"{m['threads']} thread(s), {m['dtype']}{m['batch']}{m['caches']}"
+        return f"{m['device']}, {how}; {versions}."
 
 
 def machine(options: argparse.Namespace) -> dict[str, Any]:
@@ -164,6 +165,7 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
         "threads": options.threads,
         "dtype": str(options.dtype).removeprefix("torch."),
         "batch": f", batches of {options.batch}" if options.batch else "",
+        "caches": ", caches emptied before each update of a size" if options.cold else "",
         "versions": versions,
     }
 

@@ -179,6 +179,18 @@ def test_a_method_out_of_budget_takes_no_further_turns():
     assert len(seconds["one"]) == 1
 
 
+def test_caches_are_emptied_before_each_measured_update(monkeypatch):
+    events = []
+    monkeypatch.setattr(update, "empty_caches", lambda: events.append("empty"))
+    step = update_methods.Update(lambda: events.append("step"))
+    update.measure({"one": step}, 3, 1.0, "", cold=True)
+    assert events == ["step"] * 2 + ["empty", "step"] * 3
+    events.clear()
+    update.measure({"one": step}, 3, 1.0, "")
+    assert "empty" not in events
+    timing.empty_caches()
+
+
 def test_large_matrices_are_measured_a_few_at_a_time(monkeypatch):
     problem = update_problem.draw(64)
     monkeypatch.setattr(update, "ALIVE_BYTES", 3 * 6 * 64 * 64 * 4)
@@ -206,7 +218,14 @@ def test_growth_is_told_where_both_sizes_were_measured():
 
 
 def test_the_share_of_the_copy_bandwidth_is_reported_of_a_gpu():
-    machine = {"backend": "cuda", "device": "x", "threads": 1, "dtype": "float32", "batch": ""}
+    machine = {
+        "backend": "cuda",
+        "device": "x",
+        "threads": 1,
+        "dtype": "float32",
+        "batch": "",
+        "caches": "",
+    }
     report = update_report.Report({**machine, "versions": {}}, 2e9)
     report.results.append(update_report.Result(update_methods.OURS, "ours", 1, 32, [1.0], 10**6))
     assert f"| {update_methods.OURS} | 0.50 |" in report.text()
