@@ -11,6 +11,7 @@ from geoopt.manifolds.base import Manifold
 from .drift import turn_
 from .linalg import stages
 from .linalg.batch import Pieces, gather, scatter
+from .linalg.directions import Direction
 from .linalg.hashing import bits_of_row
 from .linalg.precision import full_precision
 from .retractions import RETRACTIONS
@@ -181,13 +182,13 @@ class LowRankUnitary(UnitaryGeometry):
             self.k is not None
             and self.retraction == "exponential"
             and self.sketch in ("tangent", "lsi")
-            and stages.serve_step(x, d, self.k)
+            and stages.serve_sketch(x[0], d[0], self.k)
         )
 
     def step_(
         self,
         x: Pieces,
-        d: Pieces | Sketched,
+        d: Direction | Sketched,
         length: float | torch.Tensor,
         counter: torch.Tensor,
         active: torch.Tensor,
@@ -198,9 +199,9 @@ class LowRankUnitary(UnitaryGeometry):
         ----------
         x : sequence of torch.Tensor
             b matrices, changed in place, in tensors of one shape, (*, n, n)
-        d : sequence of torch.Tensor, or Sketched
-            the direction, in tensors of one shape too, or what :meth:`sketch_direction` made of
-            the matrices as one tensor, (b, n, n)
+        d : Direction or Sketched
+            the direction, which remembers the step where it was taken, or what
+            :meth:`sketch_direction` made of it
         length : float or torch.Tensor
             what the direction is multiplied with, a number or (b, 1, 1)
         counter : torch.Tensor
@@ -214,19 +215,23 @@ class LowRankUnitary(UnitaryGeometry):
             (b,), bool; where x was stepped
         """
         sweep = min(self.sweep, x[0].shape[-1])
-        if not isinstance(d, Sketched):
-            one_length = not isinstance(length, torch.Tensor) or length.numel() == 1
-            if one_length and self.k is not None and self.steps_whole(x, d):
-                number = torch.as_tensor(length, dtype=torch.float64, device=x[0].device)
-                numbers = self.k, self.sketch == "lsi", number.reshape(()), sweep
-                return stages.step_(x, d, *numbers, counter, active)
+        one_length = not isinstance(length, torch.Tensor) or length.numel() == 1
+        if not isinstance(d, Sketched) and one_length and self.steps_whole(x, d.pieces):
+            number = torch.as_tensor(length, dtype=torch.float64, device=x[0].device).reshape(())
+            is_lsi = self.sketch == "lsi"
+            return d.step_whole_(x, self.k, is_lsi, number, sweep, counter, active)
         whole = gather(x)
-        sketched = (
-            d if isinstance(d, Sketched) else self.sketch_direction(whole, gather(d), counter)
-        )
+        if isinstance(d, Sketched):
+            sketched = d
+        else:
+            direction, finite = d.made(counter)
+            active = active if finite is None else active & finite
+            sketched = self.sketch_direction(whole, direction, counter)
         rotation = self.rotation(sketched, length, whole.dtype)
         turned = turn_(whole, rotation, sweep, counter, active)
         scatter(whole, x)
+        if not isinstance(d, Sketched):
+            d.advance_(counter, turned)
         return turned
 
     def _rotation_along(self, x: torch.Tensor, u: torch.Tensor) -> Rotation:

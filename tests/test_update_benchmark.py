@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 
+from geoopt_projunn.linalg import extension
 from tests._asserts import assert_unitary
 from tests._benchmarks import BENCHMARKS, load
 
@@ -125,7 +126,9 @@ def test_every_method_is_measured_and_reported(tmp_path, capsys):
             assert (result["method"] != update_methods.OURS) or result["over_ours"] == 1
     assert written["copy_bandwidth"] > 0
     assert set(written["small"]) == set(update_extras.KINDS)
-    assert written["peaks"]["SGD, k = 1"] < written["peaks"]["Adam, k = 1"]
+    sgd, adam = (written["peaks"][name] for name in update_extras.KINDS)
+    assert 0 < sgd <= adam
+    assert (adam < 0.1) == extension.BUILT
     assert torch.__version__ in text
 
 

@@ -7,11 +7,13 @@
 #include <vector>
 
 #include "elementwise.h"
+#include "memory.h"
 
 namespace {
 
+// sqrt(second / correction2) + epsilon, times correction1, is scale sqrt(second) + least.
 struct AdamNumbers {
-  double beta1, beta2, epsilon, correction1, correction2;
+  double beta1, beta2, scale, least;
 };
 
 // Exact where the share is 1, and where it is 0.
@@ -41,37 +43,49 @@ INLINE double sum_of_squares(const T* g, Index count) {
   return total;
 }
 
-// The direction of `count` entries; with one second moment for each entry, or `of_all` as the
-// divisor of all.
+// The direction of `count` entries; with one second moment for each entry, and the largest so far,
+// or `of_all` as the divisor of all.
+template <int parts, bool elementwise, bool largest, typename T>
+INLINE bool direction(const T* __restrict g, const T* __restrict first, const T* __restrict second,
+                      const T* __restrict most, double of_all, const AdamNumbers& a, Index count,
+                      T* __restrict out) {
+  const T share1 = static_cast<T>(1 - a.beta1), share2 = static_cast<T>(1 - a.beta2);
+  const T scale = static_cast<T>(a.scale), least = static_cast<T>(a.least);
+  BitsOf<T> exponent = 0;
+  T square[block_entries], divisor[block_entries];
+  for (Index begin = 0; begin < count; begin += block_entries) {
+    const Index length = std::min(block_entries, count - begin);
+    if constexpr (elementwise) {
+      squares<parts>(g + parts * begin, length, square);
+      for (Index i = 0; i < length; ++i) {
+        T moment = mixed(second[begin + i], square[i], share2);
+        // Before the largest so far is taken, which hides what is not a number.
+        exponent = std::max(exponent, exponent_of(moment));
+        if constexpr (largest) moment = std::max(moment, most[begin + i]);
+        divisor[i] = scale * std::sqrt(moment) + least;
+      }
+    } else {
+      std::fill_n(divisor, length, static_cast<T>(of_all));
+    }
+    for (Index j = 0; j < parts * length; ++j) {
+      const T moment = mixed(first[parts * begin + j], g[parts * begin + j], share1);
+      exponent = std::max(exponent, exponent_of(moment));
+      out[parts * begin + j] = moment;
+    }
+    for (Index i = 0; i < length; ++i)
+      for (int part = 0; part < parts; ++part) out[parts * (begin + i) + part] /= divisor[i];
+  }
+  return exponent < largest_exponent<T>;
+}
+
 template <int parts, typename T>
 INLINE bool direction(const T* g, const T* first, const T* second, const T* most, double of_all,
                       const AdamNumbers& a, Index count, T* out) {
-  const T share1 = static_cast<T>(1 - a.beta1), share2 = static_cast<T>(1 - a.beta2);
-  const T epsilon = static_cast<T>(a.epsilon), correction1 = static_cast<T>(a.correction1),
-          correction2 = static_cast<T>(a.correction2);
-  bool finite = true;
-  T moment[block_entries], divisor[block_entries];
-  for (Index begin = 0; begin < count; begin += block_entries) {
-    const Index length = std::min(block_entries, count - begin);
-    std::fill_n(divisor, length, static_cast<T>(of_all));
-    if (second != nullptr) {
-      squares<parts>(g + parts * begin, length, moment);
-      for (Index i = 0; i < length; ++i) moment[i] = mixed(second[begin + i], moment[i], share2);
-      // Before the largest so far is taken, which hides what is not a number.
-      finite &= all_finite(moment, length);
-      if (most != nullptr)
-        for (Index i = 0; i < length; ++i) moment[i] = std::max(moment[i], most[begin + i]);
-      for (Index i = 0; i < length; ++i)
-        divisor[i] = (std::sqrt(moment[i] / correction2) + epsilon) * correction1;
-    }
-    T* const to = out + parts * begin;
-    for (Index i = 0; i < parts * length; ++i)
-      to[i] = mixed(first[parts * begin + i], g[parts * begin + i], share1);
-    finite &= all_finite(to, parts * length);
-    for (Index i = 0; i < length; ++i)
-      for (int part = 0; part < parts; ++part) to[parts * i + part] /= divisor[i];
-  }
-  return finite;
+  if (second == nullptr)
+    return direction<parts, false, false>(g, first, second, most, of_all, a, count, out);
+  if (most == nullptr)
+    return direction<parts, true, false>(g, first, second, most, of_all, a, count, out);
+  return direction<parts, true, true>(g, first, second, most, of_all, a, count, out);
 }
 
 // The next moments of `count` entries, in place.
@@ -124,25 +138,34 @@ struct Adam {
 
   // Write the directions, and whether the moments that made them are finite.
   void propose(T* out, bool* finite) const {
-    std::vector<double> divisors(b);
-    std::fill_n(finite, b, true);
-    if (is_scalar) {
-      const std::vector<T> moments = next_scalars();
-      for (Index i = 0; i < b; ++i) {
-        const AdamNumbers a = numbers(i);
-        finite[i] = std::isfinite(moments[i]);
-        const T moment = most == nullptr ? moments[i] : std::max(moments[i], most[i]);
-        divisors[i] = (std::sqrt(moment / a.correction2) + epsilon) * a.correction1;
-      }
-    }
+    const std::vector<double> divisors = scalar_divisors();
+    for (Index i = 0; i < b; ++i) finite[i] = std::isfinite(divisors[i]);
     Finite all(b, count, finite);
     for_each_piece([&](Index i, Index begin, Index length, Index piece) {
       const Index at = i * count + begin;
-      all.of_piece[piece] = direction_of(g + parts * at, first + parts * at,
-                                         elementwise(second, at), elementwise(most, at),
-                                         divisors[i], numbers(i), parts, length, out + parts * at);
+      all.of_piece[piece] = direction(numbers(i), divisors[i], at, length, out + parts * at);
     });
     all.gather();
+  }
+
+  // What divides all of a matrix, not finite where the moment is not; 0 where there is none such.
+  std::vector<double> scalar_divisors() const {
+    std::vector<double> divisors(b);
+    if (!is_scalar) return divisors;
+    const std::vector<T> moments = next_scalars();
+    for (Index i = 0; i < b; ++i) {
+      const AdamNumbers a = numbers(i);
+      const T moment = most == nullptr ? moments[i] : std::max(moments[i], most[i]);
+      divisors[i] = std::isfinite(moments[i]) ? a.scale * std::sqrt(moment) + a.least
+                                              : static_cast<double>(moments[i]);
+    }
+    return divisors;
+  }
+
+  // Some entries of the directions, all of one matrix.
+  bool direction(const AdamNumbers& a, double divisor, Index at, Index length, T* to) const {
+    return direction_of(g + parts * at, first + parts * at, elementwise(second, at),
+                        elementwise(most, at), divisor, a, parts, length, to);
   }
 
   // Take the next moments of the matrices that are active.
@@ -163,17 +186,18 @@ struct Adam {
     });
   }
 
+  AdamNumbers numbers(Index i) const {
+    const double step = static_cast<double>(taken[i]) + 1;
+    const double correction1 = 1 - std::pow(beta1, step), correction2 = 1 - std::pow(beta2, step);
+    return {beta1, beta2, correction1 / std::sqrt(correction2), epsilon * correction1};
+  }
+
  private:
   Index pieces() const { return pieces_of(count); }
 
   template <typename Work>
   void for_each_piece(const Work& work) const {
     for_each_piece_of<T>(b, count, parts, threads, work);
-  }
-
-  AdamNumbers numbers(Index i) const {
-    const double step = static_cast<double>(taken[i]) + 1;
-    return {beta1, beta2, epsilon, 1 - std::pow(beta1, step), 1 - std::pow(beta2, step)};
   }
 
   T* elementwise(T* moments, Index at) const {
@@ -193,6 +217,27 @@ struct Adam {
     }
     return moments;
   }
+};
+
+template <typename T>
+class AdamMemory final : public Memory<T> {
+ public:
+  explicit AdamMemory(const Adam<T>& of_one)
+      : one_(of_one), numbers_(one_.numbers(0)), divisor_(one_.scalar_divisors().front()) {}
+  void advance() override {
+    const bool active = true;
+    one_.commit(&active);
+  }
+
+ private:
+  bool direction(Index begin, Index count, T* to) const override {
+    const Index parts = one_.parts;
+    return one_.direction(numbers_, divisor_, begin / parts, count / parts, to) &&
+           std::isfinite(divisor_);
+  }
+  Adam<T> one_;
+  AdamNumbers numbers_;
+  double divisor_;
 };
 
 }  // namespace

@@ -19,19 +19,27 @@ constexpr Index block_entries = 256;
 // What one thread takes at a time.
 constexpr Index piece_entries = 64 * block_entries;
 
-// Whether none of the numbers is infinite or NaN, by their exponents.
+template <typename T>
+using BitsOf = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+template <typename T>
+constexpr int digits_of = sizeof(T) == 4 ? 23 : 52;
+// What infinity and NaN have, and nothing else.
+template <typename T>
+constexpr BitsOf<T> largest_exponent = (BitsOf<T>(1) << (8 * sizeof(T) - 1 - digits_of<T>)) - 1;
+
+template <typename T>
+INLINE BitsOf<T> exponent_of(T number) {
+  BitsOf<T> bits;
+  std::memcpy(&bits, &number, sizeof bits);
+  return static_cast<BitsOf<T>>((bits >> digits_of<T>)&largest_exponent<T>);
+}
+
+// Whether none of the numbers is infinite or NaN.
 template <typename T>
 INLINE bool all_finite(const T* numbers, Index count) {
-  using Bits = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
-  constexpr int digits = sizeof(T) == 4 ? 23 : 52;
-  constexpr Bits exponents = (Bits(1) << (8 * sizeof(T) - 1 - digits)) - 1;
-  Bits largest = 0;
-  for (Index i = 0; i < count; ++i) {
-    Bits bits;
-    std::memcpy(&bits, numbers + i, sizeof bits);
-    largest = std::max(largest, static_cast<Bits>((bits >> digits) & exponents));
-  }
-  return largest < exponents;
+  BitsOf<T> exponent = 0;
+  for (Index i = 0; i < count; ++i) exponent = std::max(exponent, exponent_of(numbers[i]));
+  return exponent < largest_exponent<T>;
 }
 
 inline Index pieces_of(Index count) { return (count + piece_entries - 1) / piece_entries; }

@@ -58,7 +58,7 @@ void both_sides(const Index* v) {
   for_each_matrix<T>(b, n, parts * m, v[6], [&](Index i, Index last, Index threads) {
     Scratch<T> scratch;
     for (; i < last; ++i)
-      sides_of_one(Shape{n, m, l, r, threads, parts == 2}, at<T>(v[7]) + i * n * parts * m,
+      sides_of_one(Shape{n, m, l, r, threads, parts == 2}, Rows<T>{at<T>(v[7]) + i * n * parts * m},
                    at<T>(v[8]) + i * l * parts * n, at<T>(v[9]) + i * r * parts * m,
                    at<T>(v[10]) + i * l * parts * m, at<T>(v[11]) + i * r * parts * n, &scratch);
   });
@@ -169,19 +169,26 @@ class Pieces {
 };
 
 // kind, b, n, k, is_lsi, transposed, sweep, threads; table of x, its length, table of d, its
-// length, length, counters, active
-template <typename T>
-void step(const Index* v) {
+// length, length, counters, active. Call along(stepper, x, d, i, threads) for each active matrix.
+template <typename T, typename Along>
+void step_each(const Index* v, const Along& along) {
   const Index b = v[1], n = v[2], parts = parts_of(v[0]), width = parts * n;
   const Pieces x(v[8], v[9], b), d(v[10], v[11], b);
   for_each_matrix<T>(b, n, width, v[7], [&](Index i, Index last, Index threads) {
     Stepper<T> stepper(n, parts, v[3], v[4] != 0, v[6], threads);
     for (; i < last; ++i) {
       bool* active = at<bool>(v[14]) + i;
-      *active = *active && stepper({x.matrix<T>(i, n * width), (v[5] & 1) != 0},
-                                   {d.matrix<const T>(i, n * width), (v[5] & 2) != 0},
-                                   at<Index>(v[13])[i], *at<double>(v[12]));
+      const View<T> point{x.matrix<T>(i, n * width), (v[5] & 1) != 0};
+      *active = *active && along(&stepper, point, d.matrix<const T>(i, n * width), i, threads);
     }
+  });
+}
+
+template <typename T>
+void step(const Index* v) {
+  step_each<T>(v, [&](Stepper<T>* stepper, View<T> x, const T* d, Index i, Index) {
+    const View<const T> direction{d, (v[5] & 2) != 0};
+    return (*stepper)(x, direction, at<Index>(v[13])[i], *at<double>(v[12]));
   });
 }
 
@@ -189,6 +196,47 @@ PyObject* py_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Index v[15];
   if (!parse(args, count, 15, v)) return nullptr;
   return without_lock([&] { is_double(v[0]) ? step<double>(v) : step<float>(v); });
+}
+
+// ...; buffer, nesterov, numbers. d is the gradient.
+template <typename T>
+void momentum_step(const Index* v) {
+  const Index entries = v[2] * v[2], parts = parts_of(v[0]);
+  const double* numbers = at<double>(v[17]);
+  step_each<T>(v, [&](Stepper<T>* stepper, View<T> x, const T* g, Index i, Index threads) {
+    const Index* taken = at<Index>(v[13]) + i;
+    MomentumMemory<T> memory({1, parts, entries, threads, g, at<T>(v[15]) + i * parts * entries,
+                              taken, numbers[0], numbers[1], v[16] != 0});
+    return (*stepper)(x, &memory, *taken, *at<double>(v[12]));
+  });
+}
+
+PyObject* py_momentum_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Index v[18];
+  if (!parse(args, count, 18, v)) return nullptr;
+  return without_lock(
+      [&] { is_double(v[0]) ? momentum_step<double>(v) : momentum_step<float>(v); });
+}
+
+// ...; is_scalar, first, second, most or 0, numbers. d is the gradient.
+template <typename T>
+void adam_step(const Index* v) {
+  const Index entries = v[2] * v[2], parts = parts_of(v[0]), seconds = v[15] != 0 ? 1 : entries;
+  const double* numbers = at<double>(v[19]);
+  step_each<T>(v, [&](Stepper<T>* stepper, View<T> x, const T* g, Index i, Index threads) {
+    const Index* taken = at<Index>(v[13]) + i;
+    AdamMemory<T> memory({1, parts, entries, threads, v[15] != 0, g,
+                          at<T>(v[16]) + i * parts * entries, at<T>(v[17]) + i * seconds,
+                          v[18] != 0 ? at<T>(v[18]) + i * seconds : nullptr, taken, numbers[0],
+                          numbers[1], numbers[2]});
+    return (*stepper)(x, &memory, *taken, *at<double>(v[12]));
+  });
+}
+
+PyObject* py_adam_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Index v[20];
+  if (!parse(args, count, 20, v)) return nullptr;
+  return without_lock([&] { is_double(v[0]) ? adam_step<double>(v) : adam_step<float>(v); });
 }
 
 // kind, b, entries, is_scalar, threads; g, first, second, most or 0, taken, numbers
@@ -220,29 +268,51 @@ PyObject* py_adam_moments(PyObject*, PyObject* const* args, Py_ssize_t count) {
   });
 }
 
-// kind, b, entries, threads; g, m, taken, numbers, next, finite
+// kind, b, entries, nesterov, threads; g, m, taken, numbers
 template <typename T>
-void momentum(const Index* v) {
-  const double* numbers = at<double>(v[7]);
-  momentum(v[1], v[2], parts_of(v[0]), v[3], at<T>(v[4]), at<T>(v[5]), at<Index>(v[6]), numbers[0],
-           numbers[1], at<T>(v[8]), at<bool>(v[9]));
+Momentum<T> momentum(const Index* v) {
+  const double* numbers = at<double>(v[8]);
+  return {v[1],        parts_of(v[0]),  v[2],       v[4],       at<T>(v[5]),
+          at<T>(v[6]), at<Index>(v[7]), numbers[0], numbers[1], v[3] != 0};
 }
 
-PyObject* py_momentum(PyObject*, PyObject* const* args, Py_ssize_t count) {
+// ...; directions, finite
+PyObject* py_momentum_direction(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Index v[11];
+  if (!parse(args, count, 11, v)) return nullptr;
+  return without_lock([&] {
+    is_double(v[0]) ? momentum<double>(v).propose(at<double>(v[9]), at<bool>(v[10]))
+                    : momentum<float>(v).propose(at<float>(v[9]), at<bool>(v[10]));
+  });
+}
+
+// ...; active
+PyObject* py_momentum_buffer(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Index v[10];
   if (!parse(args, count, 10, v)) return nullptr;
-  return without_lock([&] { is_double(v[0]) ? momentum<double>(v) : momentum<float>(v); });
+  return without_lock([&] {
+    is_double(v[0]) ? momentum<double>(v).commit(at<bool>(v[9]))
+                    : momentum<float>(v).commit(at<bool>(v[9]));
+  });
 }
 
 #define METHOD(name)                                                                             \
   {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(py_##name)), METH_FASTCALL, \
    nullptr}
 
-PyMethodDef methods[] = {METHOD(both_sides),     METHOD(add_product),
-                         METHOD(sketch),         METHOD(exponential),
-                         METHOD(turn),           METHOD(step),
-                         METHOD(adam_direction), METHOD(adam_moments),
-                         METHOD(momentum),       {nullptr, nullptr, 0, nullptr}};
+PyMethodDef methods[] = {METHOD(both_sides),
+                         METHOD(add_product),
+                         METHOD(sketch),
+                         METHOD(exponential),
+                         METHOD(turn),
+                         METHOD(step),
+                         METHOD(momentum_step),
+                         METHOD(adam_step),
+                         METHOD(momentum_direction),
+                         METHOD(momentum_buffer),
+                         METHOD(adam_direction),
+                         METHOD(adam_moments),
+                         {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef module = {
     PyModuleDef_HEAD_INIT, "_kernels", nullptr, 0, methods, nullptr, nullptr, nullptr, nullptr};

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "interleaved.h"
@@ -35,6 +36,41 @@ void for_each_matrix(Index b, Index n, Index width, Index threads, const Work& w
   in_parts(b, useful, [&](Index first, Index last) { work(first, last, Index(1)); });
 }
 
+// A matrix that is not in memory: its numbers are made when they are read.
+template <typename T>
+class Maker {
+ public:
+  virtual ~Maker() = default;
+  // Write `count` of the numbers, row by row, from `begin` on.
+  virtual void make(Index begin, Index count, T* to) const = 0;
+};
+
+// A real matrix, in memory or made.
+template <typename T>
+struct Rows {
+  const T* data;
+  const Maker<T>* maker = nullptr;
+};
+
+// Of what is made at once: it stays in a core's own cache until it is read.
+constexpr Index made_bytes = 64 * 1024;
+
+// What sides_of does, of rows that may have to be made.
+template <typename T>
+void sides_of_rows(const Rows<T>& a, Index first, Index last, Index n, Index m, Index l, Index r,
+                   const T* left, const T* right, T* out_left, T* out_right) {
+  if (a.maker == nullptr)
+    return sides_of(a.data, first, last, n, m, l, r, left, right, out_left, out_right);
+  const Index rows = std::max<Index>(4, made_bytes / static_cast<Index>(sizeof(T)) / m / 4 * 4);
+  std::vector<T> made(rows * m);
+  for (Index begin = first; begin < last; begin += rows) {
+    const Index count = std::min(rows, last - begin);
+    a.maker->make(begin * m, count * m, made.data());
+    sides_of(made.data(), 0, count, n, m, l, r, l > 0 ? left + begin : left, right, out_left,
+             r > 0 ? out_right + begin : out_right);
+  }
+}
+
 // Rows of one matrix as real ones, and what becomes of them.
 template <typename T>
 struct Scratch {
@@ -45,11 +81,11 @@ struct Scratch {
 //
 // Chunks are added in their order, so that the threads change no bit.
 template <typename T>
-void real_sides(Index n, Index m, Index l, Index r, Index threads, const T* a, const T* left,
+void real_sides(Index n, Index m, Index l, Index r, Index threads, const Rows<T>& a, const T* left,
                 const T* right, T* out_left, T* out_right, std::vector<T>* shares) {
   const Index size = l * m, chunks = chunks_of(n);
   std::fill_n(out_left, size, T(0));
-  if (chunks == 1) return sides_of(a, 0, n, n, m, l, r, left, right, out_left, out_right);
+  if (chunks == 1) return sides_of_rows(a, 0, n, n, m, l, r, left, right, out_left, out_right);
   const Index team = std::min(threads, chunks);
   shares->resize(team * size);
   for (Index begin = 0; begin < chunks; begin += team) {
@@ -58,7 +94,8 @@ void real_sides(Index n, Index m, Index l, Index r, Index threads, const T* a, c
     in_parts(count, team, [&](Index part, Index last_part) {
       for (; part < last_part; ++part) {
         const Index first = (begin + part) * chunk_rows, last = std::min(n, first + chunk_rows);
-        sides_of(a, first, last, n, m, l, r, left, right, shares->data() + part * size, out_right);
+        sides_of_rows(a, first, last, n, m, l, r, left, right, shares->data() + part * size,
+                      out_right);
       }
     });
     for (Index part = 0; part < count; ++part)
@@ -68,7 +105,7 @@ void real_sides(Index n, Index m, Index l, Index r, Index threads, const T* a, c
 
 // out_left (l, m) = left (l, n) @ a; out_right (r, n) = right (r, m) @ a^H, for one matrix.
 template <typename T>
-void sides_of_one(const Shape& s, const T* a, const T* left, const T* right, T* out_left,
+void sides_of_one(const Shape& s, const Rows<T>& a, const T* left, const T* right, T* out_left,
                   T* out_right, Scratch<T>* scratch) {
   const Index n = s.n, width = s.width();
   if (!s.complex)
@@ -112,11 +149,12 @@ void add_product_to_one(const Shape& s, T* a, const T* rows, const T* factor, Sc
   });
 }
 
-// A square matrix, or one that is stored as its transpose.
+// A square matrix, or one that is stored as its transpose, or one that is made.
 template <typename T>
 struct View {
   T* data;
   bool transposed;
+  const Maker<std::remove_const_t<T>>* maker = nullptr;
 };
 
 // left (l, n) @ a and right (r, n) @ a^H, whichever way a is stored.
@@ -127,14 +165,15 @@ class Sides {
 
   void operator()(View<const T> a, Index l, Index r, const T* left, const T* right, T* out_left,
                   T* out_right) {
-    if (!a.transposed) return stored(a.data, l, r, left, right, out_left, out_right);
-    if (parts_ == 1) return stored(a.data, r, l, right, left, out_right, out_left);
+    const Rows<T> stored{a.data, a.maker};
+    if (!a.transposed) return sides(stored, l, r, left, right, out_left, out_right);
+    if (parts_ == 1) return sides(stored, r, l, right, left, out_right, out_left);
     // Of the transpose t, conj(conj(left) t^H) and conj(conj(right) t).
     conjugates_.assign(left, left + l * 2 * n_);
     conjugates_.insert(conjugates_.end(), right, right + r * 2 * n_);
     conjugate(conjugates_.data(), (l + r) * n_);
     const T *conj_left = conjugates_.data(), *conj_right = conj_left + l * 2 * n_;
-    stored(a.data, r, l, conj_right, conj_left, out_right, out_left);
+    sides(stored, r, l, conj_right, conj_left, out_right, out_left);
     conjugate(out_left, l * n_);
     conjugate(out_right, r * n_);
   }
@@ -147,8 +186,8 @@ class Sides {
   }
 
  private:
-  void stored(const T* a, Index l, Index r, const T* left, const T* right, T* out_left,
-              T* out_right) {
+  void sides(const Rows<T>& a, Index l, Index r, const T* left, const T* right, T* out_left,
+             T* out_right) {
     sides_of_one(Shape{n_, n_, l, r, threads_, parts_ == 2}, a, left, right, out_left, out_right,
                  &scratch_);
   }

@@ -134,7 +134,7 @@ class Sketcher {
           set_real(&some_, row * count_ + j, value);
       }
     const Index first = first_in_turn(counter, count_, n_);
-    by_rows ? mix_rows(d.data, first) : mix_adjoint_columns(d.data, first);
+    by_rows ? mix_rows(d, first) : mix_adjoint_columns(d, first);
     if (d.transposed && parts_ == 2) conjugate(mixed_.data(), k_ * n_);
     for (Index row = 0; row < k_; ++row) {
       T* const mixed = mixed_.data() + row * width_;
@@ -152,24 +152,31 @@ class Sketcher {
 
   // mixed_ = some few, few the next rows of the stored matrix, from the first on again after the
   // last.
-  void mix_rows(const T* d, Index first) {
+  void mix_rows(View<const T> d, Index first) {
     for (Index j = 0; j < count_; ++j)
-      std::copy_n(d + (first + j) % n_ * width_, width_, few_.data() + j * width_);
+      read(d, (first + j) % n_ * width_, width_, few_.data() + j * width_);
     std::fill(mixed_.begin(), mixed_.end(), T(0));
     update_of(mixed_.data(), 0, k_, k_, width_, count_, some_.data(), few_.data());
   }
 
   // mixed_ = some few^H, few its next columns.
-  void mix_adjoint_columns(const T* d, Index first) {
+  void mix_adjoint_columns(View<const T> d, Index first) {
     const Index before_end = std::min(count_, n_ - first) * parts_, length = count_ * parts_;
     for (Index i = 0; i < n_; ++i) {
-      const T* row = d + i * width_;
-      std::copy_n(row + first * parts_, before_end, few_.data() + i * length);
-      std::copy_n(row, length - before_end, few_.data() + i * length + before_end);
+      read(d, i * width_ + first * parts_, before_end, few_.data() + i * length);
+      read(d, i * width_, length - before_end, few_.data() + i * length + before_end);
     }
-    sides_of_one(Shape{n_, count_, 0, k_, threads_, parts_ == 2}, few_.data(),
+    sides_of_one(Shape{n_, count_, 0, k_, threads_, parts_ == 2}, Rows<T>{few_.data()},
                  static_cast<const T*>(nullptr), some_.data(), static_cast<T*>(nullptr),
                  mixed_.data(), &scratch_);
+  }
+
+  // Some numbers of the stored matrix.
+  static void read(View<const T> d, Index begin, Index count, T* to) {
+    if (d.maker != nullptr)
+      d.maker->make(begin, count, to);
+    else
+      std::copy_n(d.data + begin, count, to);
   }
 
   void add_to_basis(const std::vector<T>& rows) {

@@ -5,16 +5,21 @@
 #include <vector>
 
 #include "exponential.h"
+#include "memory.h"
 #include "sketches.h"
 #include "turn.h"
 
 namespace {
 
+// Of a direction: below, it is made once and stays in a core's own cache.
+constexpr Index made_whole_bytes = 256 * 1024;
+
 template <typename T>
 class Stepper {
  public:
   Stepper(Index n, Index parts, Index k, bool is_lsi, Index sweep, Index threads)
-      : is_lsi_(is_lsi),
+      : numbers_(parts * n * n),
+        is_lsi_(is_lsi),
         sketcher_(n, parts, k, threads),
         exponential_(2 * k, parts),
         turner_(n, parts, 2 * k, sweep, threads),
@@ -25,21 +30,45 @@ class Stepper {
 
   // Turn x along d by `length`; return whether the step was finite and taken.
   bool operator()(View<T> x, View<const T> d, Index counter, double length) {
-    const Index known =
-        sketcher_.sketch(is_lsi_, {x.data, x.transposed}, d, counter, wide_.data(), core_.data());
+    return turn(x, sketch(x, d, counter), counter, length);
+  }
+
+  // The same along what a memory makes, which advances if the step was taken.
+  bool operator()(View<T> x, Memory<T>* memory, Index counter, double length) {
+    View<const T> d{nullptr, false, memory};
+    if (numbers_ * static_cast<Index>(sizeof(T)) <= made_whole_bytes) {
+      made_.resize(numbers_);
+      memory->make(0, numbers_, made_.data());
+      d = {made_.data(), false};
+    }
+    const Index known = sketch(x, d, counter);
+    // The sketch has read all of it.
+    if (!memory->is_finite() || !turn(x, known, counter, length)) return false;
+    memory->advance();
+    return true;
+  }
+
+ private:
+  // Return how many products of the rows with x are known.
+  Index sketch(View<T> x, View<const T> d, Index counter) {
+    return sketcher_.sketch(is_lsi_, {x.data, x.transposed}, d, counter, wide_.data(),
+                            core_.data());
+  }
+
+  bool turn(View<T> x, Index known, Index counter, double length) {
     for (double& entry : core_) entry *= length;
     exponential_(core_.data(), delta_.data());
     std::copy(wide_.begin(), wide_.end(), rows_.begin());
     return turner_(x, rows_.data(), delta_.data(), counter, known, sketcher_.known_products());
   }
 
- private:
+  Index numbers_;
   bool is_lsi_;
   Sketcher<T> sketcher_;
   Exponential exponential_;
   Turner<T> turner_;
   std::vector<double> wide_;
-  std::vector<T> rows_;
+  std::vector<T> rows_, made_;
   std::vector<double> core_, delta_;
 };
 

@@ -58,29 +58,23 @@ def turn(
     active: int,
     /,
 ) -> None: ...
-def step(
-    kind: int,
-    b: int,
-    n: int,
-    k: int,
-    is_lsi: bool,
-    by_columns: int,
-    sweep: int,
-    threads: int,
-    pieces_of_x: int,
-    count_of_x: int,
-    pieces_of_d: int,
-    count_of_d: int,
-    length: int,
-    counters: int,
-    active: int,
-    /,
-) -> None: ...
+
+# kind, b, n, k, is_lsi, by_columns, sweep, threads; table of x, its length, table of d, its length,
+# length, counters, active
+def step(*numbers: int) -> None: ...
+
+# ...; buffer, nesterov, numbers: d is the gradient.
+def momentum_step(*numbers: int) -> None: ...
+
+# ...; is_scalar, first, second, most or 0, numbers: d is the gradient.
+def adam_step(*numbers: int) -> None: ...
 
 # kind, b, entries, is_scalar, threads; grad, first, second, most or 0, taken, numbers; and
 # directions and finite, or active.
 def adam_direction(*numbers: int) -> None: ...
 def adam_moments(*numbers: int) -> None: ...
 
-# kind, b, entries, threads; grad, buffer, taken, numbers, next, finite
-def momentum(*numbers: int) -> None: ...
+# kind, b, entries, nesterov, threads; grad, buffer, taken, numbers; and directions and finite, or
+# active.
+def momentum_direction(*numbers: int) -> None: ...
+def momentum_buffer(*numbers: int) -> None: ...

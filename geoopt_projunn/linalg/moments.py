@@ -20,8 +20,12 @@ _library.define(
     "Tensor taken, float beta1, float beta2, float eps, Tensor active) -> ()"
 )
 _library.define(
-    "momentum(Tensor grad, Tensor buffer, Tensor taken, float momentum, float dampening)"
-    " -> (Tensor, Tensor)"
+    "momentum_direction(Tensor grad, Tensor buffer, Tensor taken, float momentum, float dampening,"
+    " bool nesterov) -> (Tensor, Tensor)"
+)
+_library.define(
+    "momentum_buffer_(Tensor grad, Tensor(a!) buffer, Tensor taken, float momentum,"
+    " float dampening, bool nesterov, Tensor active) -> ()"
 )
 
 adam_direction = torch.ops.geoopt_projunn.adam_direction.default
@@ -32,8 +36,13 @@ The moments before the step are ``first``, (b, n, n), ``second``, (b, n, n) or (
 """
 adam_moments_ = torch.ops.geoopt_projunn.adam_moments_.default
 """The moments of the next step, in place, where ``active``, (b,), bool."""
-momentum = torch.ops.geoopt_projunn.momentum.default
-"""momentum * buffer + (1 - dampening) * grad, undamped where ``taken`` is 0, and where finite."""
+momentum_direction = torch.ops.geoopt_projunn.momentum_direction.default
+"""momentum * buffer + (1 - dampening) * grad, undamped where ``taken`` is 0, and where finite.
+
+With ``nesterov`` the gradient and momentum times that.
+"""
+momentum_buffer_ = torch.ops.geoopt_projunn.momentum_buffer_.default
+"""The momentum of the next step, in place, where ``active``, (b,), bool."""
 
 
 def serve(grad: torch.Tensor, *buffers: torch.Tensor) -> bool:
@@ -115,19 +124,48 @@ def _momentum(
     grad: torch.Tensor,
     buffer: torch.Tensor,
     taken: torch.Tensor,
-    momentum: float,
-    dampening: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    taken = taken.contiguous()
+    nesterov: bool,
+    hyperparameters: torch.Tensor,
+) -> tuple[int, ...]:
+    """Check, and return what the kernels want to know of these."""
     check(grad, "grad", tuple(grad.shape), grad.dtype)
     check(buffer, "buffer", tuple(grad.shape), grad.dtype)
     check(taken, "taken", tuple(grad.shape[:1]), torch.int64)
+    addresses = (tensor.data_ptr() for tensor in (grad, buffer, taken, hyperparameters))
+    return *_sizes(grad), nesterov, torch.get_num_threads(), *addresses
+
+
+def _momentum_direction(
+    grad: torch.Tensor,
+    buffer: torch.Tensor,
+    taken: torch.Tensor,
+    momentum: float,
+    dampening: float,
+    nesterov: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    taken = taken.contiguous()
     hyperparameters = torch.tensor((momentum, dampening), dtype=torch.float64)
-    following, finite = _like(grad)
-    tensors = (grad, buffer, taken, hyperparameters, following, finite)
-    addresses = (tensor.data_ptr() for tensor in tensors)
-    extension.kernels.momentum(*_sizes(grad), torch.get_num_threads(), *addresses)
-    return following, finite
+    numbers = _momentum(grad, buffer, taken, nesterov, hyperparameters)
+    direction, finite = _like(grad)
+    extension.kernels.momentum_direction(*numbers, direction.data_ptr(), finite.data_ptr())
+    return direction, finite
+
+
+def _momentum_buffer_(
+    grad: torch.Tensor,
+    buffer: torch.Tensor,
+    taken: torch.Tensor,
+    momentum: float,
+    dampening: float,
+    nesterov: bool,
+    active: torch.Tensor,
+) -> None:
+    taken, active = taken.contiguous(), active.contiguous()
+    hyperparameters = torch.tensor((momentum, dampening), dtype=torch.float64)
+    numbers = _momentum(grad, buffer, taken, nesterov, hyperparameters)
+    check(active, "active", tuple(taken.shape), torch.bool)
+    extension.kernels.momentum_buffer(*numbers, active.data_ptr())
+    torch.autograd.graph.increment_version(buffer)
 
 
 def _like(grad: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor]:
@@ -136,8 +174,10 @@ def _like(grad: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor]:
 
 _library.impl("adam_direction", _adam_direction, "CPU")
 _library.impl("adam_moments_", _adam_moments_, "CPU")
-_library.impl("momentum", _momentum, "CPU")
+_library.impl("momentum_direction", _momentum_direction, "CPU")
+_library.impl("momentum_buffer_", _momentum_buffer_, "CPU")
 
 torch.library.register_fake(adam_direction, _like)
 torch.library.register_fake(adam_moments_, lambda *_: None)
-torch.library.register_fake(momentum, _like)
+torch.library.register_fake(momentum_direction, _like)
+torch.library.register_fake(momentum_buffer_, lambda *_: None)

@@ -5,8 +5,6 @@ for small matrices launching them is nearly all of its time. Each operator does 
 of its name does by torch's own operations, which remain for all that it does not serve.
 """
 
-from array import array
-
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
@@ -34,11 +32,6 @@ def serve_sketch(x: torch.Tensor, d: torch.Tensor, k: int) -> bool:
     )
 
 
-def serve_step(x: Pieces, d: Pieces, k: int) -> bool:
-    """Return whether :data:`step_` takes pieces of a point and of a direction."""
-    return serve_sketch(x[0], d[0], k)
-
-
 def serve_cores(core: torch.Tensor) -> bool:
     """Return whether :data:`exponential` takes cores, (b, r, r)."""
     is_wide = WIDE.get(core.dtype) == core.dtype
@@ -53,10 +46,6 @@ _library.define(
     "turn_(Tensor(a!) x, Tensor rows, Tensor delta, int sweep, Tensor counter, Tensor active)"
     " -> Tensor"
 )
-_library.define(
-    "step_(Tensor(a!)[] x, Tensor[] d, int k, bool is_lsi, Tensor length, int sweep,"
-    " Tensor counter, Tensor active) -> Tensor"
-)
 
 tangent = torch.ops.geoopt_projunn.tangent.default
 """geoopt_projunn.sketches.tangent, its rows and core"""
@@ -66,11 +55,9 @@ exponential = torch.ops.geoopt_projunn.exponential.default
 """geoopt_projunn.retractions.exponential"""
 turn_ = torch.ops.geoopt_projunn.turn_.default
 """geoopt_projunn.drift.turn_"""
-step_ = torch.ops.geoopt_projunn.step_.default
-"""LowRankUnitary.step_ by the exponential, each matrix from the sketch to the turn at once"""
 
 
-def _check_stored(pieces: Pieces, name: str, b: int, n: int, dtype: torch.dtype) -> bool:
+def check_stored(pieces: Pieces, name: str, b: int, n: int, dtype: torch.dtype) -> bool:
     """Check a batch of square matrices; return whether they are stored by columns."""
     first = pieces[0]
     shape, strides = first.shape, first.stride()
@@ -88,15 +75,8 @@ def _check_stored(pieces: Pieces, name: str, b: int, n: int, dtype: torch.dtype)
     return by_columns
 
 
-def _check_direction(x: Pieces, d: Pieces, k: int) -> int:
-    """Check a point and a direction; return which are stored by columns, for the kernels."""
-    b, n, dtype = batch.count(x), x[0].shape[-1], x[0].dtype
-    if not 1 <= k <= n // 2:
-        raise ValueError(f"`k` must be between 1 and n / 2 = {n // 2}, got {k}.")
-    return _check_stored(x, "x", b, n, dtype) + 2 * _check_stored(d, "d", b, n, dtype)
-
-
-def _check_sweep(n: int, sweep: int) -> None:
+def check_sweep(n: int, sweep: int) -> None:
+    """Refuse to sweep other than 0 to n columns."""
     if not 0 <= sweep <= n:
         raise ValueError(f"`sweep` must be between 0 and n = {n}, got {sweep}.")
 
@@ -106,7 +86,9 @@ def _sketch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     b, n, _ = x.shape
     counter = counter.contiguous()
-    by_columns = _check_direction([x], [d], k)
+    if not 1 <= k <= n // 2:
+        raise ValueError(f"`k` must be between 1 and n / 2 = {n // 2}, got {k}.")
+    by_columns = check_stored([x], "x", b, n, x.dtype) + 2 * check_stored([d], "d", b, n, x.dtype)
     check(counter, "counter", (b,), torch.int64)
     rows, core = _shapes_of_sketch(x, d, k, counter)
     numbers = extension.KINDS[x.dtype], b, n, k, is_lsi, by_columns, torch.get_num_threads()
@@ -146,42 +128,15 @@ def _turn_(
     (b, n, _), r = x.shape, rows.shape[-2]
     turned = active.clone(memory_format=torch.contiguous_format)
     rows, delta, counter = rows.contiguous(), delta.contiguous(), counter.contiguous()
-    by_columns = _check_stored([x], "x", b, n, x.dtype)
+    by_columns = check_stored([x], "x", b, n, x.dtype)
     check(rows, "rows", (b, r, n), x.dtype)
     check(delta, "delta", (b, r, r), WIDE[x.dtype])
     check(counter, "counter", (b,), torch.int64)
     check(turned, "active", (b,), torch.bool)
-    _check_sweep(n, sweep)
+    check_sweep(n, sweep)
     numbers = extension.KINDS[x.dtype], b, n, r, sweep, by_columns, torch.get_num_threads()
     extension.kernels.turn(*numbers, *_addresses(x, rows, delta, counter, turned))
     # What autograd has saved must not change unnoticed.
-    torch.autograd.graph.increment_version(x)
-    return turned
-
-
-def _step_(
-    x: list[torch.Tensor],
-    d: list[torch.Tensor],
-    k: int,
-    is_lsi: bool,
-    length: torch.Tensor,
-    sweep: int,
-    counter: torch.Tensor,
-    active: torch.Tensor,
-) -> torch.Tensor:
-    b, n = batch.count(x), x[0].shape[-1]
-    turned = active.clone(memory_format=torch.contiguous_format)
-    counter = counter.contiguous()
-    by_columns = _check_direction(x, d, k)
-    _check_sweep(n, sweep)
-    check(length, "length", (), torch.float64)
-    check(counter, "counter", (b,), torch.int64)
-    check(turned, "active", (b,), torch.bool)
-    numbers = extension.KINDS[x[0].dtype], b, n, k, is_lsi, by_columns, sweep
-    tables = array("q", _addresses(*x)), array("q", _addresses(*d))
-    pieces = [number for table in tables for number in table.buffer_info()]
-    addresses = _addresses(length, counter, turned)
-    extension.kernels.step(*numbers, torch.get_num_threads(), *pieces, *addresses)
     torch.autograd.graph.increment_version(x)
     return turned
 
@@ -202,7 +157,6 @@ _library.impl("tangent", _tangent, "CPU")
 _library.impl("lsi", _lsi, "CPU")
 _library.impl("exponential", _exponential, "CPU")
 _library.impl("turn_", _turn_, "CPU")
-_library.impl("step_", _step_, "CPU")
 
 torch.library.register_fake(tangent, _shapes_of_sketch)
 torch.library.register_fake(lsi, _shapes_of_sketch)
@@ -211,9 +165,6 @@ torch.library.register_fake(
 )
 torch.library.register_fake(
     turn_, lambda x, rows, delta, sweep, counter, active: torch.empty_like(active)
-)
-torch.library.register_fake(
-    step_, lambda x, d, k, is_lsi, length, sweep, counter, active: torch.empty_like(active)
 )
 
 
@@ -238,18 +189,3 @@ def _(
     x: torch.Size, rows: torch.Size, delta: torch.Size, sweep: int, *_: object, **__: object
 ) -> int:
     return 4 * (rows[1] + sweep) * x.numel()
-
-
-@register_flop_formula(torch.ops.geoopt_projunn.step_)
-def _(
-    x: list[torch.Size],
-    d: list[torch.Size],
-    k: int,
-    is_lsi: bool,
-    length: torch.Size,
-    sweep: int,
-    *_: object,
-    **__: object,
-) -> int:
-    # The tangent sketch knows the products of k of the 2k rows that are turned.
-    return ((6 if is_lsi else 16 - 2) * k + 4 * (2 * k + sweep)) * len(x) * x[0].numel()

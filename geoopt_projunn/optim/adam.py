@@ -8,6 +8,7 @@ import torch
 
 from ..linalg import moments
 from ..linalg.batch import Pieces, gather
+from ..linalg.directions import Adam, Given
 from .base import ProjUNNOptimizer, check_range
 from .rules import Buffers, Proposal
 
@@ -15,19 +16,6 @@ __all__ = ["ProjUNNRiemannianAdam"]
 
 # And what their state is called: a group that changes from one to the other starts afresh.
 _SECOND_MOMENTS = {"elementwise": "exp_avg_sq", "scalar": "exp_avg_norm_sq"}
-
-
-class _Deferred(Proposal):
-    """A direction whose moments are computed again when they are stored."""
-
-    def __init__(self, *state: Any) -> None:
-        direction, finite = moments.adam_direction(*state)
-        super().__init__([direction], {}, finite)
-        self._state = state
-
-    def commit_(self, buffers: Buffers, active: torch.Tensor) -> None:
-        """Take the moments of the next step."""
-        moments.adam_moments_(*self._state, active)
 
 
 class _Adam:
@@ -48,13 +36,13 @@ class _Adam:
     def propose(
         self, grad: Pieces, buffers: Buffers, taken: torch.Tensor, group: Mapping[str, Any]
     ) -> Proposal:
-        g = gather(grad)
         name = _SECOND_MOMENTS[group["second_moment"]]
-        if moments.serve(g, *(buffers[each] for each in self.buffer_names(group))):
-            most = buffers[f"max_{name}"] if group["amsgrad"] else None
-            state = g, buffers["exp_avg"], buffers[name], most, taken
-            return _Deferred(*state, *group["betas"], group["eps"])
         beta1, beta2 = group["betas"]
+        if moments.serve(grad[0], *(buffers[each] for each in self.buffer_names(group))):
+            most = buffers[f"max_{name}"] if group["amsgrad"] else None
+            state = buffers["exp_avg"], buffers[name], most
+            return Proposal(Adam(grad, *state, beta1, beta2, group["eps"]), {})
+        g = gather(grad)
         square = g.real.square() if not g.is_complex() else g.real**2 + g.imag**2
         if group["second_moment"] == "scalar":
             square = square.sum((-2, -1), keepdim=True)
@@ -68,7 +56,7 @@ class _Adam:
         correction2 = (1 - beta2**step).to(second.dtype)[:, None, None]
         # In the memory of the squares, which are not needed any more.
         scale = torch.div(second, correction2, out=square).sqrt_().add_(group["eps"])
-        return Proposal([proposed["exp_avg"] / scale.mul_(correction1)], proposed)
+        return Proposal(Given([proposed["exp_avg"] / scale.mul_(correction1)]), proposed)
 
     def withdrawn(self, group: Mapping[str, Any]) -> Mapping[str, float]:
         return {}

@@ -8,6 +8,7 @@ import torch
 
 from ..linalg.batch import Pieces, gather, scatter
 from ..linalg.dense import estimate_orthogonality_error
+from ..linalg.directions import Direction
 from ..manifold import LowRankUnitary
 from ..sketches import Sketched
 from .compiled import compiled, pays
@@ -79,7 +80,8 @@ def _step_stack(
         grads = [grad.clone() for grad in grads]
     buffers = gather_states(states, members[0].dim() - 2)
     take = compiled(step_) if group["compile"] and pays(manifold, members, grads) else step_
-    if (count := _matrices_at_once(members)) is None:
+    at_once = not rule.withdrawn(group) and manifold.steps_whole(members, grads)
+    if at_once or (count := _matrices_at_once(members)) is None:
         take(manifold, members, grads, buffers, rule, group=group)
     else:
         x, grad = gather(members), gather(grads)
@@ -120,16 +122,16 @@ def step_(
     """
     taken = buffers["step"]
     proposal = rule.propose(grad, buffers, taken, group)
-    direction: Pieces | Sketched = proposal.direction
+    direction: Direction | Sketched = proposal.direction
     length = group["lr"] if group["maximize"] else -group["lr"]
     withdrawn = rule.withdrawn(group)
     if withdrawn:
-        whole = gather(x)
-        direction = sketched = manifold.sketch_direction(whole, gather(proposal.direction), taken)
+        whole, (along, _) = gather(x), proposal.direction.made(taken)
+        direction = sketched = manifold.sketch_direction(whole, along, taken)
         for name, share in withdrawn.items():
             sketched.add_velocity_(proposal.buffers[name], whole, -share)
 
-    finite = manifold.step_(x, direction, length, taken, proposal.is_finite())
+    finite = manifold.step_(x, direction, length, taken, proposal.is_finite(taken))
     proposal.commit_(buffers, finite)
     taken.add_(finite)
     buffers["skipped"].add_(~finite)

@@ -6,7 +6,8 @@ from typing import Any, Protocol
 
 import torch
 
-from ..linalg.batch import Pieces, count
+from ..linalg.batch import Pieces
+from ..linalg.directions import Direction
 
 Buffers = dict[str, torch.Tensor]
 
@@ -18,19 +19,13 @@ class Proposal:
     Nothing has changed yet: where the step is not finite the buffers stay as they are.
     """
 
-    direction: Pieces
-    """b matrices, in tensors of one shape, (*, n, n)"""
+    direction: Direction
     buffers: Buffers
-    """The next values, by name."""
-    known_finite: torch.Tensor | None = None
-    """(b,), bool, where that is known already."""
+    """The next values, by name, of what the direction does not itself remember."""
 
-    def is_finite(self) -> torch.Tensor:
+    def is_finite(self, taken: torch.Tensor) -> torch.Tensor:
         """Return for each matrix whether all its next values are finite, (b,), bool."""
-        if self.known_finite is not None:
-            return self.known_finite
-        device = self.direction[0].device
-        finite = torch.ones(count(self.direction), dtype=torch.bool, device=device)
+        finite = torch.ones_like(taken, dtype=torch.bool)
         for buffer in self.buffers.values():
             finite = finite & _is_finite(buffer)
         return finite

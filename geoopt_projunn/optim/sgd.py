@@ -8,6 +8,7 @@ import torch
 
 from ..linalg import moments
 from ..linalg.batch import Pieces, gather
+from ..linalg.directions import Given, Momentum
 from .base import ProjUNNOptimizer, check_range
 from .rules import Buffers, Proposal
 
@@ -32,21 +33,24 @@ class _Momentum:
         self, grad: Pieces, buffers: Buffers, taken: torch.Tensor, group: Mapping[str, Any]
     ) -> Proposal:
         momentum, feedback = group["momentum"], group["error_feedback"]
-        if feedback is None and momentum == 0:
-            return Proposal(grad, {})
-        g = gather(grad)
         if feedback is not None:
-            direction = buffers["feedback_buffer"] + g
-            return Proposal([direction], {"feedback_buffer": direction * feedback})
-        before, finite = buffers["momentum_buffer"], None
+            direction = buffers["feedback_buffer"] + gather(grad)
+            return Proposal(Given([direction]), {"feedback_buffer": direction * feedback})
+        if momentum == 0:
+            return Proposal(Given(grad), {})
+        before, dampening, nesterov = (
+            buffers["momentum_buffer"],
+            group["dampening"],
+            group["nesterov"],
+        )
+        if moments.serve(grad[0], before):
+            return Proposal(Momentum(grad, before, momentum, dampening, nesterov), {})
+        g = gather(grad)
         # As in torch, the first step of a parameter takes the gradient undamped.
-        if moments.serve(g, before):
-            buffer, finite = moments.momentum(g, before, taken, momentum, group["dampening"])
-        else:
-            share = (1 - group["dampening"] * (taken > 0).double()).to(g.real.dtype)
-            buffer = torch.addcmul(before * momentum, g, share[:, None, None])
-        direction = torch.add(g, buffer, alpha=momentum) if group["nesterov"] else buffer
-        return Proposal([direction], {"momentum_buffer": buffer}, finite)
+        share = (1 - dampening * (taken > 0).double()).to(g.real.dtype)
+        buffer = torch.addcmul(before * momentum, g, share[:, None, None])
+        direction = torch.add(g, buffer, alpha=momentum) if nesterov else buffer
+        return Proposal(Given([direction]), {"momentum_buffer": buffer})
 
     def withdrawn(self, group: Mapping[str, Any]) -> Mapping[str, float]:
         if group["error_feedback"] is None:

@@ -104,10 +104,17 @@ def test_a_run_is_that_of_torch(dtype, amsgrad):
 def test_momentum_is_that_of_torch(dtype, shape, dampening):
     grad, buffer, *_ = draw(shape, dtype)
     taken = torch.arange(shape[0])
-    following, finite = moments.momentum(grad, buffer, taken, 0.9, dampening)
     share = (1 - dampening * (taken > 0).double())[:, None, None]
-    assert finite.all()
-    assert_within(following, 0.9 * buffer + share * grad, 10 * eps(dtype))
+    following = 0.9 * buffer + share * grad
+    numbers = grad, buffer, taken, 0.9, dampening
+    for nesterov, expected in ((False, following), (True, grad + 0.9 * following)):
+        direction, finite = moments.momentum_direction(*numbers, nesterov)
+        assert finite.all()
+        assert_within(direction, expected, 20 * eps(dtype))
+    active, before = torch.arange(shape[0]) % 2 == 0, buffer.clone()
+    moments.momentum_buffer_(*numbers, True, active)
+    assert_within(buffer[active], following[active], 10 * eps(dtype))
+    assert_bit_equal(buffer[~active], before[~active])
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
@@ -120,11 +127,9 @@ def test_what_is_not_finite_shows_where_it_is(dtype, second, entry, bad):
     clean = state[0].clone()
     state[0][1].view(-1)[entry] = bad
     assert moments.adam_direction(*state, *NUMBERS)[1].tolist() == [True, False, True]
-    assert moments.momentum(state[0], state[1], state[4], 0.9, 0.0)[1].tolist() == [
-        True,
-        False,
-        True,
-    ]
+    for nesterov in (False, True):
+        momentum = state[0], state[1], state[4], 0.9, 0.0, nesterov
+        assert moments.momentum_direction(*momentum)[1].tolist() == [True, False, True]
     large = torch.finfo(dtype).max ** 0.75
     state[0].copy_(clean)[2, 3, 4] = large
     # Its square overflows, which is the second moment's.
@@ -140,7 +145,7 @@ def test_threads_and_other_matrices_change_no_bit(dtype, threads):
             threads(count)
             own = [one.clone() for one in state]
             out = [*moments.adam_direction(*own, *NUMBERS)]
-            out += [*moments.momentum(own[0], own[1], own[4], 0.9, 0.1)]
+            out += [*moments.momentum_direction(own[0], own[1], own[4], 0.9, 0.1, True)]
             moments.adam_moments_(*own, *NUMBERS, out[1])
             outs.append([*out, *own])
         alone = [one[1:2].clone() for one in state]
@@ -161,7 +166,9 @@ def test_they_are_operators_as_torch_wants_them(b):
         torch.library.opcheck(moments.adam_direction, (*state, *NUMBERS))
         active = torch.ones(b, dtype=torch.bool)
         torch.library.opcheck(moments.adam_moments_, (*state, *NUMBERS, active))
-        torch.library.opcheck(moments.momentum, (state[0], state[1], state[4], 0.9, 0.1))
+        momentum = state[0], state[1], state[4], 0.9, 0.1, True
+        torch.library.opcheck(moments.momentum_direction, momentum)
+        torch.library.opcheck(moments.momentum_buffer_, (*momentum, active))
 
 
 def test_what_is_served():
@@ -200,7 +207,12 @@ def test_what_does_not_fit_is_refused():
     state = grad, first, second, most, taken
     with pytest.raises(ValueError, match=r"`active` must be .*\(2,\).*got shape \(1,\)"):
         moments.adam_moments_(*state, *NUMBERS, active[:1])
+    momentum = taken, 0.9, 0.0, False
     with pytest.raises(ValueError, match=r"`buffer` must be .*got .*float64"):
-        moments.momentum(grad, first.double(), taken, 0.9, 0.0)
+        moments.momentum_direction(grad, first.double(), *momentum)
+    with pytest.raises(ValueError, match=r"`grad` must be contiguous, .* \(36, 1, 6\)"):
+        moments.momentum_buffer_(grad.mT, first, *momentum, active)
+    with pytest.raises(ValueError, match=r"`active` must be .*\(2,\).*got shape \(1,\)"):
+        moments.momentum_buffer_(grad, first, *momentum, active[:1])
     for one, two in zip(state, before, strict=False):
         assert_bit_equal(one, two)

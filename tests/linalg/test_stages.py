@@ -6,7 +6,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from geoopt_projunn import LowRankUnitary, drift, retractions, sketches
-from geoopt_projunn.linalg import extension, stages
+from geoopt_projunn.linalg import extension, stages, whole_steps
+from geoopt_projunn.linalg.directions import Given
 from geoopt_projunn.rotation import Rotation
 from tests._asserts import assert_bit_equal, assert_unitary, assert_within
 from tests._matrices import (
@@ -67,7 +68,7 @@ def test_any_counter_stays_within_its_matrix(name, k, counter):
     sketched = sketches.SKETCHES[name](x[1:2], d[1:2], k, counter)
     before = x.clone()
     manifold = LowRankUnitary(k, sketch=name, sweep=4)
-    stepped = manifold.step_([x[1:2]], [d[1:2]], 0.1, counter, active)
+    stepped = manifold.step_([x[1:2]], Given([d[1:2]]), 0.1, counter, active)
     assert stepped.all()
     assert_bit_equal(x[::2], before[::2])
     if abs(int(counter)) < 2**60:
@@ -253,7 +254,7 @@ def test_a_whole_step_is_its_stages_one_after_the_other(dtype, name, n, k, sweep
     whole, parts = x.clone(), x.clone()
     version = whole._version
     with Recorder() as recorder:
-        stepped = manifold.step_([whole], [d], -0.1, counter, active)
+        stepped = manifold.step_([whole], Given([d]), -0.1, counter, active)
     assert "step_" in recorder.operations
     assert whole._version > version
     assert stepped.tolist() == [True, False, False]
@@ -276,14 +277,14 @@ def test_where_the_matrices_of_a_step_lie_changes_no_bit(dtype, name, by_columns
         return a.mT.contiguous().mT if by_columns else a.clone()
 
     whole = stored(x)
-    manifold.step_([whole], [stored(d)], 0.1, counter, active)
+    manifold.step_([whole], Given([stored(d)]), 0.1, counter, active)
     for of_x, of_d in ((1, 1), (2, 1), (1, 4), (2, 4), (4, 1), (4, 2)):
         threads(of_d)
         pieces = [stored(piece) for piece in x.split(of_x)]
         directions = [stored(piece) for piece in d.split(of_d)]
         versions = [piece._version for piece in pieces]
         with Recorder() as recorder:
-            manifold.step_(pieces, directions, 0.1, counter, active)
+            manifold.step_(pieces, Given(directions), 0.1, counter, active)
         assert "step_" in recorder.operations
         assert_bit_equal(torch.cat(pieces), whole)
         assert all(p._version > v for p, v in zip(pieces, versions, strict=True))
@@ -302,7 +303,7 @@ def test_threads_and_other_matrices_change_no_bit(dtype, n, threads):
         rotation = LowRankUnitary(2).rotation(sketched, 0.1, dtype)
         drift.turn_(x, rotation, 1, counter, torch.ones_like(counter, dtype=torch.bool))
         whole, everywhere = x.clone(), torch.ones_like(counter, dtype=torch.bool)
-        LowRankUnitary(3).step_([whole], [d], 0.1, counter, everywhere)
+        LowRankUnitary(3).step_([whole], Given([d]), 0.1, counter, everywhere)
         return x, whole, *sketched, *sketches.lsi(x, d, 1, counter)
 
     outs = []
@@ -328,7 +329,7 @@ def test_stages_are_operators_as_torch_wants_them(b):
         (stages.lsi, (x, d, 2, counter)),
         (stages.exponential, (core,)),
         (stages.turn_, (x, rows.float(), delta, 1, counter, active)),
-        (stages.step_, ([x], [d], 2, True, length, 1, counter, active)),
+        (whole_steps.step_, ([x], [d], 2, True, length, 1, counter, active)),
     ):
         torch.library.opcheck(stage, arguments)
     torch.library.opcheck(stages.exponential, (core.mT,))
@@ -349,11 +350,11 @@ def test_a_length_for_each_matrix_is_taken():
     x, d, counter = draw(12, torch.float64)
     length, active = torch.tensor([0.1, -0.2, 0.0]), torch.ones(3, dtype=torch.bool)
     each, manifold = x.clone(), LowRankUnitary(2, sweep=0)
-    manifold.step_([each], [d], length[:, None, None].double(), counter, active)
+    manifold.step_([each], Given([d]), length[:, None, None].double(), counter, active)
     for index in range(3):
         one = x[index : index + 1].clone()
         part = slice(index, index + 1)
-        manifold.step_([one], [d[part]], float(length[index]), counter[part], active[part])
+        manifold.step_([one], Given([d[part]]), float(length[index]), counter[part], active[part])
         assert_within(each[part], one, 1e-7)
 
 
@@ -444,7 +445,7 @@ def test_what_does_not_fit_is_refused():
         ("sweep", -1, r"`sweep` must be between 0 and n = 6, got -1"),
     ):
         with pytest.raises(ValueError, match=message):
-            stages.step_(**{**step, name: wrong})
+            whole_steps.step_(**{**step, name: wrong})
     assert_bit_equal(x, before)
 
 
@@ -458,7 +459,7 @@ def test_flops_are_counted_and_shapes_are_known_without_data():
             rotation = LowRankUnitary(4).rotation(sketched, 0.1, x.dtype)
             drift.turn_(x, rotation, 2, counter, torch.ones(2, dtype=torch.bool))
             LowRankUnitary(4, sketch=name, sweep=2).step_(
-                [*x], [d], 0.1, counter, torch.ones(2, dtype=torch.bool)
+                [*x], Given([d]), 0.1, counter, torch.ones(2, dtype=torch.bool)
             )
             outs += [*sketched, *rotation]
         return outs
