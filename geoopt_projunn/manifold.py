@@ -180,7 +180,7 @@ class LowRankUnitary(UnitaryGeometry):
         """
         return (
             self.k is not None
-            and self.retraction == "exponential"
+            and self.retraction in stages.RETRACTIONS
             and self.sketch in ("tangent", "lsi")
             and stages.serve_sketch(x[0], d[0], self.k)
         )
@@ -218,8 +218,8 @@ class LowRankUnitary(UnitaryGeometry):
         one_length = not isinstance(length, torch.Tensor) or length.numel() == 1
         if not isinstance(d, Sketched) and one_length and self.steps_whole(x, d.pieces):
             number = torch.as_tensor(length, dtype=torch.float64, device=x[0].device).reshape(())
-            is_lsi = self.sketch == "lsi"
-            return d.step_whole_(x, self.k, is_lsi, number, sweep, counter, active)
+            how = self.k, self.sketch == "lsi", self.retraction, number, sweep
+            return d.step_whole_(x, *how, counter, active)
         whole = gather(x)
         if isinstance(d, Sketched):
             sketched = d

@@ -57,7 +57,7 @@ def exponential(core: torch.Tensor) -> torch.Tensor:
     """
     batch = core.reshape(-1, *core.shape[-2:])
     if stages.serve_cores(batch):
-        return stages.exponential(batch).view(core.shape)
+        return stages.retract(batch, "exponential").view(core.shape)
     a = _shortened(skewh(batch), _LONGEST_EXPONENTIAL) * 2.0**-_SQUARINGS
     delta = a
     for degree in range(_TAYLOR_DEGREE, 1, -1):
@@ -96,6 +96,9 @@ def cayley(core: torch.Tensor) -> torch.Tensor:
     A generator longer than 1e8 is shortened to that length, which leaves its planes within
     4e-8 of half a turn.
     """
+    batch = core.reshape(-1, *core.shape[-2:])
+    if stages.serve_cores(batch):
+        return stages.retract(batch, "cayley").view(core.shape)
     s = _shortened(skewh(core), _LONGEST_CAYLEY)
     eye = torch.eye(core.shape[-1], dtype=core.dtype, device=core.device)
     delta = _solve(eye - s / 2, s)
@@ -124,6 +127,9 @@ def polar(core: torch.Tensor) -> torch.Tensor:
     ----------
     Kiani et al., arXiv:2203.05483, Theorem 3.1. Higham, SIAM J. Sci. Stat. Comput. 7, 1986.
     """
+    batch = core.reshape(-1, *core.shape[-2:])
+    if stages.serve_cores(batch):
+        return stages.retract(batch, "polar").view(core.shape)
     eye = torch.eye(core.shape[-1], dtype=core.dtype, device=core.device)
     # The nudge makes an exactly singular I + K invertible, below the rounding of the rest.
     norm = torch.linalg.matrix_norm(core, keepdim=True)

@@ -10,9 +10,9 @@
 #include <exception>
 
 #include "adam.h"
-#include "exponential.h"
 #include "momentum.h"
 #include "products.h"
+#include "retractions.h"
 #include "sketches.h"
 #include "step.h"
 #include "turn.h"
@@ -120,15 +120,15 @@ PyObject* py_sketch(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return without_lock([&] { is_double(v[0]) ? sketch<double>(v) : sketch<float>(v); });
 }
 
-// kind, b, r; cores, deltas
-PyObject* py_exponential(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Index v[5];
-  if (!parse(args, count, 5, v)) return nullptr;
+// kind, retraction, b, r; cores, deltas
+PyObject* py_retract(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Index v[6];
+  if (!parse(args, count, 6, v)) return nullptr;
   return without_lock([&] {
-    const Index parts = parts_of(v[0]), size = parts * v[2] * v[2];
-    Exponential exponential(v[2], parts);
-    for (Index i = 0; i < v[1]; ++i)
-      exponential(at<double>(v[3]) + i * size, at<double>(v[4]) + i * size);
+    const Index parts = parts_of(v[0]), size = parts * v[3] * v[3];
+    const std::unique_ptr<Retraction> retract = retraction(v[1], v[3], parts);
+    for (Index i = 0; i < v[2]; ++i)
+      (*retract)(at<double>(v[4]) + i * size, at<double>(v[5]) + i * size);
   });
 }
 
@@ -168,17 +168,18 @@ class Pieces {
   Index matrices_;
 };
 
-// kind, b, n, k, is_lsi, transposed, sweep, threads; table of x, its length, table of d, its
-// length, length, counters, active. Call along(stepper, x, d, i, threads) for each active matrix.
+// kind, b, n, k, is_lsi, retraction, transposed, sweep, threads; table of x, its length, table of
+// d, its length, length, counters, active. Call along(stepper, x, d, i, threads) for each active
+// matrix.
 template <typename T, typename Along>
 void step_each(const Index* v, const Along& along) {
   const Index b = v[1], n = v[2], parts = parts_of(v[0]), width = parts * n;
-  const Pieces x(v[8], v[9], b), d(v[10], v[11], b);
-  for_each_matrix<T>(b, n, width, v[7], [&](Index i, Index last, Index threads) {
-    Stepper<T> stepper(n, parts, v[3], v[4] != 0, v[6], threads);
+  const Pieces x(v[9], v[10], b), d(v[11], v[12], b);
+  for_each_matrix<T>(b, n, width, v[8], [&](Index i, Index last, Index threads) {
+    Stepper<T> stepper(n, parts, v[3], v[4] != 0, v[5], v[7], threads);
     for (; i < last; ++i) {
-      bool* active = at<bool>(v[14]) + i;
-      const View<T> point{x.matrix<T>(i, n * width), (v[5] & 1) != 0};
+      bool* active = at<bool>(v[15]) + i;
+      const View<T> point{x.matrix<T>(i, n * width), (v[6] & 1) != 0};
       *active = *active && along(&stepper, point, d.matrix<const T>(i, n * width), i, threads);
     }
   });
@@ -187,14 +188,14 @@ void step_each(const Index* v, const Along& along) {
 template <typename T>
 void step(const Index* v) {
   step_each<T>(v, [&](Stepper<T>* stepper, View<T> x, const T* d, Index i, Index) {
-    const View<const T> direction{d, (v[5] & 2) != 0};
-    return (*stepper)(x, direction, at<Index>(v[13])[i], *at<double>(v[12]));
+    const View<const T> direction{d, (v[6] & 2) != 0};
+    return (*stepper)(x, direction, at<Index>(v[14])[i], *at<double>(v[13]));
   });
 }
 
 PyObject* py_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Index v[15];
-  if (!parse(args, count, 15, v)) return nullptr;
+  Index v[16];
+  if (!parse(args, count, 16, v)) return nullptr;
   return without_lock([&] { is_double(v[0]) ? step<double>(v) : step<float>(v); });
 }
 
@@ -202,18 +203,18 @@ PyObject* py_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
 template <typename T>
 void momentum_step(const Index* v) {
   const Index entries = v[2] * v[2], parts = parts_of(v[0]);
-  const double* numbers = at<double>(v[17]);
+  const double* numbers = at<double>(v[18]);
   step_each<T>(v, [&](Stepper<T>* stepper, View<T> x, const T* g, Index i, Index threads) {
-    const Index* taken = at<Index>(v[13]) + i;
-    MomentumMemory<T> memory({1, parts, entries, threads, g, at<T>(v[15]) + i * parts * entries,
-                              taken, numbers[0], numbers[1], v[16] != 0});
-    return (*stepper)(x, &memory, *taken, *at<double>(v[12]));
+    const Index* taken = at<Index>(v[14]) + i;
+    MomentumMemory<T> memory({1, parts, entries, threads, g, at<T>(v[16]) + i * parts * entries,
+                              taken, numbers[0], numbers[1], v[17] != 0});
+    return (*stepper)(x, &memory, *taken, *at<double>(v[13]));
   });
 }
 
 PyObject* py_momentum_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Index v[18];
-  if (!parse(args, count, 18, v)) return nullptr;
+  Index v[19];
+  if (!parse(args, count, 19, v)) return nullptr;
   return without_lock(
       [&] { is_double(v[0]) ? momentum_step<double>(v) : momentum_step<float>(v); });
 }
@@ -221,21 +222,21 @@ PyObject* py_momentum_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
 // ...; is_scalar, first, second, most or 0, numbers. d is the gradient.
 template <typename T>
 void adam_step(const Index* v) {
-  const Index entries = v[2] * v[2], parts = parts_of(v[0]), seconds = v[15] != 0 ? 1 : entries;
-  const double* numbers = at<double>(v[19]);
+  const Index entries = v[2] * v[2], parts = parts_of(v[0]), seconds = v[16] != 0 ? 1 : entries;
+  const double* numbers = at<double>(v[20]);
   step_each<T>(v, [&](Stepper<T>* stepper, View<T> x, const T* g, Index i, Index threads) {
-    const Index* taken = at<Index>(v[13]) + i;
-    AdamMemory<T> memory({1, parts, entries, threads, v[15] != 0, g,
-                          at<T>(v[16]) + i * parts * entries, at<T>(v[17]) + i * seconds,
-                          v[18] != 0 ? at<T>(v[18]) + i * seconds : nullptr, taken, numbers[0],
+    const Index* taken = at<Index>(v[14]) + i;
+    AdamMemory<T> memory({1, parts, entries, threads, v[16] != 0, g,
+                          at<T>(v[17]) + i * parts * entries, at<T>(v[18]) + i * seconds,
+                          v[19] != 0 ? at<T>(v[19]) + i * seconds : nullptr, taken, numbers[0],
                           numbers[1], numbers[2]});
-    return (*stepper)(x, &memory, *taken, *at<double>(v[12]));
+    return (*stepper)(x, &memory, *taken, *at<double>(v[13]));
   });
 }
 
 PyObject* py_adam_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Index v[20];
-  if (!parse(args, count, 20, v)) return nullptr;
+  Index v[21];
+  if (!parse(args, count, 21, v)) return nullptr;
   return without_lock([&] { is_double(v[0]) ? adam_step<double>(v) : adam_step<float>(v); });
 }
 
@@ -303,7 +304,7 @@ PyObject* py_momentum_buffer(PyObject*, PyObject* const* args, Py_ssize_t count)
 PyMethodDef methods[] = {METHOD(both_sides),
                          METHOD(add_product),
                          METHOD(sketch),
-                         METHOD(exponential),
+                         METHOD(retract),
                          METHOD(turn),
                          METHOD(step),
                          METHOD(momentum_step),

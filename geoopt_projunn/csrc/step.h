@@ -2,10 +2,11 @@
 
 #pragma once
 
+#include <memory>
 #include <vector>
 
-#include "exponential.h"
 #include "memory.h"
+#include "retractions.h"
 #include "sketches.h"
 #include "turn.h"
 
@@ -17,11 +18,12 @@ constexpr Index made_whole_bytes = 256 * 1024;
 template <typename T>
 class Stepper {
  public:
-  Stepper(Index n, Index parts, Index k, bool is_lsi, Index sweep, Index threads)
+  Stepper(Index n, Index parts, Index k, bool is_lsi, Index retraction_kind, Index sweep,
+          Index threads)
       : numbers_(parts * n * n),
         is_lsi_(is_lsi),
         sketcher_(n, parts, k, threads),
-        exponential_(2 * k, parts),
+        retraction_(retraction(retraction_kind, 2 * k, parts)),
         turner_(n, parts, 2 * k, sweep, threads),
         wide_(2 * k * parts * n),
         rows_(wide_.size()),
@@ -57,7 +59,7 @@ class Stepper {
 
   bool turn(View<T> x, Index known, Index counter, double length) {
     for (double& entry : core_) entry *= length;
-    exponential_(core_.data(), delta_.data());
+    (*retraction_)(core_.data(), delta_.data());
     std::copy(wide_.begin(), wide_.end(), rows_.begin());
     return turner_(x, rows_.data(), delta_.data(), counter, known, sketcher_.known_products());
   }
@@ -65,7 +67,7 @@ class Stepper {
   Index numbers_;
   bool is_lsi_;
   Sketcher<T> sketcher_;
-  Exponential exponential_;
+  std::unique_ptr<Retraction> retraction_;
   Turner<T> turner_;
   std::vector<double> wide_;
   std::vector<T> rows_, made_;

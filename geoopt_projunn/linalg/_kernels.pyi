@@ -42,7 +42,7 @@ def sketch(
     cores: int,
     /,
 ) -> None: ...
-def exponential(kind: int, b: int, r: int, cores: int, deltas: int, /) -> None: ...
+def retract(kind: int, retraction: int, b: int, r: int, cores: int, deltas: int, /) -> None: ...
 def turn(
     kind: int,
     b: int,
@@ -59,8 +59,8 @@ def turn(
     /,
 ) -> None: ...
 
-# kind, b, n, k, is_lsi, by_columns, sweep, threads; table of x, its length, table of d, its length,
-# length, counters, active
+# kind, b, n, k, is_lsi, retraction, by_columns, sweep, threads; table of x, its length, table of d,
+# its length, length, counters, active
 def step(*numbers: int) -> None: ...
 
 # ...; buffer, nesterov, numbers: d is the gradient.

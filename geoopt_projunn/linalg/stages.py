@@ -13,6 +13,8 @@ from .batch import Pieces
 from .extension import check, is_plain
 from .precision import WIDE
 
+RETRACTIONS = ("exponential", "cayley", "polar")
+"""Those that the kernels know, in their order."""
 # Above, the blocked factorizations that torch calls orthonormalize faster.
 _MOST_VECTORS = 32
 
@@ -33,7 +35,7 @@ def serve_sketch(x: torch.Tensor, d: torch.Tensor, k: int) -> bool:
 
 
 def serve_cores(core: torch.Tensor) -> bool:
-    """Return whether :data:`exponential` takes cores, (b, r, r)."""
+    """Return whether :data:`retract` takes cores, (b, r, r)."""
     is_wide = WIDE.get(core.dtype) == core.dtype
     return is_wide and extension.serves(core) and core.shape[-1] <= 2 * _MOST_VECTORS
 
@@ -41,7 +43,7 @@ def serve_cores(core: torch.Tensor) -> bool:
 _library = torch.library.Library("geoopt_projunn", "FRAGMENT")
 _library.define("tangent(Tensor x, Tensor d, int k, Tensor counter) -> (Tensor, Tensor)")
 _library.define("lsi(Tensor x, Tensor d, int k, Tensor counter) -> (Tensor, Tensor)")
-_library.define("exponential(Tensor core) -> Tensor")
+_library.define("retract(Tensor core, str name) -> Tensor")
 _library.define(
     "turn_(Tensor(a!) x, Tensor rows, Tensor delta, int sweep, Tensor counter, Tensor active)"
     " -> Tensor"
@@ -51,8 +53,8 @@ tangent = torch.ops.geoopt_projunn.tangent.default
 """geoopt_projunn.sketches.tangent, its rows and core"""
 lsi = torch.ops.geoopt_projunn.lsi.default
 """geoopt_projunn.sketches.lsi, its rows and core"""
-exponential = torch.ops.geoopt_projunn.exponential.default
-"""geoopt_projunn.retractions.exponential"""
+retract = torch.ops.geoopt_projunn.retract.default
+"""geoopt_projunn.retractions.RETRACTIONS[name], one of :data:`RETRACTIONS`"""
 turn_ = torch.ops.geoopt_projunn.turn_.default
 """geoopt_projunn.drift.turn_"""
 
@@ -108,12 +110,20 @@ def _lsi(
     return _sketch(x, d, k, counter, is_lsi=True)
 
 
-def _exponential(core: torch.Tensor) -> torch.Tensor:
+def number_of(retraction: str) -> int:
+    """Return what the kernels call a retraction."""
+    if retraction not in RETRACTIONS:
+        raise ValueError(f"`retraction` must be one of {RETRACTIONS}, got {retraction!r}.")
+    return RETRACTIONS.index(retraction)
+
+
+def _retract(core: torch.Tensor, name: str) -> torch.Tensor:
     core = core.contiguous()
     b, r, _ = core.shape
     check(core, "core", (b, r, r), WIDE[core.dtype])
     delta = torch.empty_like(core)
-    extension.kernels.exponential(extension.KINDS[core.dtype], b, r, *_addresses(core, delta))
+    numbers = extension.KINDS[core.dtype], number_of(name), b, r
+    extension.kernels.retract(*numbers, *_addresses(core, delta))
     return delta
 
 
@@ -155,13 +165,13 @@ def _shapes_of_sketch(
 
 _library.impl("tangent", _tangent, "CPU")
 _library.impl("lsi", _lsi, "CPU")
-_library.impl("exponential", _exponential, "CPU")
+_library.impl("retract", _retract, "CPU")
 _library.impl("turn_", _turn_, "CPU")
 
 torch.library.register_fake(tangent, _shapes_of_sketch)
 torch.library.register_fake(lsi, _shapes_of_sketch)
 torch.library.register_fake(
-    exponential, lambda core: torch.empty_like(core, memory_format=torch.contiguous_format)
+    retract, lambda core, name: torch.empty_like(core, memory_format=torch.contiguous_format)
 )
 torch.library.register_fake(
     turn_, lambda x, rows, delta, sweep, counter, active: torch.empty_like(active)
@@ -178,10 +188,14 @@ def _(x: torch.Size, d: torch.Size, k: int, *_: object, **__: object) -> int:
     return 6 * k * x.numel()
 
 
-@register_flop_formula(torch.ops.geoopt_projunn.exponential)
-def _(core: torch.Size, *_: object, **__: object) -> int:
-    # Seven products of the polynomial and twelve squarings, if the generator is that long.
-    return 19 * 2 * core[-1] * core.numel()
+# For a generator as long as there is: seven products of the polynomial and twelve squarings; a
+# solve, of an elimination and two triangles, and two products; ten solves.
+_OF_CORES = {"exponential": 19 * 2.0, "cayley": 8 / 3 + 2 * 2, "polar": 10 * 8 / 3}
+
+
+@register_flop_formula(torch.ops.geoopt_projunn.retract)
+def _(core: torch.Size, name: str, **__: object) -> int:
+    return round(_OF_CORES[name] * core[-1] * core.numel())
 
 
 @register_flop_formula(torch.ops.geoopt_projunn.turn_)

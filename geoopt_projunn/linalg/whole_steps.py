@@ -1,6 +1,6 @@
 r"""Whole steps of matrices, one operator of torch each, where the extension serves.
 
-By the tangent sketch or LSI, the exponential and the sweep: each matrix from its gradient to the
+By the tangent sketch or LSI, a retraction and the sweep: each matrix from its gradient to the
 next point, and to what is remembered then, while it is in the cache.
 """
 
@@ -12,9 +12,9 @@ from torch.utils.flop_counter import register_flop_formula
 from . import batch, extension
 from .batch import Pieces
 from .extension import check
-from .stages import check_stored, check_sweep
+from .stages import check_stored, check_sweep, number_of
 
-_HOW = "int k, bool is_lsi, Tensor length, int sweep, Tensor counter, Tensor active"
+_HOW = "int k, bool is_lsi, str retraction, Tensor length, int sweep, Tensor counter, Tensor active"
 _library = torch.library.Library("geoopt_projunn", "FRAGMENT")
 _library.define(f"step_(Tensor(a!)[] x, Tensor[] d, {_HOW}) -> Tensor")
 _library.define(
@@ -39,6 +39,7 @@ def _numbers(
     d: Pieces,
     k: int,
     is_lsi: bool,
+    retraction: str,
     length: torch.Tensor,
     sweep: int,
     counter: torch.Tensor,
@@ -54,7 +55,8 @@ def _numbers(
     check(counter, "counter", (b,), torch.int64)
     check(turned, "active", (b,), torch.bool)
     tables = array("q", [p.data_ptr() for p in x]), array("q", [p.data_ptr() for p in d])
-    how = extension.KINDS[dtype], b, n, k, is_lsi, by_columns, sweep, torch.get_num_threads()
+    what = extension.KINDS[dtype], b, n, k, is_lsi, number_of(retraction)
+    how = *what, by_columns, sweep, torch.get_num_threads()
     pieces = (number for table in tables for number in table.buffer_info())
     return (*how, *pieces, *(t.data_ptr() for t in (length, counter, turned))), tables
 
@@ -64,6 +66,7 @@ def _step_(
     d: list[torch.Tensor],
     k: int,
     is_lsi: bool,
+    retraction: str,
     length: torch.Tensor,
     sweep: int,
     counter: torch.Tensor,
@@ -71,7 +74,7 @@ def _step_(
 ) -> torch.Tensor:
     turned = active.clone(memory_format=torch.contiguous_format)
     counter = counter.contiguous()
-    numbers, _tables = _numbers(x, d, k, is_lsi, length, sweep, counter, turned)
+    numbers, _tables = _numbers(x, d, k, is_lsi, retraction, length, sweep, counter, turned)
     extension.kernels.step(*numbers)
     # What autograd has saved must not change unnoticed.
     torch.autograd.graph.increment_version(x)
@@ -87,6 +90,7 @@ def _momentum_step_(
     nesterov: bool,
     k: int,
     is_lsi: bool,
+    retraction: str,
     length: torch.Tensor,
     sweep: int,
     counter: torch.Tensor,
@@ -94,7 +98,7 @@ def _momentum_step_(
 ) -> torch.Tensor:
     turned = active.clone(memory_format=torch.contiguous_format)
     counter = counter.contiguous()
-    numbers, _tables = _numbers(x, grad, k, is_lsi, length, sweep, counter, turned)
+    numbers, _tables = _numbers(x, grad, k, is_lsi, retraction, length, sweep, counter, turned)
     shape = _check_by_rows(x, grad)
     check(buffer, "buffer", shape, x[0].dtype)
     hyperparameters = array("d", (momentum, dampening))
@@ -116,6 +120,7 @@ def _adam_step_(
     eps: float,
     k: int,
     is_lsi: bool,
+    retraction: str,
     length: torch.Tensor,
     sweep: int,
     counter: torch.Tensor,
@@ -123,7 +128,7 @@ def _adam_step_(
 ) -> torch.Tensor:
     turned = active.clone(memory_format=torch.contiguous_format)
     counter = counter.contiguous()
-    numbers, _tables = _numbers(x, grad, k, is_lsi, length, sweep, counter, turned)
+    numbers, _tables = _numbers(x, grad, k, is_lsi, retraction, length, sweep, counter, turned)
     shape, real = _check_by_rows(x, grad), x[0].real.dtype
     is_scalar = second.shape[1:] == (1, 1)
     small = (shape[0], 1, 1) if is_scalar else shape
@@ -168,5 +173,5 @@ def _flops(x: list[torch.Size], k: int, is_lsi: bool, sweep: int) -> int:
 )
 def _(x: list[torch.Size], *rest: object, **__: object) -> int:
     # Entry by entry operations are not counted, as torch does not.
-    k, is_lsi, _length, sweep, _counter, _active = rest[-6:]
+    k, is_lsi, _retraction, _length, sweep, _counter, _active = rest[-7:]
     return _flops(x, k, is_lsi, sweep)  # type: ignore[arg-type]

@@ -322,17 +322,17 @@ def test_threads_and_other_matrices_change_no_bit(dtype, n, threads):
 def test_stages_are_operators_as_torch_wants_them(b):
     x, d, counter = torch.eye(6).expand(b, 6, 6).clone(), torch.randn(b, 6, 6), torch.arange(b)
     rows, core = stages.tangent(x, d, 2, counter)
-    delta = stages.exponential(core)
+    delta = stages.retract(core, "exponential")
     active, length = torch.ones(b, dtype=torch.bool), torch.tensor(0.1, dtype=torch.float64)
     for stage, arguments in (
         (stages.tangent, (x, d, 2, counter)),
         (stages.lsi, (x, d, 2, counter)),
-        (stages.exponential, (core,)),
+        *((stages.retract, (core, name)) for name in stages.RETRACTIONS),
         (stages.turn_, (x, rows.float(), delta, 1, counter, active)),
-        (whole_steps.step_, ([x], [d], 2, True, length, 1, counter, active)),
+        (whole_steps.step_, ([x], [d], 2, True, "polar", length, 1, counter, active)),
     ):
         torch.library.opcheck(stage, arguments)
-    torch.library.opcheck(stages.exponential, (core.mT,))
+    torch.library.opcheck(stages.retract, (core.mT, "cayley"))
 
 
 def test_each_stage_is_one_operation_where_it_is_served():
@@ -340,7 +340,8 @@ def test_each_stage_is_one_operation_where_it_is_served():
     assert names_of(sketches.tangent, x, d, 2, counter) == {"tangent"}
     assert names_of(sketches.lsi, x, d, 2, counter) == {"lsi"}
     sketched = sketches.tangent(x, d, 2, counter)
-    assert "exponential" in names_of(retractions.exponential, sketched.core)
+    for retract in retractions.RETRACTIONS.values():
+        assert "retract" in names_of(retract, sketched.core)
     rotation = LowRankUnitary(2).rotation(sketched, 0.1, x.dtype)
     active = torch.ones(3, dtype=torch.bool)
     assert names_of(drift.turn_, x, rotation, 1, counter, active) == {"turn_"}
@@ -407,7 +408,7 @@ def test_what_is_not_served():
 def test_what_does_not_fit_is_refused():
     x, d, counter = draw(6, torch.float32)
     rows, core = stages.tangent(x, d, 1, counter)
-    delta, active = stages.exponential(core), torch.ones(3, dtype=torch.bool)
+    delta, active = stages.retract(core, "exponential"), torch.ones(3, dtype=torch.bool)
     before = x.clone()
     with pytest.raises(ValueError, match=r"`x` must be contiguous, .* got .* strides \(1, 3, 18\)"):
         stages.tangent(torch.randn(6, 6, 3).permute(2, 1, 0), d, 1, counter)
@@ -418,7 +419,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"`k` must be between 1 and n / 2 = 3, got 4"):
         stages.tangent(x, d, 4, counter)
     with pytest.raises(ValueError, match=r"`core` must be .*float64, got .*float32"):
-        stages.exponential(core.float())
+        stages.retract(core.float(), "polar")
     turn = {"x": x, "rows": rows.float(), "delta": delta, "counter": counter, "active": active}
     for name, wrong, message in (
         ("rows", rows, r"`rows` must be .*float32, got .*float64"),
@@ -431,7 +432,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"`sweep` must be between 0 and n = 6, got 7"):
         stages.turn_(**turn, sweep=7)
     step = {"x": [*x], "d": [d], "k": 1, "is_lsi": False, "counter": counter, "active": active}
-    step |= {"length": torch.tensor(0.1, dtype=torch.float64), "sweep": 1}
+    step |= {"retraction": "cayley", "length": torch.tensor(0.1, dtype=torch.float64), "sweep": 1}
     for name, wrong, message in (
         ("x", [x[0], x[1], x[2].mT], r"`x` must be .* one shape, strides.*\(6, 1\).*\(1, 6\)"),
         ("x", [x[0], x[1].double(), x[2]], r"`x` must be .* dtype, got .*float32, and .*float64"),
@@ -440,6 +441,7 @@ def test_what_does_not_fit_is_refused():
         ("d", [*d[:2]], r"`d` must be 3 matrices, got 2"),
         ("d", [d[:, :5]], r"`d` must be contiguous, of shape \(3, 6, 6\).* got shape \(3, 5, 6\)"),
         ("d", [d.double()], r"`d` must be .*float32, got .*float64"),
+        ("retraction", "none", r"`retraction` must be one of .*'polar'.*, got 'none'"),
         ("k", 0, r"`k` must be between 1 and n / 2 = 3, got 0"),
         ("length", torch.tensor(0.1), r"`length` must be .*float64, got .*float32"),
         ("sweep", -1, r"`sweep` must be between 0 and n = 6, got -1"),

@@ -149,7 +149,7 @@ def test_they_are_operators_as_torch_wants_them(b):
     x, grad = torch.eye(6).expand(b, 6, 6).clone(), torch.randn(b, 6, 6)
     first, second = torch.randn(b, 6, 6), torch.rand(b, 6, 6)
     counter, active = torch.arange(b), torch.ones(b, dtype=torch.bool)
-    how = 2, False, torch.tensor(0.1, dtype=torch.float64), 1, counter, active
+    how = 2, False, "exponential", torch.tensor(0.1, dtype=torch.float64), 1, counter, active
     for step, memory in (
         (whole_steps.momentum_step_, (first, 0.9, 0.1, True)),
         (whole_steps.adam_step_, (first, second, None, 0.9, 0.99, 1e-8)),
@@ -173,7 +173,7 @@ def test_what_does_not_fit_is_refused():
     x, grad, memory, counter = draw(6, torch.float32, "amsgrad")
     before = x.clone(), *copies(memory)
     active = torch.ones(3, dtype=torch.bool)
-    how = 1, False, torch.tensor(0.1, dtype=torch.float64), 1, counter, active
+    how = 1, False, "polar", torch.tensor(0.1, dtype=torch.float64), 1, counter, active
     first, second, most = memory
     numbers = 0.9, 0.99, 1e-8
     for state, message in (

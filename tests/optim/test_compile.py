@@ -103,14 +103,15 @@ def test_steps_that_the_extension_takes_are_not_compiled(kind, monkeypatch):
 
 
 @pytest.mark.skipif(not extension.BUILT, reason="the extension is not built")
-@pytest.mark.parametrize("manifold", [{"retraction": "polar"}, {"sketch": "column"}, {"k": None}])
-def test_steps_that_the_extension_takes_in_part_are_compiled(manifold, monkeypatch):
+@pytest.mark.parametrize(("kind", "options"), [(SGD, {}), (SGD, {"momentum": 0.9}), (ADAM, {})])
+@pytest.mark.parametrize("manifold", [{"sketch": "column", "retraction": "polar"}, {"k": None}])
+def test_steps_that_the_extension_takes_in_part_are_compiled(manifold, kind, options, monkeypatch):
     monkeypatch.setattr(extension, "_enabled", True)
     start = rotation(3, 24, 24, dtype=torch.float64)
     p, q = (on_manifold(start, **{"k": 1, **manifold}) for _ in range(2))
     grads = gradients(p, 3)
-    feed(SGD([p], lr=0.1), p, grads)
-    feed(SGD([q], lr=0.1, compile=True), q, grads)
+    feed(kind([p], lr=0.1, **options), p, grads)
+    feed(kind([q], lr=0.1, compile=True, **options), q, grads)
     assert_within(q, p, 1e-11)
     assert graphs() == 1
 
