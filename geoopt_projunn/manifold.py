@@ -10,7 +10,7 @@ from geoopt.manifolds.base import Manifold
 
 from .drift import turn_
 from .linalg import stages
-from .linalg.batch import Pieces, gather, scatter
+from .linalg.batch import Pieces
 from .linalg.directions import Direction
 from .linalg.hashing import bits_of_row
 from .linalg.precision import full_precision
@@ -126,17 +126,14 @@ class LowRankUnitary(UnitaryGeometry):
         """Whether ``retr_transp`` undoes itself: only without truncation."""
         return self.k is None
 
-    # Once a step for each parameter: in few calls.
+    def _config(self) -> tuple[int | None, str, str, int]:
+        return self.k, self.retraction, self.sketch, self.sweep
+
     def __eq__(self, other: object) -> bool:
-        return (
-            type(other) is type(self)
-            and self.k == other.k
-            and self.retraction == other.retraction
-            and self.sketch == other.sketch
-            and self.sweep == other.sweep
-        )
+        return type(other) is type(self) and self._config() == other._config()
 
     def __hash__(self) -> int:
+        # Once a step for each parameter: not by _config, which costs as much again.
         return hash((self.k, self.retraction, self.sketch, self.sweep))
 
     def extra_repr(self) -> str:
@@ -174,10 +171,7 @@ class LowRankUnitary(UnitaryGeometry):
         return Rotation(None if sketched.rows is None else sketched.rows.to(dtype), delta)
 
     def steps_whole(self, x: Pieces, d: Pieces) -> bool:
-        """Return whether the package's extension takes whole steps from x along d.
-
-        Of what :meth:`step_` takes.
-        """
+        """Return whether :meth:`step_whole_` takes points and directions that lie like these."""
         return (
             self.k is not None
             and self.retraction in stages.RETRACTIONS
@@ -185,10 +179,37 @@ class LowRankUnitary(UnitaryGeometry):
             and stages.serve_sketch(x[0], d[0], self.k)
         )
 
-    def step_(
+    def step_whole_(
         self,
         x: Pieces,
-        d: Direction | Sketched,
+        d: Direction,
+        length: float | torch.Tensor,
+        step: Pieces,
+        skipped: Pieces,
+    ) -> None:
+        r"""Take and count whole steps by the package's extension, in place.
+
+        Parameters
+        ----------
+        x : sequence of torch.Tensor
+            points, in tensors of one shape, (*, n, n)
+        d : Direction
+            of as many matrices, made of tensors that lie alike
+        length : float or torch.Tensor
+            what the direction is multiplied with
+        step, skipped : sequence of torch.Tensor
+            (*,), steps taken before this one, int64, and steps that were not finite; where this one
+            is not, the point and what its direction is made of stay as they are, bit for bit
+        """
+        number = torch.as_tensor(length, dtype=torch.float64, device=x[0].device).reshape(())
+        sweep = min(self.sweep, x[0].shape[-1])
+        how = self.k, self.sketch == "lsi", self.retraction, number, sweep
+        d.step_whole_(x, step, skipped, *how)
+
+    def step_(
+        self,
+        x: torch.Tensor,
+        d: torch.Tensor | Sketched,
         length: float | torch.Tensor,
         counter: torch.Tensor,
         active: torch.Tensor,
@@ -197,11 +218,10 @@ class LowRankUnitary(UnitaryGeometry):
 
         Parameters
         ----------
-        x : sequence of torch.Tensor
-            b matrices, changed in place, in tensors of one shape, (*, n, n)
-        d : Direction or Sketched
-            the direction, which remembers the step where it was taken, or what
-            :meth:`sketch_direction` made of it
+        x : torch.Tensor
+            (b, n, n), changed in place
+        d : torch.Tensor or Sketched
+            the direction, (b, n, n), or what :meth:`sketch_direction` made of it
         length : float or torch.Tensor
             what the direction is multiplied with, a number or (b, 1, 1)
         counter : torch.Tensor
@@ -214,25 +234,9 @@ class LowRankUnitary(UnitaryGeometry):
         torch.Tensor
             (b,), bool; where x was stepped
         """
-        sweep = min(self.sweep, x[0].shape[-1])
-        one_length = not isinstance(length, torch.Tensor) or length.numel() == 1
-        if not isinstance(d, Sketched) and one_length and self.steps_whole(x, d.pieces):
-            number = torch.as_tensor(length, dtype=torch.float64, device=x[0].device).reshape(())
-            how = self.k, self.sketch == "lsi", self.retraction, number, sweep
-            return d.step_whole_(x, *how, counter, active)
-        whole = gather(x)
-        if isinstance(d, Sketched):
-            sketched = d
-        else:
-            direction, finite = d.made(counter)
-            active = active if finite is None else active & finite
-            sketched = self.sketch_direction(whole, direction, counter)
-        rotation = self.rotation(sketched, length, whole.dtype)
-        turned = turn_(whole, rotation, sweep, counter, active)
-        scatter(whole, x)
-        if not isinstance(d, Sketched):
-            d.advance_(counter, turned)
-        return turned
+        sketched = self.sketch_direction(x, d, counter) if isinstance(d, torch.Tensor) else d
+        sweep = min(self.sweep, x.shape[-1])
+        return turn_(x, self.rotation(sketched, length, x.dtype), sweep, counter, active)
 
     def _rotation_along(self, x: torch.Tensor, u: torch.Tensor) -> Rotation:
         if self.k is None:

@@ -156,7 +156,8 @@ PyObject* py_turn(PyObject*, PyObject* const* args, Py_ssize_t count) {
 class Pieces {
  public:
   Pieces(Index table, Index pieces, Index b)
-      : table_(at<const Index>(table)), matrices_(std::max<Index>(1, b / pieces)) {}
+      : table_(at<const Index>(table)),
+        matrices_(std::max<Index>(1, b / std::max<Index>(1, pieces))) {}
 
   template <typename T>
   T* matrix(Index i, Index size) const {
@@ -168,75 +169,82 @@ class Pieces {
   Index matrices_;
 };
 
-// kind, b, n, k, is_lsi, retraction, transposed, sweep, threads; table of x, its length, table of
-// d, its length, length, counters, active. Call along(stepper, x, d, i, threads) for each active
-// matrix.
+// kind, b, n, k, is_lsi, retraction, transposed, sweep, threads, length; tables, each with its
+// length: x, d, steps, skipped. Call along(stepper, x, d, i, taken, threads) for each matrix.
 template <typename T, typename Along>
 void step_each(const Index* v, const Along& along) {
   const Index b = v[1], n = v[2], parts = parts_of(v[0]), width = parts * n;
-  const Pieces x(v[9], v[10], b), d(v[11], v[12], b);
+  const Pieces x(v[10], v[11], b), d(v[12], v[13], b), steps(v[14], v[15], b),
+      skipped(v[16], v[17], b);
   for_each_matrix<T>(b, n, width, v[8], [&](Index i, Index last, Index threads) {
     Stepper<T> stepper(n, parts, v[3], v[4] != 0, v[5], v[7], threads);
     for (; i < last; ++i) {
-      bool* active = at<bool>(v[15]) + i;
       const View<T> point{x.matrix<T>(i, n * width), (v[6] & 1) != 0};
-      *active = *active && along(&stepper, point, d.matrix<const T>(i, n * width), i, threads);
+      Index* taken = steps.matrix<Index>(i, 1);
+      if (along(&stepper, point, d.matrix<const T>(i, n * width), i, taken, threads))
+        *taken += 1;
+      else
+        *skipped.matrix<T>(i, 1) += 1;
     }
   });
 }
 
 template <typename T>
 void step(const Index* v) {
-  step_each<T>(v, [&](Stepper<T>* stepper, View<T> x, const T* d, Index i, Index) {
-    const View<const T> direction{d, (v[6] & 2) != 0};
-    return (*stepper)(x, direction, at<Index>(v[14])[i], *at<double>(v[13]));
+  const double length = *at<double>(v[9]);
+  step_each<T>(v, [&](Stepper<T>* stepper, View<T> x, const T* d, Index, Index* taken, Index) {
+    return (*stepper)(x, View<const T>{d, (v[6] & 2) != 0}, *taken, length);
   });
 }
 
 PyObject* py_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Index v[16];
-  if (!parse(args, count, 16, v)) return nullptr;
+  Index v[18];
+  if (!parse(args, count, 18, v)) return nullptr;
   return without_lock([&] { is_double(v[0]) ? step<double>(v) : step<float>(v); });
 }
 
-// ...; buffer, nesterov, numbers. d is the gradient.
+// ...; table of buffers, its length; nesterov, numbers. d is the gradient.
 template <typename T>
 void momentum_step(const Index* v) {
   const Index entries = v[2] * v[2], parts = parts_of(v[0]);
-  const double* numbers = at<double>(v[18]);
-  step_each<T>(v, [&](Stepper<T>* stepper, View<T> x, const T* g, Index i, Index threads) {
-    const Index* taken = at<Index>(v[14]) + i;
-    MomentumMemory<T> memory({1, parts, entries, threads, g, at<T>(v[16]) + i * parts * entries,
-                              taken, numbers[0], numbers[1], v[17] != 0});
-    return (*stepper)(x, &memory, *taken, *at<double>(v[13]));
+  const double length = *at<double>(v[9]), *numbers = at<double>(v[21]);
+  const Pieces buffers(v[18], v[19], v[1]);
+  step_each<T>(v, [&](Stepper<T>* stepper, View<T> x, const T* g, Index i, Index* taken,
+                      Index threads) {
+    MomentumMemory<T> memory({1, parts, entries, threads, g, buffers.matrix<T>(i, parts * entries),
+                              taken, numbers[0], numbers[1], v[20] != 0});
+    return (*stepper)(x, &memory, *taken, length);
   });
 }
 
 PyObject* py_momentum_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Index v[19];
-  if (!parse(args, count, 19, v)) return nullptr;
+  Index v[22];
+  if (!parse(args, count, 22, v)) return nullptr;
   return without_lock(
       [&] { is_double(v[0]) ? momentum_step<double>(v) : momentum_step<float>(v); });
 }
 
-// ...; is_scalar, first, second, most or 0, numbers. d is the gradient.
+// ...; is_scalar; tables, each with its length: first, second, most, which may be empty; numbers.
+// d is the gradient.
 template <typename T>
 void adam_step(const Index* v) {
-  const Index entries = v[2] * v[2], parts = parts_of(v[0]), seconds = v[16] != 0 ? 1 : entries;
-  const double* numbers = at<double>(v[20]);
-  step_each<T>(v, [&](Stepper<T>* stepper, View<T> x, const T* g, Index i, Index threads) {
-    const Index* taken = at<Index>(v[14]) + i;
-    AdamMemory<T> memory({1, parts, entries, threads, v[16] != 0, g,
-                          at<T>(v[17]) + i * parts * entries, at<T>(v[18]) + i * seconds,
-                          v[19] != 0 ? at<T>(v[19]) + i * seconds : nullptr, taken, numbers[0],
-                          numbers[1], numbers[2]});
-    return (*stepper)(x, &memory, *taken, *at<double>(v[13]));
-  });
+  const bool is_scalar = v[18] != 0, has_most = v[24] != 0;
+  const Index entries = v[2] * v[2], parts = parts_of(v[0]), seconds = is_scalar ? 1 : entries;
+  const double length = *at<double>(v[9]), *numbers = at<double>(v[25]);
+  const Pieces first(v[19], v[20], v[1]), second(v[21], v[22], v[1]), most(v[23], v[24], v[1]);
+  step_each<T>(
+      v, [&](Stepper<T>* stepper, View<T> x, const T* g, Index i, Index* taken, Index threads) {
+        AdamMemory<T> memory({1, parts, entries, threads, is_scalar, g,
+                              first.matrix<T>(i, parts * entries), second.matrix<T>(i, seconds),
+                              has_most ? most.matrix<T>(i, seconds) : nullptr, taken, numbers[0],
+                              numbers[1], numbers[2]});
+        return (*stepper)(x, &memory, *taken, length);
+      });
 }
 
 PyObject* py_adam_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Index v[21];
-  if (!parse(args, count, 21, v)) return nullptr;
+  Index v[26];
+  if (!parse(args, count, 26, v)) return nullptr;
   return without_lock([&] { is_double(v[0]) ? adam_step<double>(v) : adam_step<float>(v); });
 }
 

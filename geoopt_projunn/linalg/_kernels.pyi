@@ -59,14 +59,15 @@ def turn(
     /,
 ) -> None: ...
 
-# kind, b, n, k, is_lsi, retraction, by_columns, sweep, threads; table of x, its length, table of d,
-# its length, length, counters, active
+# kind, b, n, k, is_lsi, retraction, by_columns, sweep, threads, length; tables, each with
+# its length: x, d, steps, skipped
 def step(*numbers: int) -> None: ...
 
-# ...; buffer, nesterov, numbers: d is the gradient.
+# ...; table of buffers, its length; nesterov, numbers: d is the gradient.
 def momentum_step(*numbers: int) -> None: ...
 
-# ...; is_scalar, first, second, most or 0, numbers: d is the gradient.
+# ...; is_scalar; tables, each with its length: first, second, most, which may be empty; numbers:
+# d is the gradient.
 def adam_step(*numbers: int) -> None: ...
 
 # kind, b, entries, is_scalar, threads; grad, first, second, most or 0, taken, numbers; and

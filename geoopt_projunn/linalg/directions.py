@@ -14,7 +14,8 @@ from .batch import Pieces, gather
 class Direction(ABC):
     """The direction of steepest ascent to follow, of b matrices.
 
-    What it is made of changes only where a step along it was taken.
+    What it is made of changes only where a step along it was taken. Only the whole step takes it
+    from several tensors: what was gathered of them does not go back.
     """
 
     pieces: Pieces
@@ -32,7 +33,7 @@ class Direction(ABC):
         """Remember the step where it was taken, (b,), bool."""
 
     @abstractmethod
-    def step_whole_(self, x: Pieces, *how: Any) -> torch.Tensor:
+    def step_whole_(self, x: Pieces, *how: Any) -> None:
         """Take the whole step by the extension, as :data:`.whole_steps.step_` does."""
 
 
@@ -46,16 +47,16 @@ class Given(Direction):
     def advance_(self, counter: torch.Tensor, stepped: torch.Tensor) -> None:
         """Remember nothing."""
 
-    def step_whole_(self, x: Pieces, *how: Any) -> torch.Tensor:
+    def step_whole_(self, x: Pieces, *how: Any) -> None:
         """Take the whole step by the operator of this direction."""
-        return whole_steps.step_(x, self.pieces, *how)
+        whole_steps.step_(x, self.pieces, *how)
 
 
 @dataclass
 class Momentum(Direction):
     """What :data:`.moments.momentum_direction` makes, if :func:`.moments.serve` says so."""
 
-    buffer: torch.Tensor
+    buffer: Pieces
     momentum: float
     dampening: float
     nesterov: bool
@@ -66,31 +67,33 @@ class Momentum(Direction):
     def made(self, counter: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Make it in one pass."""
         grad = gather(self.pieces)
-        return moments.momentum_direction(grad, self.buffer, counter, *self._numbers())
+        return moments.momentum_direction(grad, gather(self.buffer), counter, *self._numbers())
 
     def advance_(self, counter: torch.Tensor, stepped: torch.Tensor) -> None:
         """Advance in one pass."""
         grad = gather(self.pieces)
-        moments.momentum_buffer_(grad, self.buffer, counter, *self._numbers(), stepped)
+        moments.momentum_buffer_(grad, gather(self.buffer), counter, *self._numbers(), stepped)
 
-    def step_whole_(self, x: Pieces, *how: Any) -> torch.Tensor:
+    def step_whole_(self, x: Pieces, *how: Any) -> None:
         """Take the whole step by the operator of this direction."""
-        return whole_steps.momentum_step_(x, self.pieces, self.buffer, *self._numbers(), *how)
+        whole_steps.momentum_step_(x, self.pieces, self.buffer, *self._numbers(), *how)
 
 
 @dataclass
 class Adam(Direction):
     """What :data:`.moments.adam_direction` makes, if :func:`.moments.serve` says so."""
 
-    first: torch.Tensor
-    second: torch.Tensor
-    most: torch.Tensor | None
+    first: Pieces
+    second: Pieces
+    most: Pieces
+    """Empty without AMSGrad."""
     beta1: float
     beta2: float
     eps: float
 
     def _moments(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        return self.first, self.second, self.most
+        most = gather(self.most) if self.most else None
+        return gather(self.first), gather(self.second), most
 
     def _numbers(self) -> tuple[float, float, float]:
         return self.beta1, self.beta2, self.eps
@@ -105,6 +108,7 @@ class Adam(Direction):
         grad = gather(self.pieces)
         moments.adam_moments_(grad, *self._moments(), counter, *self._numbers(), stepped)
 
-    def step_whole_(self, x: Pieces, *how: Any) -> torch.Tensor:
+    def step_whole_(self, x: Pieces, *how: Any) -> None:
         """Take the whole step by the operator of this direction."""
-        return whole_steps.adam_step_(x, self.pieces, *self._moments(), *self._numbers(), *how)
+        moments = self.first, self.second, self.most
+        whole_steps.adam_step_(x, self.pieces, *moments, *self._numbers(), *how)

@@ -1,10 +1,14 @@
 r"""Whole steps of matrices, one operator of torch each, where the extension serves.
 
 By the tangent sketch or LSI, a retraction and the sweep: each matrix from its gradient to the
-next point, and to what is remembered then, while it is in the cache.
+next point, and to what is remembered then, while it is in the cache. Nothing is copied: points,
+gradients and what is remembered may lie in any number of tensors. ``step`` counts the steps taken,
+and ``skipped`` those that were not finite, which change nothing else.
 """
 
+import math
 from array import array
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import register_flop_formula
@@ -14,141 +18,156 @@ from .batch import Pieces
 from .extension import check
 from .stages import check_stored, check_sweep, number_of
 
-_HOW = "int k, bool is_lsi, str retraction, Tensor length, int sweep, Tensor counter, Tensor active"
+_HOW = (
+    "Tensor({})[] step, Tensor({})[] skipped, int k, bool is_lsi, str retraction, Tensor length,"
+    " int sweep"
+)
 _library = torch.library.Library("geoopt_projunn", "FRAGMENT")
-_library.define(f"step_(Tensor(a!)[] x, Tensor[] d, {_HOW}) -> Tensor")
+_library.define(f"step_(Tensor(a!)[] x, Tensor[] d, {_HOW.format('b!', 'c!')}) -> ()")
 _library.define(
-    "momentum_step_(Tensor(a!)[] x, Tensor[] grad, Tensor(b!) buffer, float momentum,"
-    f" float dampening, bool nesterov, {_HOW}) -> Tensor"
+    "momentum_step_(Tensor(a!)[] x, Tensor[] grad, Tensor(b!)[] buffer, float momentum,"
+    f" float dampening, bool nesterov, {_HOW.format('c!', 'd!')}) -> ()"
 )
 _library.define(
-    "adam_step_(Tensor(a!)[] x, Tensor[] grad, Tensor(b!) first, Tensor(c!) second,"
-    f" Tensor(d!)? most, float beta1, float beta2, float eps, {_HOW}) -> Tensor"
+    "adam_step_(Tensor(a!)[] x, Tensor[] grad, Tensor(b!)[] first, Tensor(c!)[] second,"
+    " Tensor(d!)[] most, float beta1, float beta2, float eps,"
+    f" {_HOW.format('e!', 'f!')}) -> ()"
 )
 
 step_ = torch.ops.geoopt_projunn.step_.default
-"""Step pieces of x along pieces of d, for LowRankUnitary.step_."""
+"""Step pieces of x along pieces of d, for LowRankUnitary.step_whole_."""
 momentum_step_ = torch.ops.geoopt_projunn.momentum_step_.default
 """The same along what :data:`.moments.momentum_direction` makes, which is never stored."""
 adam_step_ = torch.ops.geoopt_projunn.adam_step_.default
-"""The same along what :data:`.moments.adam_direction` makes, which is never stored."""
+"""The same along what :data:`.moments.adam_direction` makes, which is never stored.
+
+``most`` is empty without AMSGrad.
+"""
 
 
-def _numbers(
-    x: Pieces,
-    d: Pieces,
-    k: int,
-    is_lsi: bool,
-    retraction: str,
-    length: torch.Tensor,
-    sweep: int,
-    counter: torch.Tensor,
-    turned: torch.Tensor,
-) -> tuple[tuple[int, ...], tuple["array[int]", "array[int]"]]:
-    """Check, and return what all kernels want to know, and what has to outlive their call."""
-    b, n, dtype = batch.count(x), x[0].shape[-1], x[0].dtype
-    if not 1 <= k <= n // 2:
-        raise ValueError(f"`k` must be between 1 and n / 2 = {n // 2}, got {k}.")
-    by_columns = check_stored(x, "x", b, n, dtype) + 2 * check_stored(d, "d", b, n, dtype)
-    check_sweep(n, sweep)
-    check(length, "length", (), torch.float64)
-    check(counter, "counter", (b,), torch.int64)
-    check(turned, "active", (b,), torch.bool)
-    tables = array("q", [p.data_ptr() for p in x]), array("q", [p.data_ptr() for p in d])
-    what = extension.KINDS[dtype], b, n, k, is_lsi, number_of(retraction)
-    how = *what, by_columns, sweep, torch.get_num_threads()
-    pieces = (number for table in tables for number in table.buffer_info())
-    return (*how, *pieces, *(t.data_ptr() for t in (length, counter, turned))), tables
+class _Call:
+    """The arguments of a kernel, checked, and what has to outlive its call."""
+
+    def __init__(self, x: Pieces, d: Pieces) -> None:
+        self.b, self.n, self.dtype = batch.count(x), x[0].shape[-1], x[0].dtype
+        self.lead = x[0].shape[:-2]
+        self.changed: list[torch.Tensor] = []
+        self._kept: list[array[Any]] = []
+        by_columns = check_stored(x, "x", self.b, self.n, self.dtype)
+        self.by_columns = by_columns + 2 * check_stored(d, "d", self.b, self.n, self.dtype)
+
+    def table(self, pieces: Pieces, *, changes: bool = True) -> tuple[int, int]:
+        """Return where the addresses of some pieces are, and how many."""
+        table = array("q", [piece.data_ptr() for piece in pieces])
+        self._kept.append(table)
+        if changes:
+            self.changed += pieces
+        return table.buffer_info()
+
+    def numbers(self, *values: float) -> int:
+        """Return where some numbers are."""
+        self._kept.append(array("d", values))
+        return self._kept[-1].buffer_info()[0]
+
+    def remembered(
+        self, pieces: Pieces, name: str, each: tuple[int, ...], dtype: torch.dtype
+    ) -> tuple[int, int]:
+        """Check what is remembered of each matrix; return its table."""
+        shape = (*self.lead, *each)
+        for piece in pieces:
+            if piece.shape != shape or piece.dtype != dtype or not piece.is_contiguous():
+                check(piece, name, shape, dtype)
+        if len(pieces) * math.prod(self.lead) != self.b:
+            raise ValueError(f"`{name}` must be of {self.b} matrices, got {len(pieces)} tensors.")
+        return self.table(pieces)
+
+    def how(
+        self,
+        x: Pieces,
+        d: Pieces,
+        step: Pieces,
+        skipped: Pieces,
+        k: int,
+        is_lsi: bool,
+        retraction: str,
+        length: torch.Tensor,
+        sweep: int,
+    ) -> tuple[int, ...]:
+        """Check, and return what all kernels want to know."""
+        if not 1 <= k <= self.n // 2:
+            raise ValueError(f"`k` must be between 1 and n / 2 = {self.n // 2}, got {k}.")
+        check_sweep(self.n, sweep)
+        check(length, "length", (), torch.float64)
+        what = extension.KINDS[self.dtype], self.b, self.n, k, is_lsi, number_of(retraction)
+        return (
+            *what,
+            self.by_columns,
+            sweep,
+            torch.get_num_threads(),
+            length.data_ptr(),
+            *self.table(x),
+            *self.table(d, changes=False),
+            *self.remembered(step, "step", (), torch.int64),
+            *self.remembered(skipped, "skipped", (), self.dtype.to_real()),
+        )
+
+    def finish(self) -> None:
+        # What autograd has saved must not change unnoticed.
+        torch.autograd.graph.increment_version(self.changed)
 
 
-def _step_(
-    x: list[torch.Tensor],
-    d: list[torch.Tensor],
-    k: int,
-    is_lsi: bool,
-    retraction: str,
-    length: torch.Tensor,
-    sweep: int,
-    counter: torch.Tensor,
-    active: torch.Tensor,
-) -> torch.Tensor:
-    turned = active.clone(memory_format=torch.contiguous_format)
-    counter = counter.contiguous()
-    numbers, _tables = _numbers(x, d, k, is_lsi, retraction, length, sweep, counter, turned)
-    extension.kernels.step(*numbers)
-    # What autograd has saved must not change unnoticed.
-    torch.autograd.graph.increment_version(x)
-    return turned
+def _step_(x: list[torch.Tensor], d: list[torch.Tensor], *how: Any) -> None:
+    call = _Call(x, d)
+    extension.kernels.step(*call.how(x, d, *how))
+    call.finish()
 
 
 def _momentum_step_(
     x: list[torch.Tensor],
     grad: list[torch.Tensor],
-    buffer: torch.Tensor,
+    buffer: list[torch.Tensor],
     momentum: float,
     dampening: float,
     nesterov: bool,
-    k: int,
-    is_lsi: bool,
-    retraction: str,
-    length: torch.Tensor,
-    sweep: int,
-    counter: torch.Tensor,
-    active: torch.Tensor,
-) -> torch.Tensor:
-    turned = active.clone(memory_format=torch.contiguous_format)
-    counter = counter.contiguous()
-    numbers, _tables = _numbers(x, grad, k, is_lsi, retraction, length, sweep, counter, turned)
-    shape = _check_by_rows(x, grad)
-    check(buffer, "buffer", shape, x[0].dtype)
-    hyperparameters = array("d", (momentum, dampening))
-    extension.kernels.momentum_step(
-        *numbers, buffer.data_ptr(), nesterov, hyperparameters.buffer_info()[0]
-    )
-    torch.autograd.graph.increment_version([*x, buffer])
-    return turned
+    *how: Any,
+) -> None:
+    call = _Call(x, grad)
+    numbers = call.how(x, grad, *how)
+    _check_by_rows(grad)
+    table = call.remembered(buffer, "buffer", (call.n, call.n), call.dtype)
+    extension.kernels.momentum_step(*numbers, *table, nesterov, call.numbers(momentum, dampening))
+    call.finish()
 
 
 def _adam_step_(
     x: list[torch.Tensor],
     grad: list[torch.Tensor],
-    first: torch.Tensor,
-    second: torch.Tensor,
-    most: torch.Tensor | None,
+    first: list[torch.Tensor],
+    second: list[torch.Tensor],
+    most: list[torch.Tensor],
     beta1: float,
     beta2: float,
     eps: float,
-    k: int,
-    is_lsi: bool,
-    retraction: str,
-    length: torch.Tensor,
-    sweep: int,
-    counter: torch.Tensor,
-    active: torch.Tensor,
-) -> torch.Tensor:
-    turned = active.clone(memory_format=torch.contiguous_format)
-    counter = counter.contiguous()
-    numbers, _tables = _numbers(x, grad, k, is_lsi, retraction, length, sweep, counter, turned)
-    shape, real = _check_by_rows(x, grad), x[0].real.dtype
-    is_scalar = second.shape[1:] == (1, 1)
-    small = (shape[0], 1, 1) if is_scalar else shape
-    check(first, "first", shape, x[0].dtype)
-    check(second, "second", small, real)
-    if most is not None:
-        check(most, "most", small, real)
-    hyperparameters = array("d", (beta1, beta2, eps))
-    changed = [first, second] if most is None else [first, second, most]
-    moments = (0 if t is None else t.data_ptr() for t in (first, second, most))
-    extension.kernels.adam_step(*numbers, is_scalar, *moments, hyperparameters.buffer_info()[0])
-    torch.autograd.graph.increment_version([*x, *changed])
-    return turned
+    *how: Any,
+) -> None:
+    call = _Call(x, grad)
+    numbers = call.how(x, grad, *how)
+    _check_by_rows(grad)
+    n, real = call.n, call.dtype.to_real()
+    is_scalar = second[0].shape[-2:] == (1, 1)
+    small = (1, 1) if is_scalar else (n, n)
+    tables = (
+        *call.remembered(first, "first", (n, n), call.dtype),
+        *call.remembered(second, "second", small, real),
+        *(call.remembered(most, "most", small, real) if most else (0, 0)),
+    )
+    extension.kernels.adam_step(*numbers, is_scalar, *tables, call.numbers(beta1, beta2, eps))
+    call.finish()
 
 
-def _check_by_rows(x: Pieces, grad: Pieces) -> tuple[int, int, int]:
-    """Refuse gradients stored otherwise than what is remembered; return the shape of that."""
-    n = x[0].shape[-1]
-    check(grad[0], "grad", tuple(grad[0].shape), x[0].dtype)
-    return batch.count(x), n, n
+def _check_by_rows(grad: Pieces) -> None:
+    """Refuse gradients stored otherwise than what is remembered."""
+    check(grad[0], "grad", tuple(grad[0].shape), grad[0].dtype)
 
 
 _library.impl("step_", _step_, "CPU")
@@ -156,7 +175,7 @@ _library.impl("momentum_step_", _momentum_step_, "CPU")
 _library.impl("adam_step_", _adam_step_, "CPU")
 
 for _operator in (step_, momentum_step_, adam_step_):
-    torch.library.register_fake(_operator, lambda *arguments: torch.empty_like(arguments[-1]))
+    torch.library.register_fake(_operator, lambda *_: None)
 
 
 def _flops(x: list[torch.Size], k: int, is_lsi: bool, sweep: int) -> int:
@@ -173,5 +192,5 @@ def _flops(x: list[torch.Size], k: int, is_lsi: bool, sweep: int) -> int:
 )
 def _(x: list[torch.Size], *rest: object, **__: object) -> int:
     # Entry by entry operations are not counted, as torch does not.
-    k, is_lsi, _retraction, _length, sweep, _counter, _active = rest[-7:]
+    k, is_lsi, _retraction, _length, sweep = rest[-5:]
     return _flops(x, k, is_lsi, sweep)  # type: ignore[arg-type]

@@ -7,10 +7,10 @@ import geoopt
 import torch
 
 from ..linalg import moments
-from ..linalg.batch import Pieces, gather
-from ..linalg.directions import Adam, Given
+from ..linalg.batch import Pieces
+from ..linalg.directions import Adam, Direction
 from .base import ProjUNNOptimizer, check_range
-from .rules import Buffers, Proposal
+from .rules import Buffers, Proposal, Remembering
 
 __all__ = ["ProjUNNRiemannianAdam"]
 
@@ -33,21 +33,29 @@ class _Adam:
             for name in self.buffer_names(group)
         }
 
+    def direction(
+        self, grad: Pieces, buffers: Mapping[str, Pieces], group: Mapping[str, Any]
+    ) -> Direction | None:
+        kept = [buffers[name] for name in self.buffer_names(group)]
+        if not moments.serve(grad[0], *(pieces[0] for pieces in kept)):
+            return None
+        first, second, *most = kept
+        beta1, beta2 = group["betas"]
+        return Adam(grad, first, second, most[0] if most else [], beta1, beta2, group["eps"])
+
     def propose(
-        self, grad: Pieces, buffers: Buffers, taken: torch.Tensor, group: Mapping[str, Any]
+        self, grad: torch.Tensor, buffers: Buffers, taken: torch.Tensor, group: Mapping[str, Any]
     ) -> Proposal:
+        known = self.direction([grad], {name: [buffer] for name, buffer in buffers.items()}, group)
+        if known is not None:
+            return Remembering(known, taken)
         name = _SECOND_MOMENTS[group["second_moment"]]
         beta1, beta2 = group["betas"]
-        if moments.serve(grad[0], *(buffers[each] for each in self.buffer_names(group))):
-            most = buffers[f"max_{name}"] if group["amsgrad"] else None
-            state = buffers["exp_avg"], buffers[name], most
-            return Proposal(Adam(grad, *state, beta1, beta2, group["eps"]), {})
-        g = gather(grad)
-        square = g.real.square() if not g.is_complex() else g.real**2 + g.imag**2
+        square = grad.real.square() if not grad.is_complex() else grad.real**2 + grad.imag**2
         if group["second_moment"] == "scalar":
             square = square.sum((-2, -1), keepdim=True)
         second = buffers[name].lerp(square, 1 - beta2)
-        proposed = {"exp_avg": buffers["exp_avg"].lerp(g, 1 - beta1), name: second}
+        proposed = {"exp_avg": buffers["exp_avg"].lerp(grad, 1 - beta1), name: second}
         if group["amsgrad"]:
             second = torch.maximum(buffers[f"max_{name}"], second)
             proposed[f"max_{name}"] = second
@@ -56,7 +64,7 @@ class _Adam:
         correction2 = (1 - beta2**step).to(second.dtype)[:, None, None]
         # In the memory of the squares, which are not needed any more.
         scale = torch.div(second, correction2, out=square).sqrt_().add_(group["eps"])
-        return Proposal(Given([proposed["exp_avg"] / scale.mul_(correction1)]), proposed)
+        return Proposal(proposed["exp_avg"] / scale.mul_(correction1), proposed)
 
     def withdrawn(self, group: Mapping[str, Any]) -> Mapping[str, float]:
         return {}

@@ -12,7 +12,7 @@ from ..linalg.precision import full_precision
 from ..manifold import LowRankUnitary
 from .delegate import Delegate
 from .kinds import Parts, check_kind, holds_low_rank, kind_of, manifold_of
-from .rank_k import first_state, step_kind
+from .rank_k import first_state, step_kinds
 from .rules import Buffers, UpdateRule
 
 _GROUP_KEYS = ("params", "param_names", "name", "stabilize", "step", "initial_lr")
@@ -142,8 +142,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         riemannian: list[dict[str, Any]] = []
         for group, part in zip(self.param_groups, parts, strict=True):
             with _as_tensors():
-                for members in part.low_rank.values():
-                    step_kind(members, self.state, self._rule, group)
+                step_kinds(part.low_rank.values(), self.state, self._rule, group)
             riemannian.append({"step": 0, **group, "params": part.riemannian})
             plain.append({**group, "params": part.plain})
         self._delegate(self._plain).step(self.state, plain)

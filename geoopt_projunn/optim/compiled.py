@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
-from ..linalg.batch import Pieces, gather, scatter
 from ..manifold import LowRankUnitary
 
 # From here on, updates in place are compiled into copies of the whole matrix.
@@ -20,14 +19,14 @@ _NOT_OF_THE_STEP = ("params", "param_names", "name", "lr", "initial_lr", "step",
 Step = Callable[..., None]
 
 
-def pays(manifold: LowRankUnitary, x: Pieces, grad: Pieces) -> bool:
+def pays(manifold: LowRankUnitary, x: torch.Tensor, grad: torch.Tensor) -> bool:
     """Return whether compiling makes steps of x faster, and the compiler knows its dtype.
 
     It does not where the extension takes steps whole, which leaves little to launch.
     """
-    small = x[0].shape[-1] < _COPIES_FROM
-    known = not x[0].is_complex() and not x[0].is_meta
-    return small and known and not manifold.steps_whole(x, grad)
+    small = x.shape[-1] < _COPIES_FROM
+    known = not x.is_complex() and not x.is_meta
+    return small and known and not manifold.steps_whole([x], [grad])
 
 
 @functools.cache
@@ -43,20 +42,15 @@ def compiled(step: Step) -> Step:
     works = True
 
     @functools.wraps(step)
-    def take(
-        manifold: LowRankUnitary, x: Pieces, grad: Pieces, *rest: Any, group: Mapping[str, Any]
-    ) -> None:
+    def take(manifold: LowRankUnitary, *rest: Any, group: Mapping[str, Any]) -> None:
         nonlocal works
         if not works:
-            return step(manifold, x, grad, *rest, group=group)
-        whole = gather(x)
+            return step(manifold, *rest, group=group)
         constants = {name: group[name] for name in group.keys() - _NOT_OF_THE_STEP}
         # A number would be compiled in.
         lr = torch.as_tensor(group["lr"], dtype=torch.float64).reshape(())
         try:
-            all_of_it = [whole], [gather(grad)], *rest
-            fast(_one_for_all(manifold), *all_of_it, group={**constants, "lr": lr})
-            scatter(whole, x)
+            fast(_one_for_all(manifold), *rest, group={**constants, "lr": lr})
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             works = False
             warnings.warn(
@@ -64,7 +58,7 @@ def compiled(step: Step) -> Step:
                 f"{str(error).strip().splitlines()[0]}",
                 stacklevel=2,
             )
-            step(manifold, x, grad, *rest, group=group)
+            step(manifold, *rest, group=group)
 
     return take
 

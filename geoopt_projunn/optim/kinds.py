@@ -44,7 +44,7 @@ def kind_of(
 
     All that :func:`check_kind` looks at is part of it.
     """
-    layout = p.shape, p.stride(), grad.stride()
+    layout = p.shape, p.stride(), p.is_conj(), grad.stride(), grad.is_conj()
     return layout, p.dtype, p.device, manifold, grad.dtype, state["skipped"].dtype, *state
 
 

@@ -1,19 +1,17 @@
 """The rank-k step of parameters on LowRankUnitary."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
-from ..linalg.batch import Pieces, gather, scatter
+from ..linalg.batch import gather, scatter
 from ..linalg.dense import estimate_orthogonality_error
-from ..linalg.directions import Direction
 from ..manifold import LowRankUnitary
 from ..sketches import Sketched
 from .compiled import compiled, pays
 from .rules import Buffers, UpdateRule
-from .stacks import gather_states
 
 # Matrices below this size spend their step in launching operations: stacking pays.
 _STACK_BELOW = 256
@@ -56,48 +54,78 @@ def first_state(
     }
 
 
-def step_kind(
-    members: list[torch.Tensor],
+def step_kinds(
+    kinds: Iterable[list[torch.Tensor]],
     states: Mapping[torch.Tensor, Buffers],
     rule: UpdateRule,
     group: Mapping[str, Any],
 ) -> None:
-    """Step the parameters of one kind, small ones as a batch."""
-    for stack in _stacks(members):
-        _step_stack(stack, [states[p] for p in stack], rule, group)
+    """Step parameters on LowRankUnitary, those of one kind together."""
+    kinds = list(kinds)
+    addresses = [p.data_ptr() for members in kinds for p in members]
+    points = set(addresses)
+    if len(points) < len(addresses):
+        # Who shares memory steps one after the other.
+        kinds = [[p] for members in kinds for p in members]
+    grads = [[_apart(p.grad, points) for p in members] for members in kinds]
+    for members, grads_of_kind in zip(kinds, grads, strict=True):
+        _step_kind(members, grads_of_kind, [states[p] for p in members], rule, group)
 
 
-def _step_stack(
+def _apart(grad: torch.Tensor | None, points: set[int]) -> torch.Tensor:
+    """Return a copy of a gradient that is a point, and would turn with it."""
+    assert grad is not None
+    return grad.clone() if grad.data_ptr() in points else grad
+
+
+def _step_kind(
     members: list[torch.Tensor],
+    grads: list[torch.Tensor],
     states: list[Buffers],
     rule: UpdateRule,
     group: Mapping[str, Any],
 ) -> None:
     manifold: LowRankUnitary = members[0].manifold  # type: ignore[attr-defined]
-    grads: list[torch.Tensor] = [p.grad for p in members]  # type: ignore[misc]
-    if not {p.data_ptr() for p in members}.isdisjoint([grad.data_ptr() for grad in grads]):
-        # A gradient that is the point itself would turn with it.
-        grads = [grad.clone() for grad in grads]
-    buffers = gather_states(states, members[0].dim() - 2)
-    take = compiled(step_) if group["compile"] and pays(manifold, members, grads) else step_
-    at_once = not rule.withdrawn(group) and manifold.steps_whole(members, grads)
-    if at_once or (count := _matrices_at_once(members)) is None:
-        take(manifold, members, grads, buffers, rule, group=group)
-    else:
-        x, grad = gather(members), gather(grads)
-        for start in range(0, len(x), count):
-            part = slice(start, start + count)
-            part_of_buffers = {name: buffer[part] for name, buffer in buffers.items()}
-            take(manifold, [x[part]], [grad[part]], part_of_buffers, rule, group=group)
-        scatter(x, members)
+    buffers = {name: [state[name] for state in states] for name in states[0]}
+    direction = rule.direction(grads, buffers, group)
+    if direction is not None and manifold.steps_whole(members, grads):
+        counts = buffers["step"], buffers["skipped"]
+        return manifold.step_whole_(members, direction, _length(group), *counts)
+    for stack in _stacks(members):
+        _step_stack(
+            manifold,
+            members[stack],
+            grads[stack],
+            {name: pieces[stack] for name, pieces in buffers.items()},
+            rule,
+            group,
+        )
+
+
+def _step_stack(
+    manifold: LowRankUnitary,
+    members: list[torch.Tensor],
+    grads: list[torch.Tensor],
+    pieces: Mapping[str, list[torch.Tensor]],
+    rule: UpdateRule,
+    group: Mapping[str, Any],
+) -> None:
+    lead = members[0].dim() - 2
+    x, grad = gather(members), gather(grads)
+    buffers = {name: gather(each, lead) for name, each in pieces.items()}
+    take = compiled(step_) if group["compile"] and pays(manifold, x, grad) else step_
+    for part in _parts(x):
+        part_of_buffers = {name: buffer[part] for name, buffer in buffers.items()}
+        take(manifold, x[part], grad[part], part_of_buffers, rule, group=group)
+    scatter(x, members)
     for name, buffer in buffers.items():
-        scatter(buffer, [state[name] for state in states])
+        scatter(buffer, pieces[name])
 
 
 def step_(
     manifold: LowRankUnitary,
-    x: Pieces,
-    grad: Pieces,
+    x: torch.Tensor,
+    grad: torch.Tensor,
     buffers: Buffers,
     rule: UpdateRule,
     group: Mapping[str, Any],
@@ -111,8 +139,8 @@ def step_(
     ----------
     manifold : LowRankUnitary
         rank, sketch, retraction and drift control
-    x, grad : sequence of torch.Tensor
-        b matrices, in tensors of one shape, (*, n, n)
+    x, grad : torch.Tensor
+        (b, n, n)
     buffers : dict
         the state of :func:`first_state`, batch dimensions flattened to b
     rule : UpdateRule
@@ -122,39 +150,42 @@ def step_(
     """
     taken = buffers["step"]
     proposal = rule.propose(grad, buffers, taken, group)
-    direction: Direction | Sketched = proposal.direction
-    length = group["lr"] if group["maximize"] else -group["lr"]
+    direction: torch.Tensor | Sketched = proposal.direction
     withdrawn = rule.withdrawn(group)
     if withdrawn:
-        whole, (along, _) = gather(x), proposal.direction.made(taken)
-        direction = sketched = manifold.sketch_direction(whole, along, taken)
+        direction = sketched = manifold.sketch_direction(x, proposal.direction, taken)
         for name, share in withdrawn.items():
-            sketched.add_velocity_(proposal.buffers[name], whole, -share)
+            sketched.add_velocity_(proposal.buffers[name], x, -share)
 
-    finite = manifold.step_(x, direction, length, taken, proposal.is_finite(taken))
-    proposal.commit_(buffers, finite)
+    finite = manifold.step_(x, direction, _length(group), taken, proposal.is_finite(taken))
+    proposal.commit_(buffers, taken, finite)
     taken.add_(finite)
     buffers["skipped"].add_(~finite)
 
 
-def _stacks(members: list[torch.Tensor]) -> list[list[torch.Tensor]]:
-    """Part the parameters of one kind into those that are stepped as one batch."""
+def _length(group: Mapping[str, Any]) -> Any:
+    """Return what a direction of ascent is multiplied with."""
+    return group["lr"] if group["maximize"] else -group["lr"]
+
+
+def _stacks(members: list[torch.Tensor]) -> list[slice]:
+    """Part the parameters of one kind into those that are stacked, small ones, for one step."""
     first, most = members[0], len(members)
     if first.shape[-1] >= _STACK_BELOW:
         most = 1
-    elif most > 1 and (cache := _cache_of(first)):
+    elif cache := _cache_of(first):
         most = max(1, cache // max(1, first.numel() * first.element_size()))
-    return [members[start : start + most] for start in range(0, len(members), most)]
+    return [slice(start, start + most) for start in range(0, len(members), most)]
 
 
-def _matrices_at_once(stack: list[torch.Tensor]) -> int | None:
-    """Return how many matrices of a large batch to step from product to product, None for all."""
-    if len(stack) > 1 or stack[0].dim() == 2 or not (cache := _cache_of(stack[0])):
-        return None
-    b = math.prod(stack[0].shape[:-2])
-    parts = min(b, round(stack[0].numel() * stack[0].element_size() / cache))
-    # Of equal size: a small rest would launch as many operations as a full part.
-    return -(-b // parts) if parts > 1 else None
+def _parts(x: torch.Tensor) -> list[slice]:
+    """Cut a large batch on a CPU into parts that stay in its cache from product to product."""
+    parts = 1
+    if cache := _cache_of(x):
+        # Of equal size: a small rest would launch as many operations as a full part.
+        parts = min(len(x), round(x.numel() * x.element_size() / cache))
+    count = max(1, -(-len(x) // max(1, parts)))
+    return [slice(start, start + count) for start in range(0, max(len(x), 1), count)]
 
 
 def _cache_of(x: torch.Tensor) -> int:

@@ -19,9 +19,10 @@ class Proposal:
     Nothing has changed yet: where the step is not finite the buffers stay as they are.
     """
 
-    direction: Direction
+    direction: torch.Tensor
+    """(b, n, n)"""
     buffers: Buffers
-    """The next values, by name, of what the direction does not itself remember."""
+    """The next values, by name."""
 
     def is_finite(self, taken: torch.Tensor) -> torch.Tensor:
         """Return for each matrix whether all its next values are finite, (b,), bool."""
@@ -30,10 +31,27 @@ class Proposal:
             finite = finite & _is_finite(buffer)
         return finite
 
-    def commit_(self, buffers: Buffers, active: torch.Tensor) -> None:
+    def commit_(self, buffers: Buffers, taken: torch.Tensor, active: torch.Tensor) -> None:
         """Write the next values into ``buffers`` where ``active``, (b,), bool."""
         for name, buffer in self.buffers.items():
             torch.where(active[:, None, None], buffer, buffers[name], out=buffers[name])
+
+
+class Remembering(Proposal):
+    """A proposal of a direction that remembers the step itself."""
+
+    def __init__(self, direction: Direction, taken: torch.Tensor) -> None:
+        made, self._finite = direction.made(taken)
+        super().__init__(made, {})
+        self._remembers = direction
+
+    def is_finite(self, taken: torch.Tensor) -> torch.Tensor:
+        """Return for each matrix whether what made its direction is finite, (b,), bool."""
+        return super().is_finite(taken) if self._finite is None else self._finite
+
+    def commit_(self, buffers: Buffers, taken: torch.Tensor, active: torch.Tensor) -> None:
+        """Remember the step where ``active``, (b,), bool."""
+        self._remembers.advance_(taken, active)
 
 
 def _is_finite(buffer: torch.Tensor) -> torch.Tensor:
@@ -54,15 +72,30 @@ class UpdateRule(Protocol):
         Each tensor's shape begins with the batch dimensions of ``x``; two more follow.
         """
 
+    def direction(
+        self, grad: Pieces, buffers: Mapping[str, Pieces], group: Mapping[str, Any]
+    ) -> Direction | None:
+        """Return what the extension steps along, or None if it does not know how.
+
+        Parameters
+        ----------
+        grad : sequence of torch.Tensor
+            gradients of one shape, (*, n, n)
+        buffers : dict
+            the state of :meth:`first_buffers` of each
+        group : mapping
+            hyperparameters
+        """
+
     def propose(
-        self, grad: Pieces, buffers: Buffers, taken: torch.Tensor, group: Mapping[str, Any]
+        self, grad: torch.Tensor, buffers: Buffers, taken: torch.Tensor, group: Mapping[str, Any]
     ) -> Proposal:
         """Return what to do, without doing it.
 
         Parameters
         ----------
-        grad : sequence of torch.Tensor
-            b matrices, in tensors of one shape, (*, n, n)
+        grad : torch.Tensor
+            (b, n, n)
         buffers : dict
             the state of :meth:`first_buffers`, batch dimensions flattened to b
         taken : torch.Tensor

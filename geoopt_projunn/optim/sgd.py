@@ -7,10 +7,10 @@ import geoopt
 import torch
 
 from ..linalg import moments
-from ..linalg.batch import Pieces, gather
-from ..linalg.directions import Given, Momentum
+from ..linalg.batch import Pieces
+from ..linalg.directions import Direction, Given, Momentum
 from .base import ProjUNNOptimizer, check_range
-from .rules import Buffers, Proposal
+from .rules import Buffers, Proposal, Remembering
 
 __all__ = ["ProjUNNRiemannianSGD"]
 
@@ -29,28 +29,34 @@ class _Momentum:
             for name in self.buffer_names(group)
         }
 
+    def direction(
+        self, grad: Pieces, buffers: Mapping[str, Pieces], group: Mapping[str, Any]
+    ) -> Direction | None:
+        if group["error_feedback"] is not None:
+            return None
+        if group["momentum"] == 0:
+            return Given(grad)
+        before = buffers["momentum_buffer"]
+        if not moments.serve(grad[0], before[0]):
+            return None
+        return Momentum(grad, before, group["momentum"], group["dampening"], group["nesterov"])
+
     def propose(
-        self, grad: Pieces, buffers: Buffers, taken: torch.Tensor, group: Mapping[str, Any]
+        self, grad: torch.Tensor, buffers: Buffers, taken: torch.Tensor, group: Mapping[str, Any]
     ) -> Proposal:
         momentum, feedback = group["momentum"], group["error_feedback"]
         if feedback is not None:
-            direction = buffers["feedback_buffer"] + gather(grad)
-            return Proposal(Given([direction]), {"feedback_buffer": direction * feedback})
-        if momentum == 0:
-            return Proposal(Given(grad), {})
-        before, dampening, nesterov = (
-            buffers["momentum_buffer"],
-            group["dampening"],
-            group["nesterov"],
-        )
-        if moments.serve(grad[0], before):
-            return Proposal(Momentum(grad, before, momentum, dampening, nesterov), {})
-        g = gather(grad)
+            direction = buffers["feedback_buffer"] + grad
+            return Proposal(direction, {"feedback_buffer": direction * feedback})
+        known = self.direction([grad], {name: [buffer] for name, buffer in buffers.items()}, group)
+        if known is not None:
+            return Remembering(known, taken)
+        before = buffers["momentum_buffer"]
         # As in torch, the first step of a parameter takes the gradient undamped.
-        share = (1 - dampening * (taken > 0).double()).to(g.real.dtype)
-        buffer = torch.addcmul(before * momentum, g, share[:, None, None])
-        direction = torch.add(g, buffer, alpha=momentum) if nesterov else buffer
-        return Proposal(Given([direction]), {"momentum_buffer": buffer})
+        share = (1 - group["dampening"] * (taken > 0).double()).to(grad.real.dtype)
+        buffer = torch.addcmul(before * momentum, grad, share[:, None, None])
+        direction = torch.add(grad, buffer, alpha=momentum) if group["nesterov"] else buffer
+        return Proposal(direction, {"momentum_buffer": buffer})
 
     def withdrawn(self, group: Mapping[str, Any]) -> Mapping[str, float]:
         if group["error_feedback"] is None:

@@ -6,8 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from geoopt_projunn import LowRankUnitary, drift, retractions, sketches
-from geoopt_projunn.linalg import extension, stages, whole_steps
-from geoopt_projunn.linalg.directions import Given
+from geoopt_projunn.linalg import extension, stages
 from geoopt_projunn.rotation import Rotation
 from tests._asserts import assert_bit_equal, assert_unitary, assert_within
 from tests._matrices import (
@@ -68,7 +67,7 @@ def test_any_counter_stays_within_its_matrix(name, k, counter):
     sketched = sketches.SKETCHES[name](x[1:2], d[1:2], k, counter)
     before = x.clone()
     manifold = LowRankUnitary(k, sketch=name, sweep=4)
-    stepped = manifold.step_([x[1:2]], Given([d[1:2]]), 0.1, counter, active)
+    stepped = manifold.step_(x[1:2], d[1:2], 0.1, counter, active)
     assert stepped.all()
     assert_bit_equal(x[::2], before[::2])
     if abs(int(counter)) < 2**60:
@@ -241,55 +240,6 @@ def test_a_rotation_that_is_not_finite_is_left_out(dtype, part, bad):
     assert x.isfinite().all()
 
 
-@pytest.mark.parametrize("sweep", [0, 1, 3])
-@pytest.mark.parametrize(("n", "k"), [(7, 1), (24, 3), (260, 1)], ids=str)
-@served
-@dtypes
-def test_a_whole_step_is_its_stages_one_after_the_other(dtype, name, n, k, sweep):
-    x, d, counter = draw(n, dtype)
-    d[2, 0, 0] = torch.nan
-    active = torch.tensor([True, False, True])
-    manifold = LowRankUnitary(k, sketch=name, sweep=sweep)
-    sketched = manifold.sketch_direction(x, d, counter)
-    whole, parts = x.clone(), x.clone()
-    version = whole._version
-    with Recorder() as recorder:
-        stepped = manifold.step_([whole], Given([d]), -0.1, counter, active)
-    assert "step_" in recorder.operations
-    assert whole._version > version
-    assert stepped.tolist() == [True, False, False]
-    assert_bit_equal(manifold.step_([parts], sketched, -0.1, counter, active), stepped)
-    assert_bit_equal(whole, parts)
-    assert_bit_equal(whole[1:], x[1:])
-    assert_within(whole[0] - x[0], 0, 1.0)
-    assert not torch.equal(whole[0], x[0])
-
-
-@pytest.mark.parametrize("by_columns", [False, True])
-@served
-@dtypes
-def test_where_the_matrices_of_a_step_lie_changes_no_bit(dtype, name, by_columns, threads):
-    x, d, counter = draw(24, dtype, b=4)
-    active = torch.tensor([True, True, False, True])
-    manifold = LowRankUnitary(3, sketch=name)
-
-    def stored(a):
-        return a.mT.contiguous().mT if by_columns else a.clone()
-
-    whole = stored(x)
-    manifold.step_([whole], Given([stored(d)]), 0.1, counter, active)
-    for of_x, of_d in ((1, 1), (2, 1), (1, 4), (2, 4), (4, 1), (4, 2)):
-        threads(of_d)
-        pieces = [stored(piece) for piece in x.split(of_x)]
-        directions = [stored(piece) for piece in d.split(of_d)]
-        versions = [piece._version for piece in pieces]
-        with Recorder() as recorder:
-            manifold.step_(pieces, Given(directions), 0.1, counter, active)
-        assert "step_" in recorder.operations
-        assert_bit_equal(torch.cat(pieces), whole)
-        assert all(p._version > v for p, v in zip(pieces, versions, strict=True))
-
-
 @pytest.mark.parametrize("n", [64, 300])
 @dtypes
 def test_threads_and_other_matrices_change_no_bit(dtype, n, threads):
@@ -303,7 +253,7 @@ def test_threads_and_other_matrices_change_no_bit(dtype, n, threads):
         rotation = LowRankUnitary(2).rotation(sketched, 0.1, dtype)
         drift.turn_(x, rotation, 1, counter, torch.ones_like(counter, dtype=torch.bool))
         whole, everywhere = x.clone(), torch.ones_like(counter, dtype=torch.bool)
-        LowRankUnitary(3).step_([whole], Given([d]), 0.1, counter, everywhere)
+        LowRankUnitary(3).step_(whole, d, 0.1, counter, everywhere)
         return x, whole, *sketched, *sketches.lsi(x, d, 1, counter)
 
     outs = []
@@ -323,13 +273,12 @@ def test_stages_are_operators_as_torch_wants_them(b):
     x, d, counter = torch.eye(6).expand(b, 6, 6).clone(), torch.randn(b, 6, 6), torch.arange(b)
     rows, core = stages.tangent(x, d, 2, counter)
     delta = stages.retract(core, "exponential")
-    active, length = torch.ones(b, dtype=torch.bool), torch.tensor(0.1, dtype=torch.float64)
+    active = torch.ones(b, dtype=torch.bool)
     for stage, arguments in (
         (stages.tangent, (x, d, 2, counter)),
         (stages.lsi, (x, d, 2, counter)),
         *((stages.retract, (core, name)) for name in stages.RETRACTIONS),
         (stages.turn_, (x, rows.float(), delta, 1, counter, active)),
-        (whole_steps.step_, ([x], [d], 2, True, "polar", length, 1, counter, active)),
     ):
         torch.library.opcheck(stage, arguments)
     torch.library.opcheck(stages.retract, (core.mT, "cayley"))
@@ -351,11 +300,11 @@ def test_a_length_for_each_matrix_is_taken():
     x, d, counter = draw(12, torch.float64)
     length, active = torch.tensor([0.1, -0.2, 0.0]), torch.ones(3, dtype=torch.bool)
     each, manifold = x.clone(), LowRankUnitary(2, sweep=0)
-    manifold.step_([each], Given([d]), length[:, None, None].double(), counter, active)
+    manifold.step_(each, d, length[:, None, None].double(), counter, active)
     for index in range(3):
         one = x[index : index + 1].clone()
         part = slice(index, index + 1)
-        manifold.step_([one], Given([d[part]]), float(length[index]), counter[part], active[part])
+        manifold.step_(one, d[part], float(length[index]), counter[part], active[part])
         assert_within(each[part], one, 1e-7)
 
 
@@ -431,23 +380,6 @@ def test_what_does_not_fit_is_refused():
             stages.turn_(**{**turn, name: wrong}, sweep=1)
     with pytest.raises(ValueError, match=r"`sweep` must be between 0 and n = 6, got 7"):
         stages.turn_(**turn, sweep=7)
-    step = {"x": [*x], "d": [d], "k": 1, "is_lsi": False, "counter": counter, "active": active}
-    step |= {"retraction": "cayley", "length": torch.tensor(0.1, dtype=torch.float64), "sweep": 1}
-    for name, wrong, message in (
-        ("x", [x[0], x[1], x[2].mT], r"`x` must be .* one shape, strides.*\(6, 1\).*\(1, 6\)"),
-        ("x", [x[0], x[1].double(), x[2]], r"`x` must be .* dtype, got .*float32, and .*float64"),
-        ("x", [x[0], x[1, :5], x[2]], r"`x` must be .* one shape, .*\(6, 6\).*\(5, 6\)"),
-        ("x", [x[0, :5], x[1, :5], x[2, :5]], r"`x` must be contiguous, of shape \(6, 6\)"),
-        ("d", [*d[:2]], r"`d` must be 3 matrices, got 2"),
-        ("d", [d[:, :5]], r"`d` must be contiguous, of shape \(3, 6, 6\).* got shape \(3, 5, 6\)"),
-        ("d", [d.double()], r"`d` must be .*float32, got .*float64"),
-        ("retraction", "none", r"`retraction` must be one of .*'polar'.*, got 'none'"),
-        ("k", 0, r"`k` must be between 1 and n / 2 = 3, got 0"),
-        ("length", torch.tensor(0.1), r"`length` must be .*float64, got .*float32"),
-        ("sweep", -1, r"`sweep` must be between 0 and n = 6, got -1"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            whole_steps.step_(**{**step, name: wrong})
     assert_bit_equal(x, before)
 
 
@@ -460,19 +392,15 @@ def test_flops_are_counted_and_shapes_are_known_without_data():
             sketched = sketches.SKETCHES[name](x, d, 4, counter)
             rotation = LowRankUnitary(4).rotation(sketched, 0.1, x.dtype)
             drift.turn_(x, rotation, 2, counter, torch.ones(2, dtype=torch.bool))
-            LowRankUnitary(4, sketch=name, sweep=2).step_(
-                [*x], Given([d]), 0.1, counter, torch.ones(2, dtype=torch.bool)
-            )
             outs += [*sketched, *rotation]
         return outs
 
     with FlopCounterMode(display=False) as counter:
         real = run()
-    # Of each matrix, twice: the sketches of rank 4, and two turns of rank 8 that sweep two columns.
-    # In a whole step the products of four rows are known from the tangent sketch.
-    twice = 2 * (16 * 4 + 6 * 4 + 2 * 4 * (8 + 2)) - 2 * 4
+    # Of each matrix: the sketches of rank 4, and two turns of rank 8 that sweep two columns.
+    of_entries = 16 * 4 + 6 * 4 + 2 * 4 * (8 + 2)
     exponentials = 2 * 2 * 19 * 2 * 8**3
-    assert counter.get_total_flops() == twice * 2 * 512**2 + exponentials
+    assert counter.get_total_flops() == of_entries * 2 * 512**2 + exponentials
     with FakeTensorMode():
         fake = run()
     assert [one.shape for one in fake] == [one.shape for one in real]

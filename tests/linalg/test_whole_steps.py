@@ -1,11 +1,12 @@
-"""Whole steps along directions that are never stored, against those along stored ones."""
+"""Whole steps of matrices wherever they lie, against their stages one after the other."""
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from geoopt_projunn import LowRankUnitary
-from geoopt_projunn.linalg import extension, whole_steps
+from geoopt_projunn.linalg import extension, stages, whole_steps
 from geoopt_projunn.linalg.directions import Adam, Given, Momentum
 from tests._asserts import assert_bit_equal, assert_unitary
 from tests._matrices import DTYPES, unitary
@@ -17,10 +18,11 @@ pytestmark = [
 ]
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
-KINDS = ("momentum", "nesterov", "adam", "amsgrad", "scalar", "scalar amsgrad")
-kinds = pytest.mark.parametrize("kind", KINDS)
+REMEMBERING = ("momentum", "nesterov", "adam", "amsgrad", "scalar", "scalar amsgrad")
+kinds = pytest.mark.parametrize("kind", ["given", *REMEMBERING])
 # Made at once, and chunk by chunk, with an odd rest.
-SIZES = (7, 24, 301)
+sizes = pytest.mark.parametrize("n", [7, 24, 301])
+LENGTH = torch.tensor(0.01, dtype=torch.float64)
 
 
 @pytest.fixture
@@ -31,9 +33,11 @@ def threads():
 
 
 def draw(n, dtype, kind, b=3):
-    """Points, gradients, and what is remembered in the middle of a run."""
+    """Points, gradients, what is remembered in the middle of a run, and steps taken."""
     x, grad = unitary(b, n, n, dtype=dtype), torch.randn(b, n, n, dtype=dtype) / n
-    memory = [torch.randn(b, n, n, dtype=dtype) / n]
+    memory = []
+    if kind != "given":
+        memory.append(torch.randn(b, n, n, dtype=dtype) / n)
     if "adam" in kind or "amsgrad" in kind or "scalar" in kind:
         small = (b, 1, 1) if "scalar" in kind else (b, n, n)
         memory += [torch.rand(small, dtype=x.real.dtype) for _ in range(1 + ("amsgrad" in kind))]
@@ -41,87 +45,122 @@ def draw(n, dtype, kind, b=3):
 
 
 def direction(kind, grad, memory):
+    if kind == "given":
+        return Given(grad)
     if kind in ("momentum", "nesterov"):
         return Momentum(grad, *memory, 0.9, 0.3, kind == "nesterov")
-    most = memory[2] if "amsgrad" in kind else None
+    most = memory[2] if "amsgrad" in kind else []
     return Adam(grad, memory[0], memory[1], most, 0.9, 0.99, 1e-8)
 
 
-def copies(tensors):
-    return [tensor.clone() for tensor in tensors]
+def take(manifold, kind, x, grad, memory, counter, each=1, grads=None):
+    """Step copies whose tensors hold ``each`` matrices; return points, memory and counts."""
+
+    def pieces(tensor, size):
+        return [part.clone() for part in tensor.split(size)]
+
+    points, kept = pieces(x, each), [pieces(one, each) for one in memory]
+    steps, skipped = pieces(counter, each), pieces(torch.zeros(len(x), dtype=x.real.dtype), each)
+    along = direction(kind, pieces(grad, each) if grads is None else grads, kept)
+    manifold.step_whole_(points, along, LENGTH, steps, skipped)
+    return [torch.cat(parts) for parts in (points, *kept, steps, skipped)]
 
 
+@pytest.mark.parametrize("retraction", stages.RETRACTIONS)
 @pytest.mark.parametrize(("k", "sketch"), [(1, "tangent"), (3, "tangent"), (2, "lsi")])
-@pytest.mark.parametrize("n", SIZES)
+@sizes
 @kinds
 @dtypes
-def test_a_whole_step_is_direction_step_and_memory_one_after_the_other(dtype, kind, n, k, sketch):
+def test_a_whole_step_is_its_stages_one_after_the_other(dtype, kind, n, k, sketch, retraction):
     x, grad, memory, counter = draw(n, dtype, kind)
-    active = torch.tensor([True, False, True])
-    manifold = LowRankUnitary(k, sketch=sketch, sweep=2)
-    whole, parts = (([*x.clone()], copies(memory)) for _ in range(2))
-    versions = [tensor._version for tensor in (*whole[0], *whole[1])]
+    manifold = LowRankUnitary(k, sketch=sketch, retraction=retraction, sweep=2)
     with Recorder() as recorder:
-        along = direction(kind, [*grad], whole[1])
-        stepped = manifold.step_(whole[0], along, 0.01, counter, active)
-    assert recorder.operations & {"momentum_step_", "adam_step_"}
-    # Beside what says which were stepped.
-    assert recorder.largest <= 2 * len(x)
-    assert all(
-        tensor._version > version
-        for tensor, version in zip((*whole[0], *whole[1]), versions, strict=True)
-    )
+        after, *kept, steps, skipped = take(manifold, kind, x, grad, memory, counter)
+    assert recorder.operations & {"step_", "momentum_step_", "adam_step_"}
+    assert steps.tolist() == (counter + 1).tolist()
+    assert not skipped.any()
 
-    along = direction(kind, [grad], parts[1])
-    made, finite = along.made(counter)
-    assert finite.all()
-    expected = manifold.step_(parts[0], Given([made]), 0.01, counter, active)
-    along.advance_(counter, expected)
-    assert stepped.tolist() == expected.tolist() == [True, False, True]
-    for one, two in zip((*whole[0], *whole[1]), (*parts[0], *parts[1]), strict=True):
-        assert_bit_equal(one, two)
-    for after, before in zip(whole[1], memory, strict=True):
-        assert_bit_equal(after[1], before[1])
+    expected = x.clone()
+    own = [one.clone() for one in memory]
+    along = direction(kind, [grad], [[one] for one in own])
+    made, _ = along.made(counter)
+    everywhere = torch.ones(3, dtype=torch.bool)
+    assert manifold.step_(expected, made, LENGTH, counter, everywhere).all()
+    along.advance_(counter, everywhere)
+    assert_bit_equal(after, expected)
+    for one, other in zip(kept, own, strict=True):
+        assert_bit_equal(one, other)
     # All but the largest second moment, which may stay.
-    for after, before in zip(whole[1][:2], memory[:2], strict=True):
-        assert not torch.equal(after[0], before[0])
-    assert not torch.equal(whole[0][0], x[0])
-    assert_unitary(torch.stack(whole[0]))
+    for one, before in zip((after, *kept[:2]), (x, *memory[:2]), strict=True):
+        assert not torch.equal(one, before)
+    assert_unitary(after)
+
+
+@pytest.mark.parametrize("kind", ["given", "momentum", "adam", "scalar amsgrad"])
+@dtypes
+def test_where_the_matrices_lie_changes_no_bit(dtype, kind, threads):
+    x, grad, memory, counter = draw(24, dtype, kind, b=4)
+    grad[2, 3, 4] = torch.inf
+    manifold = LowRankUnitary(3)
+    whole = take(manifold, kind, x, grad, memory, counter, 4)
+    assert whole[-1].tolist() == [0, 0, 1, 0]
+    for each, of_grad, count in ((1, 1, 1), (2, 2, 2), (1, 4, 2), (4, 1, 1), (2, 1, 3)):
+        threads(count)
+        grads = list(grad.split(of_grad))
+        for one, other in zip(
+            whole,
+            take(manifold, kind, x, grad, memory, counter, each, grads),
+            strict=True,
+        ):
+            assert_bit_equal(one, other)
+
+
+@pytest.mark.parametrize("sketch", ["tangent", "lsi"])
+def test_points_and_gradients_may_be_stored_by_columns(sketch):
+    x, grad, _, counter = draw(24, torch.complex128, "given")
+    manifold = LowRankUnitary(2, sketch=sketch)
+    expected, *_ = take(manifold, "given", x, grad, [], counter)
+    points = [point.mT.contiguous().mT for point in x]
+    versions = [point._version for point in points]
+    skipped = [torch.zeros((), dtype=torch.float64) for _ in points]
+    steps = [count.clone() for count in counter]
+    along = Given([one.mT.contiguous().mT for one in grad])
+    manifold.step_whole_(points, along, LENGTH, steps, skipped)
+    assert (torch.stack(points) - expected).abs().max() < 1e-13
+    for tensor, before in zip(points, versions, strict=True):
+        assert tensor._version > before
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-@pytest.mark.parametrize("n", SIZES)
+@sizes
 @kinds
 @dtypes
 def test_where_anything_is_not_finite_nothing_changes(dtype, kind, n, bad):
     x, grad, memory, counter = draw(n, dtype, kind)
     grad[1].view(-1)[n * n // 2] = bad
-    memory[0][2].view(-1)[-1] = torch.inf
-    before = x.clone(), *copies(memory)
-    everywhere = torch.ones(3, dtype=torch.bool)
-    along = direction(kind, [grad], memory)
-    stepped = LowRankUnitary(1).step_([x], along, 0.01, counter, everywhere)
-    assert stepped.tolist() == [True, False, False]
-    for after, old in zip((x, *memory), before, strict=True):
-        assert_bit_equal(after[1:], old[1:])
-    for after, old in zip((x, memory[0]), before[:2], strict=True):
-        assert not torch.equal(after[0], old[0])
+    if memory:
+        memory[0][2].view(-1)[-1] = torch.inf
+    after, *kept, steps, skipped = take(LowRankUnitary(1), kind, x, grad, memory, counter)
+    stays = torch.tensor([False, True, bool(memory)])
+    assert skipped.tolist() == stays.tolist()
+    assert steps.tolist() == (counter + ~stays).tolist()
+    for one, before in zip((after, *kept), (x, *memory), strict=True):
+        assert_bit_equal(one[stays], before[stays])
+    for one, before in zip((after, *kept[:1]), (x, *memory[:1]), strict=True):
+        assert not torch.equal(one[0], before[0])
 
 
 @pytest.mark.parametrize("kind", ["adam", "amsgrad", "scalar", "scalar amsgrad"])
-@pytest.mark.parametrize("n", SIZES)
+@sizes
 @dtypes
 def test_a_second_moment_that_overflows_stops_the_step(dtype, n, kind):
     """Though the direction, divided by it, would be finite."""
     x, grad, memory, counter = draw(n, dtype, kind)
     grad[0, 1, 2] = torch.finfo(dtype).max ** 0.75
-    before = x.clone(), *copies(memory)
-    everywhere = torch.ones(3, dtype=torch.bool)
-    along = direction(kind, [grad], memory)
-    stepped = LowRankUnitary(1).step_([x], along, 0.01, counter, everywhere)
-    assert stepped.tolist() == [False, True, True]
-    for after, old in zip((x, *memory), before, strict=True):
-        assert_bit_equal(after[0], old[0])
+    after, *kept, _, skipped = take(LowRankUnitary(1), kind, x, grad, memory, counter)
+    assert skipped.tolist() == [1, 0, 0]
+    for one, before in zip((after, *kept), (x, *memory), strict=True):
+        assert_bit_equal(one[0], before[0])
 
 
 @pytest.mark.parametrize("n", [64, 301])
@@ -130,13 +169,10 @@ def test_a_second_moment_that_overflows_stops_the_step(dtype, n, kind):
 def test_threads_and_other_matrices_change_no_bit(dtype, kind, n, threads):
     x, grad, memory, counter = draw(n, dtype, kind, b=4)
     outs = []
-    for count, chosen in ((1, slice(4)), (2, slice(4)), (3, slice(4)), (1, slice(1, 2))):
+    for count, part in ((1, slice(4)), (2, slice(4)), (3, slice(4)), (1, slice(1, 2))):
         threads(count)
-        own = [tensor[chosen].clone() for tensor in (x, *memory)]
-        everywhere = torch.ones(len(own[0]), dtype=torch.bool)
-        along = direction(kind, [*grad[chosen]], own[1:])
-        LowRankUnitary(2).step_([own[0]], along, 0.01, counter[chosen], everywhere)
-        outs.append(own)
+        own = [one[part] for one in memory]
+        outs.append(take(LowRankUnitary(2), kind, x[part], grad[part], own, counter[part]))
     for other in outs[1:3]:
         for one, two in zip(outs[0], other, strict=True):
             assert_bit_equal(one, two)
@@ -147,50 +183,83 @@ def test_threads_and_other_matrices_change_no_bit(dtype, kind, n, threads):
 @pytest.mark.parametrize("b", [0, 1])
 def test_they_are_operators_as_torch_wants_them(b):
     x, grad = torch.eye(6).expand(b, 6, 6).clone(), torch.randn(b, 6, 6)
-    first, second = torch.randn(b, 6, 6), torch.rand(b, 6, 6)
-    counter, active = torch.arange(b), torch.ones(b, dtype=torch.bool)
-    how = 2, False, "exponential", torch.tensor(0.1, dtype=torch.float64), 1, counter, active
+    first, second = [torch.randn(b, 6, 6)], [torch.rand(b, 6, 6)]
+    most = [second[0].clone()]
+    how = [torch.arange(b)], [torch.zeros(b)], 2, False, "exponential", LENGTH, 1
     for step, memory in (
+        (whole_steps.step_, ()),
         (whole_steps.momentum_step_, (first, 0.9, 0.1, True)),
-        (whole_steps.adam_step_, (first, second, None, 0.9, 0.99, 1e-8)),
-        (whole_steps.adam_step_, (first, second, second.clone(), 0.9, 0.99, 1e-8)),
+        (whole_steps.adam_step_, (first, second, [], 0.9, 0.99, 1e-8)),
+        (whole_steps.adam_step_, (first, second, most, 0.9, 0.99, 1e-8)),
     ):
         torch.library.opcheck(step, ([x], [grad], *memory, *how))
 
 
+@pytest.mark.parametrize("sketch", ["tangent", "lsi"])
 @kinds
-def test_flops_are_those_of_a_step_along_a_stored_direction(kind):
-    x, grad, memory, counter = draw(24, torch.float32, kind)
-    counts = []
-    for along in (Given([grad]), direction(kind, [*grad], memory)):
-        with FlopCounterMode(display=False) as flops:
-            LowRankUnitary(2).step_([*x], along, 0.1, counter, torch.ones(3, dtype=torch.bool))
-        counts.append(flops.get_total_flops())
-    assert counts[0] == counts[1] > 0
+def test_flops_are_counted_and_nothing_runs_without_data(kind, sketch):
+    def run():
+        x, grad, memory, counter = draw(24, torch.float32, kind)
+        return take(LowRankUnitary(4, sketch=sketch, sweep=2), kind, x, grad, memory, counter)
+
+    with FlopCounterMode(display=False) as flops:
+        real = run()
+    # Of a sketch of rank 4, of which the products of four rows are known, and a turn of rank 8
+    # that sweeps two columns.
+    of_entries = (14 if sketch == "tangent" else 6) * 4 + 4 * (8 + 2)
+    assert flops.get_flop_counts()["Global"][_operator(kind)] == of_entries * 3 * 24**2
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x = torch.zeros(3, 24, 24)
+        counts = torch.zeros(3, dtype=torch.int64), torch.zeros(3)
+        whole_steps.step_(
+            [x], [x.clone()], *([one] for one in counts), 1, False, "polar", LENGTH, 1
+        )
+    assert real[0].isfinite().all()
+
+
+def _operator(kind):
+    name = {"given": "step_", "momentum": "momentum_step_", "nesterov": "momentum_step_"}
+    return getattr(torch.ops.geoopt_projunn, name.get(kind, "adam_step_"))
 
 
 def test_what_does_not_fit_is_refused():
     x, grad, memory, counter = draw(6, torch.float32, "amsgrad")
-    before = x.clone(), *copies(memory)
-    active = torch.ones(3, dtype=torch.bool)
-    how = 1, False, "polar", torch.tensor(0.1, dtype=torch.float64), 1, counter, active
+    before = [one.clone() for one in (x, *memory, counter)]
     first, second, most = memory
-    numbers = 0.9, 0.99, 1e-8
-    for state, message in (
-        ((grad.mT, first, second, most), r"`grad` must be contiguous, .* strides \(36, 1, 6\)"),
-        ((grad, first[:2], second, most), r"`first` must be .* got shape \(2, 6, 6\)"),
-        ((grad, first, second.double(), most), r"`second` must be .* got .*float64"),
-        ((grad, first, second, most[:, :1]), r"`most` must be .* got shape \(3, 1, 6\)"),
-        ((grad, first, second[:, :1, :1].contiguous(), most), r"`most` must be .*\(3, 1, 1\)"),
+    skipped = torch.zeros(3)
+    how = {"step": [counter], "skipped": [skipped], "k": 1, "is_lsi": False}
+    how |= {"retraction": "cayley", "length": LENGTH, "sweep": 1}
+    plain = {"x": [x], "d": [grad], **how}
+    momentum = {"x": [x], "grad": [grad], "buffer": [first], "momentum": 0.9, "dampening": 0.0}
+    momentum |= {"nesterov": False, **how}
+    adam = {"x": [x], "grad": [grad], "first": [first], "second": [second], "most": [most]}
+    adam |= {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8, **how}
+    by_columns = r"must be contiguous, .* strides \(36, 1, 6\)"
+    for step, arguments, name, wrong, message in (
+        (whole_steps.step_, plain, "x", [x[0], x[1], x[2].mT], r"one shape, strides.*\(1, 6\)"),
+        (whole_steps.step_, plain, "x", [x[0], x[1].double(), x[2]], r"float32, .*, .*float64"),
+        (whole_steps.step_, plain, "x", [x[0], x[1, :5], x[2]], r"\(6, 6\).*\(5, 6\)"),
+        (whole_steps.step_, plain, "x", [x[0, :5]], r"must be contiguous, of shape \(6, 6\)"),
+        (whole_steps.step_, plain, "d", [*grad[:2]], r"must be 3 matrices, got 2"),
+        (whole_steps.step_, plain, "d", [grad[:, :5]], r"\(3, 6, 6\).* got shape \(3, 5, 6\)"),
+        (whole_steps.step_, plain, "d", [grad.double()], r"float32, got .*float64"),
+        (whole_steps.step_, plain, "k", 0, r"must be between 1 and n / 2 = 3, got 0"),
+        (whole_steps.step_, plain, "retraction", "none", r"one of .*'polar'.*, got 'none'"),
+        (whole_steps.step_, plain, "length", torch.tensor(0.1), r"float64, got .*float32"),
+        (whole_steps.step_, plain, "sweep", -1, r"must be between 0 and n = 6, got -1"),
+        (whole_steps.step_, plain, "step", [counter.int()], r"int64, got .*int32"),
+        (whole_steps.step_, plain, "step", [counter[:2]], r"\(3,\) .* got shape \(2,\)"),
+        (whole_steps.step_, plain, "step", [counter] * 2, r"must be of 3 matrices, got 2 tensors"),
+        (whole_steps.step_, plain, "skipped", [skipped.double()], r"float32, got .*float64"),
+        (whole_steps.momentum_step_, momentum, "grad", [grad.mT], by_columns),
+        (whole_steps.momentum_step_, momentum, "buffer", [first.mT], by_columns),
+        (whole_steps.adam_step_, adam, "grad", [grad.mT], by_columns),
+        (whole_steps.adam_step_, adam, "first", [first[:2]], r"got shape \(2, 6, 6\)"),
+        (whole_steps.adam_step_, adam, "second", [second.double()], r"got .*float64"),
+        (whole_steps.adam_step_, adam, "most", [most[:, :1]], r"got shape \(3, 1, 6\)"),
     ):
-        own, *moments = state
-        with pytest.raises(ValueError, match=message):
-            whole_steps.adam_step_([x], [own], *moments, *numbers, *how)
-    for own, buffer, message in (
-        (grad.mT, first, r"`grad` must be contiguous, .* strides \(36, 1, 6\)"),
-        (grad, first.mT, r"`buffer` must be contiguous, .* strides \(36, 1, 6\)"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            whole_steps.momentum_step_([x], [own], buffer, 0.9, 0.0, False, *how)
-    for one, two in zip((x, *memory), before, strict=True):
+        with pytest.raises(ValueError, match=f"`{name}` .*{message}"):
+            step(**{**arguments, name: wrong})
+    for one, two in zip((x, *memory, counter), before, strict=True):
         assert_bit_equal(one, two)
+    assert not skipped.any()
