@@ -88,7 +88,9 @@ def _step_kind(
     manifold: LowRankUnitary = members[0].manifold  # type: ignore[attr-defined]
     buffers = {name: [state[name] for state in states] for name in states[0]}
     direction = rule.direction(grads, buffers, group)
-    if direction is not None and manifold.steps_whole(members, grads):
+    # What was loaded may lie in any way.
+    plain = all(buffer.is_contiguous() for pieces in buffers.values() for buffer in pieces)
+    if direction is not None and plain and manifold.steps_whole(members, grads):
         counts = buffers["step"], buffers["skipped"]
         return manifold.step_whole_(members, direction, _length(group), *counts)
     for stack in _stacks(members):

@@ -175,6 +175,25 @@ def test_parameters_that_share_memory_step_one_after_the_other():
     assert_within(p, one_after_the_other, 1e-14)
 
 
+@each_setting
+@pytest.mark.parametrize("shape", [(8, 8), (3, 8, 8)], ids=str)
+@pytest.mark.usefixtures("each_way")
+def test_state_may_be_stored_in_any_way(shape, kind, options):
+    params = alike(3, *shape)
+    others = [on_manifold(p.detach()) for p in params]
+    optimizer, other = kind(params, **options), kind(others, **options)
+    for number in range(3):
+        step(optimizer, params, number)
+        step(other, others, number)
+        state = optimizer.state[params[1]]
+        for name, value in state.items():
+            state[name] = torch.stack((value, value), -1)[..., 0]
+    for p, q in zip(params, others, strict=True):
+        assert_within(p, q, 1e-13)
+        for name, value in other.state[q].items():
+            assert_within(optimizer.state[p][name].double(), value.double(), 1e-12)
+
+
 # -- how many at once ------------------------------------------------------------------
 
 
