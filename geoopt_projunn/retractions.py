@@ -55,7 +55,7 @@ def exponential(core: torch.Tensor) -> torch.Tensor:
     Kiani et al., arXiv:2203.05483, Theorem 3.2. Scaling and squaring: Higham, SIAM J. Matrix
     Anal. Appl. 26, 2005.
     """
-    batch = core.reshape(-1, *core.shape[-2:])
+    batch = _as_batch(core)
     if stages.serve_cores(batch):
         return stages.retract(batch, "exponential").view(core.shape)
     a = _shortened(skewh(batch), _LONGEST_EXPONENTIAL) * 2.0**-_SQUARINGS
@@ -72,7 +72,7 @@ def long_exponential(core: torch.Tensor) -> torch.Tensor:
     longest = float(torch.linalg.matrix_norm(skewh(core.detach())).max()) if core.numel() else 0.0
     is_long = _LONGEST_EXPONENTIAL < longest < math.inf
     halvings = math.ceil(math.log2(longest / _LONGEST_EXPONENTIAL)) if is_long else 0
-    delta = exponential((core / 2**halvings).reshape(-1, *core.shape[-2:]))
+    delta = exponential(_as_batch(core / 2**halvings))
     for _ in range(halvings):
         delta = _squared(delta)
     return delta.view(core.shape)
@@ -96,7 +96,7 @@ def cayley(core: torch.Tensor) -> torch.Tensor:
     A generator longer than 1e8 is shortened to that length, which leaves its planes within
     4e-8 of half a turn.
     """
-    batch = core.reshape(-1, *core.shape[-2:])
+    batch = _as_batch(core)
     if stages.serve_cores(batch):
         return stages.retract(batch, "cayley").view(core.shape)
     s = _shortened(skewh(core), _LONGEST_CAYLEY)
@@ -127,7 +127,7 @@ def polar(core: torch.Tensor) -> torch.Tensor:
     ----------
     Kiani et al., arXiv:2203.05483, Theorem 3.1. Higham, SIAM J. Sci. Stat. Comput. 7, 1986.
     """
-    batch = core.reshape(-1, *core.shape[-2:])
+    batch = _as_batch(core)
     if stages.serve_cores(batch):
         return stages.retract(batch, "polar").view(core.shape)
     eye = torch.eye(core.shape[-1], dtype=core.dtype, device=core.device)
@@ -144,6 +144,11 @@ def polar(core: torch.Tensor) -> torch.Tensor:
         )
         delta = (delta * gamma + other / gamma + eye * ((gamma - 1) ** 2 / gamma)) / 2
     return delta
+
+
+def _as_batch(core: torch.Tensor) -> torch.Tensor:
+    # Not reshape(-1, ...), which cannot be of cores without entries.
+    return core.reshape(math.prod(core.shape[:-2]), *core.shape[-2:])
 
 
 def _squared(delta: torch.Tensor) -> torch.Tensor:

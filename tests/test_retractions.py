@@ -109,7 +109,7 @@ def test_planes_of_very_different_speed_leave_p_unitary(name, dtype, r):
 
 
 @all_retractions
-@pytest.mark.parametrize("size", [(1, 1), (4, 4), (2, 3, 4, 4)])
+@pytest.mark.parametrize("size", [(1, 1), (4, 4), (2, 3, 4, 4), (2, 0, 0), (0, 0), (0, 3, 3)])
 def test_a_zero_core_moves_nothing(name, dtype, size):
     assert not RETRACTIONS[name](torch.zeros(*size, dtype=dtype)).any()
 

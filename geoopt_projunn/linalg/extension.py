@@ -45,16 +45,20 @@ def is_plain(x: torch.Tensor) -> bool:
     return x.is_contiguous() and not (x.is_complex() and x.is_conj())
 
 
+class Refused(ValueError):
+    """Tensors that the kernels cannot take; nothing has changed."""
+
+
 def check(tensor: torch.Tensor, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """Refuse what the kernels, which do not look, would misread.
 
     Raises
     ------
-    ValueError
+    Refused
         If the tensor is not plain, or of another shape or dtype.
     """
     if tensor.shape != shape or tensor.dtype != dtype or not is_plain(tensor):
-        raise ValueError(
+        raise Refused(
             f"`{name}` must be contiguous, of shape {tuple(shape)} and {dtype}, got shape "
             f"{tuple(tensor.shape)}, strides {tensor.stride()} and {tensor.dtype}; use "
             "`LowRankUnitary` and the optimizers, which take all."

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import batch, extension
 from .batch import Pieces
-from .extension import check, is_plain
+from .extension import Refused, check, is_plain
 from .precision import WIDE
 
 RETRACTIONS = ("exponential", "cayley", "polar")
@@ -67,13 +67,13 @@ def check_stored(pieces: Pieces, name: str, b: int, n: int, dtype: torch.dtype) 
     check(first.mT if by_columns else first, name, (*shape[:-2], n, n), dtype)
     for piece in pieces[1:]:
         if piece.shape != shape or piece.stride() != strides or piece.dtype != dtype:
-            raise ValueError(
+            raise Refused(
                 f"`{name}` must be tensors of one shape, strides and dtype, got {tuple(shape)}, "
                 f"{strides} and {dtype}, and {tuple(piece.shape)}, {piece.stride()} and "
                 f"{piece.dtype}."
             )
     if batch.count(pieces) != b:
-        raise ValueError(f"`{name}` must be {b} matrices, got {batch.count(pieces)}.")
+        raise Refused(f"`{name}` must be {b} matrices, got {batch.count(pieces)}.")
     return by_columns
 
 

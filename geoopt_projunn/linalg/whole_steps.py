@@ -15,7 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import batch, extension
 from .batch import Pieces
-from .extension import check
+from .extension import Refused, check
 from .stages import check_stored, check_sweep, number_of
 
 _HOW = (
@@ -78,7 +78,7 @@ class _Call:
             if piece.shape != shape or piece.dtype != dtype or not piece.is_contiguous():
                 check(piece, name, shape, dtype)
         if len(pieces) * math.prod(self.lead) != self.b:
-            raise ValueError(f"`{name}` must be of {self.b} matrices, got {len(pieces)} tensors.")
+            raise Refused(f"`{name}` must be of {self.b} matrices, got {len(pieces)} tensors.")
         return self.table(pieces)
 
     def how(
@@ -174,8 +174,15 @@ _library.impl("step_", _step_, "CPU")
 _library.impl("momentum_step_", _momentum_step_, "CPU")
 _library.impl("adam_step_", _adam_step_, "CPU")
 
+
+def _step_without_data(*arguments: Any) -> None:
+    devices = {t.device for pieces in arguments if isinstance(pieces, list) for t in pieces}
+    if len(devices) > 1:
+        raise RuntimeError(f"All tensors of a step must be on one device, got {devices}.")
+
+
 for _operator in (step_, momentum_step_, adam_step_):
-    torch.library.register_fake(_operator, lambda *_: None)
+    torch.library.register_fake(_operator, _step_without_data)
 
 
 def _flops(x: list[torch.Size], k: int, is_lsi: bool, sweep: int) -> int:

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
 
 from ..linalg.batch import gather, scatter
 from ..linalg.dense import estimate_orthogonality_error
+from ..linalg.extension import Refused
 from ..manifold import LowRankUnitary
 from ..sketches import Sketched
 from .compiled import compiled, pays
@@ -88,11 +90,11 @@ def _step_kind(
     manifold: LowRankUnitary = members[0].manifold  # type: ignore[attr-defined]
     buffers = {name: [state[name] for state in states] for name in states[0]}
     direction = rule.direction(grads, buffers, group)
-    # What was loaded may lie in any way.
-    plain = all(buffer.is_contiguous() for pieces in buffers.values() for buffer in pieces)
-    if direction is not None and plain and manifold.steps_whole(members, grads):
+    if direction is not None and manifold.steps_whole(members, grads):
         counts = buffers["step"], buffers["skipped"]
-        return manifold.step_whole_(members, direction, _length(group), *counts)
+        # State that was loaded may lie in any way: what is refused is stacked.
+        with suppress(Refused):
+            return manifold.step_whole_(members, direction, _length(group), *counts)
     for stack in _stacks(members):
         _step_stack(
             manifold,

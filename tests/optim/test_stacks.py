@@ -177,9 +177,10 @@ def test_parameters_that_share_memory_step_one_after_the_other():
 
 @each_setting
 @pytest.mark.parametrize("shape", [(8, 8), (3, 8, 8)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 @pytest.mark.usefixtures("each_way")
-def test_state_may_be_stored_in_any_way(shape, kind, options):
-    params = alike(3, *shape)
+def test_state_may_be_stored_in_any_way(dtype, shape, kind, options):
+    params = alike(3, *shape, dtype=dtype)
     others = [on_manifold(p.detach()) for p in params]
     optimizer, other = kind(params, **options), kind(others, **options)
     for number in range(3):
@@ -191,7 +192,50 @@ def test_state_may_be_stored_in_any_way(shape, kind, options):
     for p, q in zip(params, others, strict=True):
         assert_within(p, q, 1e-13)
         for name, value in other.state[q].items():
-            assert_within(optimizer.state[p][name].double(), value.double(), 1e-12)
+            wide = torch.complex128
+            assert_within(optimizer.state[p][name].to(wide), value.to(wide), 1e-12)
+
+
+def test_a_buffer_of_another_dtype_is_refused_before_its_kind_steps():
+    params = alike(2)
+    optimizer = ProjUNNRiemannianSGD(params, lr=0.1, momentum=0.9)
+    step(optimizer, params, 0)
+    optimizer.state[params[1]]["momentum_buffer"] = torch.zeros(8, 8)
+    others = [on_manifold(p.detach()) for p in params]
+    with extension.disabled():
+        reference = ProjUNNRiemannianSGD(others, lr=0.1, momentum=0.9)
+        for p, q in zip(params, others, strict=True):
+            reference.state[q].update({n: v.clone() for n, v in optimizer.state[p].items()})
+        step(reference, others, 1)
+    step(optimizer, params, 1)
+    for p, q in zip(params, others, strict=True):
+        assert_within(p, q, 1e-13)
+
+
+@pytest.mark.usefixtures("each_way")
+def test_gradients_that_share_one_row_may_be_that_of_a_point():
+    params = alike(2)
+    others = [on_manifold(p.detach()) for p in params]
+    row = torch.randn(8, dtype=torch.float64)
+    params[0].grad, params[1].grad = params[0].detach()[0].expand(8, 8), row.expand(8, 8)
+    for p, q in zip(params, others, strict=True):
+        q.grad = p.grad.clone(memory_format=torch.contiguous_format)
+    for each in (params, others):
+        ProjUNNRiemannianSGD(each, lr=0.1).step()
+    for p, q in zip(params, others, strict=True):
+        assert_within(p, q, 1e-13)
+
+
+def test_state_without_data_is_refused():
+    params = alike(2)
+    optimizer = ProjUNNRiemannianSGD(params, lr=0.1)
+    step(optimizer, params, 0)
+    optimizer.state[params[1]]["step"] = torch.zeros((), dtype=torch.int64, device="meta")
+    before = [p.detach().clone() for p in params]
+    with pytest.raises(RuntimeError, match=r"must be on one device|not on the expected device"):
+        step(optimizer, params, 1)
+    for p, old in zip(params, before, strict=True):
+        assert_same_bits(p, old)
 
 
 # -- how many at once ------------------------------------------------------------------
