@@ -17,19 +17,23 @@ COUNT, SIZE = 32, 64
 Measure = Callable[[dict[str, Update], int, float, str], dict[str, list[float]]]
 
 
-def many_small(options: argparse.Namespace, measure: Measure) -> dict[str, tuple[float, float]]:
-    """Return, in ms, a step of one small matrix and of many that share a group."""
+def many_small(options: argparse.Namespace, measure: Measure) -> dict[str, tuple[float, ...]]:
+    """Return, in ms, a step of one small matrix, of many in one parameter, and of many alone."""
     size = 32 if options.smoke else SIZE
     problem = draw(size, (COUNT,), options.dtype, options.device)
     updates = {}
     for name, kind in KINDS.items():
-        for count in (1, COUNT):
-            points, grads = list(problem.x[:count]), list(problem.d[:count])
-            optimizer = optimizer_for(points, grads, kind, 1)
-            updates[f"{name}, {count}"] = Update(optimizer.step)
+        x, d = problem.x, problem.d
+        for how, points, grads in (
+            ("one", [x[0]], [d[0]]),
+            ("batch", [x], [d]),
+            ("apart", list(x), list(d)),
+        ):
+            updates[f"{name}, {how}"] = Update(optimizer_for(points, grads, kind, 1).step)
     seconds = measure(updates, options.rounds, options.budget, f"{COUNT} small matrices")
     medians = {name: 1e3 * statistics.median(taken) for name, taken in seconds.items()}
-    return {name: (medians[f"{name}, 1"], medians[f"{name}, {COUNT}"]) for name in KINDS}
+    forms = "one", "batch", "apart"
+    return {name: tuple(medians[f"{name}, {how}"] for how in forms) for name in KINDS}
 
 
 def peaks(n: int, options: argparse.Namespace) -> dict[str, float]:
