@@ -110,5 +110,5 @@ class Adam(Direction):
 
     def step_whole_(self, x: Pieces, *how: Any) -> None:
         """Take the whole step by the operator of this direction."""
-        moments = self.first, self.second, self.most
-        whole_steps.adam_step_(x, self.pieces, *moments, *self._numbers(), *how)
+        kept = self.first, self.second, self.most
+        whole_steps.adam_step_(x, self.pieces, *kept, *self._numbers(), *how)

@@ -77,6 +77,12 @@ def check_stored(pieces: Pieces, name: str, b: int, n: int, dtype: torch.dtype) 
     return by_columns
 
 
+def check_rank(n: int, k: int) -> None:
+    """Refuse a rank that a step of matrices of size n cannot have."""
+    if not 1 <= k <= n // 2:
+        raise ValueError(f"`k` must be between 1 and n / 2 = {n // 2}, got {k}.")
+
+
 def check_sweep(n: int, sweep: int) -> None:
     """Refuse to sweep other than 0 to n columns."""
     if not 0 <= sweep <= n:
@@ -88,8 +94,7 @@ def _sketch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     b, n, _ = x.shape
     counter = counter.contiguous()
-    if not 1 <= k <= n // 2:
-        raise ValueError(f"`k` must be between 1 and n / 2 = {n // 2}, got {k}.")
+    check_rank(n, k)
     by_columns = check_stored([x], "x", b, n, x.dtype) + 2 * check_stored([d], "d", b, n, x.dtype)
     check(counter, "counter", (b,), torch.int64)
     rows, core = _shapes_of_sketch(x, d, k, counter)

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 from . import batch, extension
 from .batch import Pieces
 from .extension import Refused, check
-from .stages import check_stored, check_sweep, number_of
+from .stages import check_rank, check_stored, check_sweep, number_of
 
 _HOW = (
     "Tensor({})[] step, Tensor({})[] skipped, int k, bool is_lsi, str retraction, Tensor length,"
@@ -94,8 +94,7 @@ class _Call:
         sweep: int,
     ) -> tuple[int, ...]:
         """Check, and return what all kernels want to know."""
-        if not 1 <= k <= self.n // 2:
-            raise ValueError(f"`k` must be between 1 and n / 2 = {self.n // 2}, got {k}.")
+        check_rank(self.n, k)
         check_sweep(self.n, sweep)
         check(length, "length", (), torch.float64)
         what = extension.KINDS[self.dtype], self.b, self.n, k, is_lsi, number_of(retraction)

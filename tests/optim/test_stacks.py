@@ -196,7 +196,7 @@ def test_state_may_be_stored_in_any_way(dtype, shape, kind, options):
             assert_within(optimizer.state[p][name].to(wide), value.to(wide), 1e-12)
 
 
-def test_a_buffer_of_another_dtype_is_refused_before_its_kind_steps():
+def test_what_the_extension_refuses_is_stepped_as_without_it():
     params = alike(2)
     optimizer = ProjUNNRiemannianSGD(params, lr=0.1, momentum=0.9)
     step(optimizer, params, 0)
