@@ -1,6 +1,6 @@
 """Train unitary and orthogonal matrices by rank-k steps, as a plugin for geoopt."""
 
-from . import nn
+from . import nn as nn
 from .manifold import LowRankUnitary
 from .optim import ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
 
@@ -10,5 +10,4 @@ __all__ = [
     "ProjUNNRiemannianAdam",
     "ProjUNNRiemannianSGD",
     "__version__",
-    "nn",
 ]

@@ -9,7 +9,8 @@ import torch
 from ..linalg import moments
 from ..linalg.batch import Pieces
 from ..linalg.directions import Adam, Direction
-from .base import ProjUNNOptimizer, check_range
+from .base import ProjUNNOptimizer
+from .options import check_choice, check_range, on_device
 from .rules import Buffers, Proposal, Remembering
 
 __all__ = ["ProjUNNRiemannianAdam"]
@@ -50,12 +51,12 @@ class _Adam:
         if known is not None:
             return Remembering(known, taken)
         name = _SECOND_MOMENTS[group["second_moment"]]
-        beta1, beta2 = group["betas"]
+        beta1, beta2 = (on_device(beta, grad.device) for beta in group["betas"])
         square = grad.real.square() if not grad.is_complex() else grad.real**2 + grad.imag**2
         if group["second_moment"] == "scalar":
             square = square.sum((-2, -1), keepdim=True)
-        second = buffers[name].lerp(square, 1 - beta2)
-        proposed = {"exp_avg": buffers["exp_avg"].lerp(grad, 1 - beta1), name: second}
+        second = _averaged(buffers[name], square, beta2)
+        proposed = {"exp_avg": _averaged(buffers["exp_avg"], grad, beta1), name: second}
         if group["amsgrad"]:
             second = torch.maximum(buffers[f"max_{name}"], second)
             proposed[f"max_{name}"] = second
@@ -68,6 +69,16 @@ class _Adam:
 
     def withdrawn(self, group: Mapping[str, Any]) -> Mapping[str, float]:
         return {}
+
+
+def _averaged(
+    average: torch.Tensor, value: torch.Tensor, beta: float | torch.Tensor
+) -> torch.Tensor:
+    weight = 1 - beta
+    # lerp asks for a tensor of the dtype of its arguments.
+    return average.lerp(
+        value, weight.to(average.dtype) if isinstance(weight, torch.Tensor) else weight
+    )
 
 
 class ProjUNNRiemannianAdam(ProjUNNOptimizer):
@@ -152,6 +163,11 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         *,
         second_moment: str = "elementwise",
         maximize: bool = False,
+        decoupled_weight_decay: bool = False,
+        skip_nonfinite: str = "manifold",
+        foreach: bool | None = None,
+        capturable: bool = False,
+        fused: bool | None = None,
         compile: bool = False,
         stabilize: int | None = None,
         **unsupported: Any,
@@ -164,19 +180,29 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
             "amsgrad": amsgrad,
             "second_moment": second_moment,
             "maximize": maximize,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "skip_nonfinite": skip_nonfinite,
+            "foreach": foreach,
+            "capturable": capturable,
+            "fused": fused,
             "compile": compile,
         }
         super().__init__(params, defaults, stabilize, unsupported)
 
+    @staticmethod
+    def _state_of_others(group: dict[str, Any]) -> tuple[str, ...]:
+        return ("exp_avg",)
+
     def _validate(self, group: dict[str, Any]) -> None:
         super()._validate(group)
-        if not isinstance(group["betas"], (tuple, list)) or len(group["betas"]) != 2:
-            raise ValueError(f"`betas` must be a pair of numbers, got {group['betas']!r}.")
-        for index, beta in enumerate(group["betas"]):
+        betas = group["betas"]
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise ValueError(f"`betas` must be a pair of numbers, got {betas!r}.")
+        for index, beta in enumerate(betas):
             check_range(f"betas[{index}]", beta, 0.0, 1.0)
+        if isinstance(betas[0], torch.Tensor) != isinstance(betas[1], torch.Tensor):
+            raise ValueError(f"`betas` must be two numbers or two tensors, got {betas!r}.")
         check_range("eps", group["eps"], 0.0)
-        if group["second_moment"] not in _SECOND_MOMENTS:
-            raise ValueError(
-                "`second_moment` must be 'elementwise' or 'scalar', got "
-                f"{group['second_moment']!r}."
-            )
+        check_choice("second_moment", group["second_moment"], _SECOND_MOMENTS)
+        for name in ("decoupled_weight_decay", "capturable"):
+            check_choice(name, group[name], (True, False))

@@ -1,6 +1,7 @@
 """The step loop that both optimizers share."""
 
-import warnings
+import functools
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
@@ -10,10 +11,16 @@ from geoopt.optim.mixin import OptimMixin
 
 from ..linalg.precision import full_precision
 from ..manifold import LowRankUnitary
-from .delegate import Delegate
-from .kinds import Parts, check_kind, holds_low_rank, kind_of, manifold_of
-from .rank_k import first_state, step_kinds
+from .kinds import Parts, check_kind, kind_of, manifold_of
+from .lost import warn_of_lost_manifolds
+from .messages import capitalized, described, keys_of
+from .nonfinite import COUNTER, SKIP_NONFINITE, AllOrNothing
+from .options import check_choice, check_has_value, check_range, warn_of_misspelt
+from .others import Others, check_plain
+from .rank_k import step_kinds
 from .rules import Buffers, UpdateRule
+from .state import first_state, mend_loaded_state, probe
+from .watch import Watch
 
 _GROUP_KEYS = ("params", "param_names", "name", "stabilize", "step", "initial_lr")
 
@@ -47,25 +54,33 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
                 f"{type(self).__name__} does not support `{name}`; remove it. "
                 f"Supported are {', '.join((*defaults, 'stabilize'))}."
             )
-        self._checked_for_manifold = False
+        self._start_again()
         super().__init__(params, defaults, stabilize=stabilize)  # type: ignore[call-arg]
+
+    def _start_again(self) -> None:
+        """Probe all points at their next step, as at the first, and warn anew."""
+        self._probed: set[torch.Tensor] = set()
+        self._looked_for_lost = False
+        self._watch = Watch()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.__dict__.setdefault("_checked_for_manifold", False)
+        self._start_again()
         self.__dict__.setdefault("_stabilize", None)
-        # A checkpoint of another optimizer, or an older one, may lack some options. torch adds
-        # "differentiable" to the defaults here, which is no option of ours.
-        self.defaults.setdefault("compile", False)
-        options = {**self.defaults, "stabilize": self._stabilize}
-        options.pop("differentiable", None)
+        # A checkpoint of another optimizer, or of an older version, may lack some options.
+        own = {
+            name: parameter.default
+            for name, parameter in inspect.signature(type(self)).parameters.items()
+            if parameter.default is not parameter.empty
+        }
+        self.defaults = {**own, **self.defaults, "stabilize": self._stabilize}
+        for name in ("stabilize", "differentiable"):  # the latter is torch's addition
+            self.defaults.pop(name, None)
         for group in self.param_groups:
-            for name, value in options.items():
+            for name, value in {**self.defaults, "stabilize": self._stabilize}.items():
                 group.setdefault(name, value)
-        # torch leaves what is called "step" where a checkpoint had it.
-        for p, values in self.state.items():
-            if "skipped" in values:
-                values["step"] = values["step"].to(p.device)
+            for p in group["params"]:
+                mend_loaded_state(self.state.get(p, {}), p)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_stabilize": self._stabilize}
@@ -74,8 +89,8 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         """Raise ValueError for a hyperparameter out of range; subclasses add theirs."""
         for name in ("lr", "weight_decay"):
             check_range(name, group[name], 0.0)
-        if not isinstance(group["compile"], bool):
-            raise ValueError(f"`compile` must be True or False, got {group['compile']!r}.")
+        check_choice("compile", group["compile"], (True, False))
+        check_choice("skip_nonfinite", group["skip_nonfinite"], SKIP_NONFINITE)
         every = group["stabilize"]
         if every is not None and (
             isinstance(every, bool) or not isinstance(every, int) or every < 1
@@ -83,26 +98,46 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
             raise ValueError(f"`stabilize` must be None or a positive integer, got {every!r}.")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters, after checking its hyperparameters."""
-        known = {*self.defaults, *_GROUP_KEYS}
-        unknown = [] if not isinstance(param_group, dict) else sorted(param_group.keys() - known)
-        if unknown:
-            raise ValueError(
-                f"{type(self).__name__} does not support `{unknown[0]}`; remove it from the group. "
-                f"Supported are {', '.join((*self.defaults, 'stabilize'))}."
-            )
-        self._validate({"stabilize": self._stabilize, **self.defaults, **param_group})
+        """Add a group of parameters, after checking its hyperparameters.
+
+        Keys that are no options are kept, for schedules and wrappers use them; one that looks like
+        a misspelt option draws a warning.
+        """
+        if isinstance(param_group, dict):
+            options = {"stabilize": self._stabilize, **self.defaults, **param_group}
+            if options.pop("differentiable", False):
+                raise ValueError(
+                    f"{type(self).__name__} does not support `differentiable`; remove it from the "
+                    "group."
+                )
+            self._validate(options)
+            self._others.check(options)
+            warn_of_misspelt(param_group, {*self.defaults, *_GROUP_KEYS})
         super().add_param_group(param_group)
+        self._looked_for_lost = False
 
     @property
     def skipped_steps(self) -> int:
-        """How many steps of how many matrices were left out for not being finite.
+        """How many steps were left out for not being finite; reading it waits for the device.
 
-        Reading it waits for the device.
+        Each matrix on LowRankUnitary counts for itself. An optimizer that holds none counts the
+        steps that ``skip_nonfinite="all"`` left out.
         """
-        return sum(
-            int(state["skipped"].sum()) for state in self.state.values() if "skipped" in state
-        )
+        of_matrices, of_others = [0], [0]
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state.get(p, {})
+                (of_matrices if "skipped" in state else of_others).append(_skipped(state))
+        return sum(of_matrices) if len(of_matrices) > 1 else max(of_others)
+
+    def skipped_steps_by_parameter(self) -> dict[str | int, int]:
+        """Return how many steps of each parameter were left out; reading it waits for the device.
+
+        Keys are the parameters' names if the optimizer was made of ``module.named_parameters()``,
+        else their numbers in ``state_dict()``. Of a batch of matrices each counts for itself.
+        Parameters that are not on LowRankUnitary are left out with ``skip_nonfinite="all"`` only.
+        """
+        return {key: _skipped(self.state.get(p, {})) for key, p in keys_of(self.param_groups)}
 
     # Under torch.compile geoopt's optimizers would take Euclidean steps without a word.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -138,32 +173,26 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
 
     @full_precision
     def _step_all(self, parts: list[Parts]) -> None:
-        plain: list[dict[str, Any]] = []
-        riemannian: list[dict[str, Any]] = []
-        for group, part in zip(self.param_groups, parts, strict=True):
-            with _as_tensors():
-                step_kinds(part.low_rank.values(), self.state, self._rule, group)
-            riemannian.append({"step": 0, **group, "params": part.riemannian})
-            plain.append({**group, "params": part.plain})
-        self._delegate(self._plain).step(self.state, plain)
-        self._step_riemannian(riemannian)
+        step = AllOrNothing(self.param_groups, parts, self.state, self._state_of_others)
+        self._watch.notice(step.finite, self._described)
+        with step.take():
+            # First who may raise an error that cannot be foreseen.
+            self._others.step(self.state, self.param_groups, parts)
+            for group, part in zip(self.param_groups, parts, strict=True):
+                with _as_tensors():
+                    step_kinds(part.low_rank.values(), self.state, self._rule, group)
         for group in self.param_groups:
+            if step.left_out and group["skip_nonfinite"] == "all":
+                continue
             group["step"] = group.get("step", 0) + 1
             if group["stabilize"] is not None and group["step"] % group["stabilize"] == 0:
-                self._stabilize_low_rank(group)
+                self.stabilize_group(group)
+        stepped = [p for part in parts for p in part.low_rank_parameters()]
+        self._watch.look(stepped, self.state, self._described)
 
-    def _step_riemannian(self, groups: list[dict[str, Any]]) -> None:
-        # geoopt adds weight decay and momentum to the gradients themselves, and knows no
-        # `maximize`: give it copies.
-        grads = {p: p.grad for group in groups for p in group["params"] if p.grad is not None}
-        try:
-            for group in groups:
-                for p in grads.keys() & group["params"]:
-                    p.grad = -p.grad if group["maximize"] else p.grad.clone()
-            self._delegate(self._riemannian).step(self.state, groups)
-        finally:
-            for p, grad in grads.items():
-                p.grad = grad
+    def _described(self, p: torch.Tensor) -> str:
+        groups = (group for group in self.param_groups if any(q is p for q in group["params"]))
+        return described(p, next(groups, {"params": []}))
 
     @full_precision
     def _prepare(self) -> list[Parts]:
@@ -172,18 +201,12 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         parts = []
         for group in self.param_groups:
             self._validate(group)
+            check_has_value("lr", group["lr"], group["params"])
             with _as_tensors():
                 parts.append(self._sort(group, fresh))
-        params = (p for group in self.param_groups for p in group["params"])
-        if not self._checked_for_manifold and not any(map(holds_low_rank, params)):
-            warnings.warn(
-                f"No parameter of this {type(self).__name__} is on LowRankUnitary. If one should "
-                "be, a conversion or a load dropped its manifold: make it a "
-                "`geoopt.ManifoldParameter` again.",
-                # The decorators of _prepare and step, and torch's hooks around it.
-                stacklevel=7,
-            )
-        self._checked_for_manifold = True
+        if not self._looked_for_lost:
+            warn_of_lost_manifolds(self.param_groups)
+            self._looked_for_lost = True
         for p, buffers in fresh.items():
             self.state[p].update(buffers)
         return parts
@@ -198,20 +221,26 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
             if not isinstance(manifold, LowRankUnitary):
                 if grad is not None and "skipped" in state:
                     raise RuntimeError(
-                        f"A parameter of shape {tuple(p.shape)} was on LowRankUnitary and no "
-                        "longer is: a conversion or a load dropped its manifold; make it a "
+                        f"{capitalized(described(p, group))} was on LowRankUnitary and no longer "
+                        "is: a conversion or a load dropped its manifold; make it a "
                         "`geoopt.ManifoldParameter` again and rebuild the optimizer."
                     )
+                if grad is not None and manifold is None:
+                    check_plain(p, group)
                 (part.plain if manifold is None else part.riemannian).append(p)
             elif grad is not None:
+                if p not in self._probed:
+                    probe(p, manifold, group)
+                    self._probed.add(p)
+                    self._watch.knows_of(p, state.get("skipped"))
                 if "skipped" not in state:
-                    state = fresh[p] = first_state(p, manifold, self._rule, group)
+                    state = fresh[p] = first_state(p, manifold, self._rule, group, state)
                 kind = kind_of(p, grad, manifold, state)
                 part.low_rank.setdefault(kind, []).append(p)
         for members in part.low_rank.values():
             p = members[0]
             state = fresh.get(p) or self.state[p]
-            check_kind(p, state)
+            check_kind(p, state, group)
             if not all(name in state for name in self._rule.buffer_names(group)):
                 for p in members:
                     fresh[p] = {**self._rule.first_buffers(p.detach(), group), **self.state[p]}
@@ -222,35 +251,30 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
     ) -> None:
         if not (self._takes_sparse and manifold is None and group["weight_decay"] == 0):
             raise TypeError(
-                f"`grad` of a parameter of shape {tuple(p.shape)} must be dense, got a sparse "
+                f"`grad` of {described(p, group)} must be dense, got a sparse "
                 "gradient; use `sparse=False` in the layer that makes it."
             )
 
-    def _delegate(self, kind: type[torch.optim.Optimizer]) -> Delegate:
-        delegates: dict[type, Delegate] = self.__dict__.setdefault("_delegates", {})
-        return delegates.setdefault(kind, Delegate(kind))
+    @functools.cached_property
+    def _others(self) -> Others:
+        return Others(self._plain, self._riemannian)
 
     def stabilize_group(self, group: dict[str, Any]) -> None:
         """Project the parameters of a group on their manifolds, with geoopt's buffers."""
-        self._stabilize_low_rank(group)
-        manifolds = [(p, manifold_of(p)) for p in group["params"]]
-        others = [p for p, m in manifolds if not (m is None or isinstance(m, LowRankUnitary))]
-        self._delegate(self._riemannian).stabilize(self.state, [{**group, "params": others}])
-
-    @torch.no_grad()
-    def _stabilize_low_rank(self, group: dict[str, Any]) -> None:
+        others = []
         for p in group["params"]:
-            if isinstance(manifold := manifold_of(p), LowRankUnitary):
-                p.copy_(manifold.projx(p))
+            manifold = manifold_of(p)
+            if isinstance(manifold, LowRankUnitary):
+                with torch.no_grad():
+                    p.copy_(manifold.projx(p))
+            elif manifold is not None:
+                others.append(p)
+        self._others.stabilize(self.state, group, others)
 
 
-def check_range(name: str, value: Any, low: float, high: float = float("inf")) -> None:
-    """Raise an error unless low <= value < high; the value of a tensor is not read."""
-    if isinstance(value, torch.Tensor):
-        if value.numel() != 1:
-            raise ValueError(f"`{name}` must be one number, got a tensor of {value.numel()}.")
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"`{name}` must be a number, got {value!r}.")
-    if not low <= value or not (value < high or value == low):
-        raise ValueError(f"`{name}` must lie in [{low}, {high}), got {value}.")
+def _skipped(state: Any) -> int:
+    """Return how many steps the state of a parameter says that were left out."""
+    if not isinstance(state, dict):
+        return 0
+    count = state.get("skipped", state.get(COUNTER))
+    return 0 if count is None else int(count.sum())

@@ -1,5 +1,6 @@
 """Let another optimizer step some of the parameters."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -20,6 +21,12 @@ class Delegate:
     def __init__(self, kind: type[torch.optim.Optimizer]) -> None:
         self._kind = kind
         self._optimizer: torch.optim.Optimizer | None = None
+
+    def check(self, options: dict[str, Any]) -> None:
+        """Raise what the optimizer raises when it is made with these options."""
+        known = inspect.signature(self._kind).parameters.keys() & options.keys() - {"params"}
+        placeholder = torch.zeros(1, requires_grad=True)
+        self._kind([placeholder], **{key: options[key] for key in known})
 
     def step(self, state: Any, groups: list[dict[str, Any]]) -> None:
         """Step the parameters of ``groups``, reading and writing ``state``."""

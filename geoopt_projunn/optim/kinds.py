@@ -2,12 +2,14 @@
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from geoopt.manifolds.base import Manifold
 
 from ..linalg.precision import WIDE
 from ..manifold import LowRankUnitary
+from .messages import described
 
 State = Mapping[str, torch.Tensor]
 
@@ -20,6 +22,19 @@ class Parts:
     riemannian: list[torch.Tensor] = field(default_factory=list)
     plain: list[torch.Tensor] = field(default_factory=list)
 
+    def low_rank_parameters(self) -> list[torch.Tensor]:
+        """Return those on LowRankUnitary, all of which have a gradient."""
+        return [p for members in self.low_rank.values() for p in members]
+
+    def others(self) -> list[torch.Tensor]:
+        """Return all others that have a gradient."""
+        return [p for p in (*self.plain, *self.riemannian) if p.grad is not None]
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        for members in (self.low_rank, self.riemannian, self.plain):
+            members.clear()
+
 
 def manifold_of(p: torch.Tensor) -> Manifold | None:
     """Return the manifold of a parameter, None for a plain one."""
@@ -27,14 +42,6 @@ def manifold_of(p: torch.Tensor) -> Manifold | None:
     manifold = getattr(p, "manifold", None)
     # Of an abstract class the check takes longer than of the very class.
     return manifold if isinstance(manifold, (LowRankUnitary, Manifold)) else None
-
-
-def holds_low_rank(p: torch.Tensor) -> bool:
-    """Return whether a parameter's manifold is LowRankUnitary, scales it or has it as a factor."""
-    manifold = manifold_of(p)
-    return manifold is not None and any(
-        isinstance(part, LowRankUnitary) for part in manifold.modules()
-    )
 
 
 def kind_of(
@@ -48,7 +55,7 @@ def kind_of(
     return layout, p.dtype, p.device, manifold, grad.dtype, state["skipped"].dtype, *state
 
 
-def check_kind(p: torch.Tensor, state: State) -> None:
+def check_kind(p: torch.Tensor, state: State, group: Mapping[str, Any]) -> None:
     """Raise an error unless a parameter of a kind can be stepped, with its gradient and state.
 
     Raises
@@ -63,7 +70,7 @@ def check_kind(p: torch.Tensor, state: State) -> None:
     assert isinstance(manifold, LowRankUnitary)
     if grad.dtype != p.dtype:
         raise TypeError(
-            f"`grad` of a parameter of shape {tuple(p.shape)} must have its dtype, {p.dtype}, "
+            f"`grad` of {described(p, group)} must have its dtype, {p.dtype}, "
             f"got {grad.dtype}; convert it with `p.grad = p.grad.to(p.dtype)`."
         )
     k = manifold.k or 0
@@ -72,7 +79,7 @@ def check_kind(p: torch.Tensor, state: State) -> None:
         manifold.assert_check_point(p)
     if state["skipped"].dtype != p.dtype.to_real():
         raise TypeError(
-            f"The state of a parameter of shape {tuple(p.shape)} must have its precision, "
+            f"The state of {described(p, group)} must have its precision, "
             f"{p.dtype.to_real()}, got {state['skipped'].dtype}: the parameter was converted "
             "after its first step; rebuild the optimizer."
         )

@@ -1,6 +1,5 @@
 """The rank-k step of parameters on LowRankUnitary."""
 
-import math
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -8,11 +7,11 @@ from typing import Any
 import torch
 
 from ..linalg.batch import gather, scatter
-from ..linalg.dense import estimate_orthogonality_error
 from ..linalg.extension import Refused
 from ..manifold import LowRankUnitary
 from ..sketches import Sketched
 from .compiled import compiled, pays
+from .options import on_device
 from .rules import Buffers, UpdateRule
 
 # Matrices below this size spend their step in launching operations: stacking pays.
@@ -20,40 +19,6 @@ _STACK_BELOW = 256
 # Of the points, for each thread: as large as point, direction and state may be in a cache of a few
 # MiB. Smaller parts spend their step in launching operations.
 _PART_BYTES = 4 * 2**20
-# Relative to the sqrt(n) that ‖I‖ has; above the error of float32 data and of any init.
-_OFF_MANIFOLD = 1e-4
-
-
-def first_state(
-    p: torch.Tensor, manifold: LowRankUnitary, rule: UpdateRule, group: Mapping[str, Any]
-) -> Buffers:
-    """Return the state of a parameter that has taken no step, after probing that it may.
-
-    Raises
-    ------
-    ValueError
-        If the parameter is not on the manifold: one probe of :math:`O(n^2)`.
-    TypeError
-        If its dtype is not supported.
-    """
-    manifold.assert_check_point(p)
-    batch, n = p.shape[:-2], p.shape[-1]
-    x = p.detach()
-    if not x.is_meta and x.numel() > 0:
-        error = float(estimate_orthogonality_error(x).max()) / math.sqrt(n)
-        if not error <= _OFF_MANIFOLD:
-            raise ValueError(
-                f"A parameter of shape {tuple(p.shape)} on {manifold} must satisfy xᴴx = I "
-                f"before its first step, but ‖xᴴx - I‖ / √n is about {error:.1e}; call "
-                "`proj_()` on it under `torch.no_grad()`, or build it from `manifold.projx(x)`, "
-                "to start from the nearest unitary matrix."
-            )
-    return {
-        "step": torch.zeros(batch, dtype=torch.int64, device=x.device),
-        # Of a floating dtype, which is what torch makes of it when a checkpoint is loaded.
-        "skipped": torch.zeros(batch, dtype=x.real.dtype, device=x.device),
-        **rule.first_buffers(x, group),
-    }
 
 
 def step_kinds(
@@ -88,13 +53,16 @@ def _step_kind(
     group: Mapping[str, Any],
 ) -> None:
     manifold: LowRankUnitary = members[0].manifold  # type: ignore[attr-defined]
-    buffers = {name: [state[name] for state in states] for name in states[0]}
+    names = ("step", "skipped", *rule.buffer_names(group))
+    buffers = {name: [state[name] for state in states] for name in names}
     direction = rule.direction(grads, buffers, group)
     if direction is not None and manifold.steps_whole(members, grads):
         counts = buffers["step"], buffers["skipped"]
         # State that was loaded may lie in any way: what is refused is stacked.
         with suppress(Refused):
-            return manifold.step_whole_(members, direction, _length(group), *counts)
+            return manifold.step_whole_(
+                members, direction, _length(group, members[0].device), *counts
+            )
     for stack in _stacks(members):
         _step_stack(
             manifold,
@@ -146,7 +114,7 @@ def step_(
     x, grad : torch.Tensor
         (b, n, n)
     buffers : dict
-        the state of :func:`first_state`, batch dimensions flattened to b
+        the state of :func:`.state.first_state`, batch dimensions flattened to b
     rule : UpdateRule
         what makes a direction of a gradient
     group : mapping
@@ -161,15 +129,18 @@ def step_(
         for name, share in withdrawn.items():
             sketched.add_velocity_(proposal.buffers[name], x, -share)
 
-    finite = manifold.step_(x, direction, _length(group), taken, proposal.is_finite(taken))
+    finite = manifold.step_(
+        x, direction, _length(group, x.device), taken, proposal.is_finite(taken)
+    )
     proposal.commit_(buffers, taken, finite)
     taken.add_(finite)
     buffers["skipped"].add_(~finite)
 
 
-def _length(group: Mapping[str, Any]) -> Any:
-    """Return what a direction of ascent is multiplied with."""
-    return group["lr"] if group["maximize"] else -group["lr"]
+def _length(group: Mapping[str, Any], device: torch.device) -> Any:
+    """Return what a direction of ascent is multiplied with, on a device."""
+    lr = on_device(group["lr"], device)
+    return lr if group["maximize"] else -lr
 
 
 def _stacks(members: list[torch.Tensor]) -> list[slice]:

@@ -9,7 +9,8 @@ import torch
 from ..linalg import moments
 from ..linalg.batch import Pieces
 from ..linalg.directions import Direction, Given, Momentum
-from .base import ProjUNNOptimizer, check_range
+from .base import ProjUNNOptimizer
+from .options import check_range
 from .rules import Buffers, Proposal, Remembering
 
 __all__ = ["ProjUNNRiemannianSGD"]
@@ -149,6 +150,9 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
         *,
         error_feedback: float | None = None,
         maximize: bool = False,
+        skip_nonfinite: str = "manifold",
+        foreach: bool | None = None,
+        fused: bool | None = None,
         compile: bool = False,
         stabilize: int | None = None,
         **unsupported: Any,
@@ -161,9 +165,16 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
             "nesterov": nesterov,
             "error_feedback": error_feedback,
             "maximize": maximize,
+            "skip_nonfinite": skip_nonfinite,
+            "foreach": foreach,
+            "fused": fused,
             "compile": compile,
         }
         super().__init__(params, defaults, stabilize, unsupported)
+
+    @staticmethod
+    def _state_of_others(group: dict[str, Any]) -> tuple[str, ...]:
+        return ("momentum_buffer",) if group["momentum"] else ()
 
     def _validate(self, group: dict[str, Any]) -> None:
         super()._validate(group)

@@ -6,11 +6,23 @@ import geoopt
 import torch
 
 from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
+from geoopt_projunn.optim import nonfinite, watch
 
 OPTIMIZERS = (ProjUNNRiemannianSGD, ProjUNNRiemannianAdam)
 RETRACTIONS = ("exponential", "polar", "cayley")
 SKETCHES = ("tangent", "lsi", "column")
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+
+
+def without_counters(state):
+    """Return the state that torch and geoopt know of."""
+    return {name: v for name, v in state.items() if name not in ("skipped", "skipped_steps")}
+
+
+def read_as_from_a_gpu(monkeypatch):
+    """Let the optimizers take the ways that they take where the host would wait."""
+    for module in (nonfinite, watch):
+        monkeypatch.setattr(module, "reads_at_once", lambda t: False)
 
 
 def eps(dtype):
@@ -36,7 +48,7 @@ def unitary_parameter(*shape, dtype=torch.float32, k=1, **options):
 
 
 def bystander():
-    """Return a parameter on LowRankUnitary: an optimizer without one warns."""
+    """Return a parameter on LowRankUnitary, for an optimizer that is about others."""
     return unitary_parameter(4, 4)
 
 

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode, bmm_flop
 from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
 from geoopt_projunn.linalg import extension
 
-from ._helpers import OPTIMIZERS, RETRACTIONS, SKETCHES
+from ._helpers import OPTIMIZERS, RETRACTIONS, SKETCHES, read_as_from_a_gpu
 
 SETTINGS = {
     "sgd": (ProjUNNRiemannianSGD, {}),
@@ -36,6 +36,11 @@ FORBIDDEN = {
     "aten::equal",
     "aten::is_nonzero",
 }
+
+
+@pytest.fixture(autouse=True)
+def _as_on_a_gpu(monkeypatch):
+    read_as_from_a_gpu(monkeypatch)
 
 
 def update_flops(self_shape, left_shape, right_shape, *_, **__):

@@ -25,7 +25,10 @@ from ._helpers import (
     unitary_parameter,
 )
 
-pytestmark = pytest.mark.usefixtures("each_way")
+pytestmark = [
+    pytest.mark.usefixtures("each_way"),
+    pytest.mark.filterwarnings("ignore:A step of a parameter .* was left out"),
+]
 
 SETTINGS = [
     (ProjUNNRiemannianSGD, {"lr": 0.1}),

@@ -1,0 +1,68 @@
+"""What the options of a group of parameters may be."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from .messages import warn
+
+# As close as "momentun" to "momentum"; "weight_decay_scale" is no misspelt "weight_decay".
+_MISSPELT = 0.85
+
+
+def check_range(name: str, value: Any, low: float, high: float = float("inf")) -> None:
+    """Raise an error unless low <= value < high; the value of a tensor is not read."""
+    if isinstance(value, torch.Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"`{name}` must be one number, got a tensor of {value.numel()}.")
+        if value.is_complex() or value.dtype == torch.bool:
+            raise TypeError(f"`{name}` must be a real number, got a tensor of {value.dtype}.")
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"`{name}` must be a number, got {value!r}.")
+    if not low <= value or not (value < high or value == low):
+        raise ValueError(f"`{name}` must lie in [{low}, {high}), got {value}.")
+
+
+def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raise an error unless a value is one of the choices."""
+    # Not `value in choices`: 1 == True.
+    if not any(
+        value is choice or (value == choice and isinstance(value, str)) for choice in choices
+    ):
+        *most, last = map(repr, choices)
+        raise ValueError(f"`{name}` must be {', '.join(most)} or {last}, got {value!r}.")
+
+
+def check_has_value(name: str, value: Any, params: Iterable[torch.Tensor]) -> None:
+    """Raise an error if a number lies on the meta device and a parameter does not."""
+    if isinstance(value, torch.Tensor) and value.is_meta and not all(p.is_meta for p in params):
+        raise ValueError(
+            f"`{name}` must have a value, but is on the meta device; use a number, or a tensor on "
+            "the device of the parameters."
+        )
+
+
+def warn_of_misspelt(group: dict[str, Any], known: Iterable[str]) -> None:
+    """Warn of a key that no option has but that looks like one.
+
+    Other unknown keys are kept, as torch keeps them: they belong to schedulers and wrappers.
+    """
+    known = set(known)
+    for key in group.keys() - known:
+        meant = difflib.get_close_matches(str(key), known, n=1, cutoff=_MISSPELT)
+        if meant:
+            warn(
+                f"`{key}` of a parameter group has no effect; if `{meant[0]}` is meant, rename it."
+            )
+
+
+def on_device(value: Any, device: torch.device) -> Any:
+    """Return a number of any one-element shape as one that multiplies tensors on a device."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    value = value.detach().reshape(())
+    # Tensors on a GPU take a number from a CPU as it is.
+    return value if value.device in (device, torch.device("cpu")) else value.to(device)

@@ -1,0 +1,210 @@
+"""State of other optimizers, of other libraries and of users."""
+
+import copy
+import pickle
+
+import geoopt
+import pytest
+import torch
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    get_state_dict,
+    set_optimizer_state_dict,
+    set_state_dict,
+)
+
+from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
+
+from ._helpers import (
+    OPTIMIZERS,
+    assert_same_bits,
+    assert_within,
+    feed,
+    gradients,
+    on_manifold,
+    unitary_parameter,
+)
+
+SETTINGS = {
+    "sgd": (ProjUNNRiemannianSGD, {"lr": 0.05}),
+    "momentum": (ProjUNNRiemannianSGD, {"lr": 0.05, "momentum": 0.9}),
+    "adam": (ProjUNNRiemannianAdam, {"lr": 0.01}),
+    "scalar": (ProjUNNRiemannianAdam, {"lr": 0.01, "second_moment": "scalar", "amsgrad": True}),
+}
+each_setting = pytest.mark.parametrize(("kind", "options"), SETTINGS.values(), ids=SETTINGS.keys())
+
+
+class Mixed(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.turn = unitary_parameter(6, 6)
+        self.sphere = geoopt.ManifoldParameter(geoopt.Sphere().random(6))
+        self.plain = torch.nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.plain((x @ self.turn) * self.sphere)
+
+
+def train(model, optimizer, seeds):
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        optimizer.zero_grad()
+        model(torch.randn(8, 6, generator=generator)).square().sum().backward()
+        optimizer.step()
+
+
+# -- torch.distributed.checkpoint ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+@each_setting
+def test_distributed_checkpoints_resume_bit_for_bit(kind, options, flatten):
+    how = StateDictOptions(flatten_optimizer_state_dict=flatten)
+    model = Mixed()
+    optimizer = kind(model.parameters(), **options)
+    train(model, optimizer, range(3))
+    saved = copy.deepcopy(get_state_dict(model, optimizer, options=how))
+    train(model, optimizer, range(3, 6))
+
+    other = Mixed()
+    resumed = kind(other.parameters(), **options)
+    set_state_dict(
+        other, resumed, model_state_dict=saved[0], optim_state_dict=saved[1], options=how
+    )
+    train(other, resumed, range(3, 6))
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        assert_same_bits(p, q)
+
+
+@each_setting
+def test_every_parameter_that_has_stepped_has_a_state(kind, options):
+    model = Mixed()
+    optimizer = kind(model.parameters(), **options)
+    train(model, optimizer, range(1))
+    assert all(optimizer.state[p] for p in model.parameters())
+    saved = get_optimizer_state_dict(model, optimizer)
+    assert saved["state"].keys() == dict(model.named_parameters()).keys()
+    set_optimizer_state_dict(model, optimizer, saved)
+
+
+# -- other optimizers ----------------------------------------------------------------------
+
+
+def adam_run(kind, model, seeds, **options):
+    optimizer = kind(model.parameters(), lr=0.01, **options)
+    train(model, optimizer, seeds)
+    return optimizer
+
+
+@pytest.mark.parametrize("number", [int, float])
+def test_a_state_of_torchs_adam_is_taken_over_also_of_old_torch(number):
+    """Steps of a plain parameter go on as torch's; moments of a matrix are those it had."""
+    model = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Linear(6, 2))
+    with torch.no_grad():
+        torch.nn.init.orthogonal_(model[0].weight)
+    theirs = adam_run(torch.optim.Adam, model, range(4))
+    ours = copy.deepcopy(model)
+    ours[0].weight = geoopt.ManifoldParameter(
+        LowRankUnitary().projx(model[0].weight.detach()), manifold=LowRankUnitary()
+    )
+    saved = copy.deepcopy(theirs.state_dict())
+    for state in saved["state"].values():
+        state["step"] = number(state["step"])
+    optimizer = ProjUNNRiemannianAdam(ours.parameters(), lr=0.01)
+    optimizer.load_state_dict(saved)
+    before = copy.deepcopy(optimizer.state[ours[0].weight])
+    (grad,) = gradients(ours[0].weight, 1)
+    for net, opt in ((ours, optimizer), (model, theirs)):
+        net[0].weight.grad = grad.clone()
+        for p in (net[0].bias, net[1].weight, net[1].bias):
+            p.grad = torch.ones_like(p)
+        opt.step()
+    assert_same_bits(ours[1].weight, model[1].weight)
+    state = optimizer.state[ours[0].weight]
+    assert state["step"] == 5
+    assert state["step"].dtype == torch.int64
+    assert_within(state["exp_avg"], before["exp_avg"].lerp(grad, 0.1), 1e-7)
+    assert_within(state["exp_avg_sq"], before["exp_avg_sq"].lerp(grad**2, 1e-3), 1e-7)
+
+
+def test_a_state_of_geoopts_adam_is_taken_over():
+    model = Mixed()
+    theirs = adam_run(geoopt.optim.RiemannianAdam, model, range(4))
+    assert isinstance(theirs.state[model.plain.weight]["step"], int)
+    optimizer = ProjUNNRiemannianAdam(model.parameters(), lr=0.01)
+    optimizer.load_state_dict(copy.deepcopy(theirs.state_dict()))
+    train(model, optimizer, range(4, 8))
+    assert optimizer.state[model.turn]["step"] == 8
+    assert optimizer.state[model.plain.weight]["step"] == 8
+    assert optimizer.state[model.sphere]["step"] == 8
+    assert LowRankUnitary().orthogonality_error(model.turn) < 1e-5
+
+
+@pytest.mark.parametrize("dampening", [0.0, 0.5])
+def test_a_momentum_buffer_of_torchs_sgd_is_taken_over(dampening):
+    options = {"lr": 0.05, "momentum": 0.9, "dampening": dampening}
+    p = unitary_parameter(6, 6, dtype=torch.float64)
+    q = torch.nn.Parameter(p.detach().clone())
+    theirs = torch.optim.SGD([q], **options)
+    feed(theirs, q, gradients(q, 3))
+    ours = ProjUNNRiemannianSGD([p], **options)
+    ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
+    grads = gradients(p, 2)
+    feed(ours, p, grads)
+    feed(theirs, q, grads)
+    assert_within(ours.state[p]["momentum_buffer"], theirs.state[q]["momentum_buffer"], 1e-13)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_state_of_another_shape_is_begun_anew(kind):
+    p = unitary_parameter(2, 6, 6)
+    q = on_manifold(p.detach())
+    optimizer = kind([p], lr=0.01)
+    optimizer.state[p].update(step=3, exp_avg=torch.ones(6), momentum_buffer=torch.ones(6))
+    fresh = kind([q], lr=0.01)
+    for opt, x in ((optimizer, p), (fresh, q)):
+        x.grad = torch.ones_like(x)
+        opt.step()
+    assert_same_bits(p, q)
+
+
+# -- entries of users and wrappers -------------------------------------------------------
+
+
+@pytest.mark.parametrize("entry", [{"count": 3}, 7, None, torch.ones(2)])
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_foreign_entry_of_the_state_is_carried_along(kind, entry):
+    p = unitary_parameter(6, 6)
+    optimizer = kind([p], lr=0.01)
+    optimizer.state["wrapper"] = entry
+    feed(optimizer, p, gradients(p, 2))
+    assert optimizer.skipped_steps == 0
+    assert optimizer.skipped_steps_by_parameter() == {0: 0}
+    for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert str(other.state["wrapper"]) == str(entry)
+        (q,) = other.param_groups[0]["params"]
+        feed(other, q, gradients(q, 1))
+    loaded = kind([p], lr=0.01)
+    loaded.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    feed(loaded, p, gradients(p, 1))
+    assert str(loaded.state["wrapper"]) == str(entry)
+
+
+@pytest.mark.parametrize("entry", [3, "text", torch.ones(5), [torch.ones(2)]])
+@pytest.mark.usefixtures("each_way")
+@each_setting
+def test_a_foreign_value_in_the_state_of_a_matrix_is_left_alone(kind, options, entry):
+    params = [unitary_parameter(6, 6), unitary_parameter(6, 6)]
+    others = [on_manifold(p.detach()) for p in params]
+    optimizer, expected = kind(params, **options), kind(others, **options)
+    optimizer.state[params[1]]["note"] = entry
+    for _ in range(3):
+        for p, q in zip(params, others, strict=True):
+            q.grad = torch.randn_like(q)
+            p.grad = q.grad.clone()
+        optimizer.step()
+        expected.step()
+    assert optimizer.state[params[1]]["note"] is entry
+    for p, q in zip(params, others, strict=True):
+        assert_within(p, q, 1e-6)

@@ -1,0 +1,123 @@
+"""Plain parameters that look as if they had lost their manifold."""
+
+import warnings
+
+import geoopt
+import pytest
+import torch
+
+from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam
+from geoopt_projunn.nn import OrthogonalRNN
+
+from ._helpers import OPTIMIZERS, Snapshot, rotation, unitary_parameter
+
+LOST = r"Parameter `w` of shape .* is orthogonal to rounding, but a plain parameter"
+
+
+def with_gradient(p):
+    p.grad = torch.randn_like(p)
+    return p
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128])
+@pytest.mark.parametrize("shape", [(6, 6), (3, 4, 4)])
+@pytest.mark.parametrize("company", [True, False])
+def test_a_plain_orthogonal_parameter_is_named_once(company, shape, dtype, kind):
+    lost = with_gradient(torch.nn.Parameter(rotation(*shape, dtype=dtype)))
+    others = [("other", with_gradient(unitary_parameter(4, 4)))] if company else []
+    optimizer = kind([*others, ("w", lost)], lr=0.1)
+    with pytest.warns(UserWarning, match=LOST) as record:
+        optimizer.step()
+    assert len(record) == 1
+    assert record[0].filename == __file__
+    lost.data.copy_(rotation(*shape, dtype=dtype))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    lost.data.copy_(rotation(*shape, dtype=dtype))
+    with pytest.warns(UserWarning, match=LOST):
+        optimizer.step()
+
+
+def one_of_two_loaded_with_assign():
+    module = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    for layer in module:
+        layer.weight = geoopt.ManifoldParameter(LowRankUnitary().random(4, 4))
+    module[1].load_state_dict(module[1].state_dict(), assign=True)
+    return module
+
+
+def moved_through_the_meta_device():
+    module = torch.nn.Linear(4, 4)
+    module.weight = unitary_parameter(4, 4)
+    saved = {name: value.clone() for name, value in module.state_dict().items()}
+    module.to("meta").to_empty(device="cpu")
+    module.load_state_dict(saved)
+    return module
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("build", [one_of_two_loaded_with_assign, moved_through_the_meta_device])
+def test_a_manifold_that_torch_dropped_is_missed(build, kind):
+    module = build()
+    optimizer = kind(module.named_parameters(), lr=0.1)
+    for p in module.parameters():
+        with_gradient(p)
+    with pytest.warns(UserWarning, match="weight` of shape .* plain parameter"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "p",
+    [
+        torch.nn.Parameter(torch.ones(3)),
+        torch.nn.Parameter(torch.ones(1, 1)),
+        torch.nn.Parameter(torch.randn(6, 6)),
+        torch.nn.Parameter(torch.eye(6)[:, :4]),
+        torch.nn.Parameter(torch.eye(6), requires_grad=False),
+        torch.nn.Parameter(torch.eye(6, dtype=torch.bfloat16)),
+        torch.nn.Parameter(torch.eye(6, device="meta")),
+        torch.nn.Parameter(torch.randn(0, 4, 4)),
+        geoopt.ManifoldParameter(torch.eye(4), manifold=geoopt.Scaled(LowRankUnitary(), 2.0)),
+        geoopt.ManifoldParameter(torch.eye(4), manifold=geoopt.Stiefel()),
+    ],
+)
+def test_other_parameters_draw_no_warning(p, kind):
+    optimizer = kind([p], lr=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_one_optimizer_for_each_parameter_draws_no_warning(kind):
+    rnn = OrthogonalRNN(3, 8, num_layers=2)
+    rnn(torch.randn(4, 2, 3))[0].sum().backward()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for p in rnn.parameters():
+            kind([p], lr=0.1).step()
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_the_warning_made_an_error_leaves_everything_as_it_is(kind):
+    p = with_gradient(torch.nn.Parameter(rotation(4, 4)))
+    optimizer = kind([p])
+    before = Snapshot(optimizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="plain parameter"):
+            optimizer.step()
+    before.assert_unchanged()
+
+
+def test_a_dtensor_on_the_manifold_is_refused():
+    """By what it has: a process group is not needed to tell."""
+    p = with_gradient(unitary_parameter(4, 4))
+    p.placements = ()
+    optimizer = ProjUNNRiemannianAdam([("w", p)])
+    with pytest.raises(TypeError, match=r"Parameter `w` .* DTensor.*`ignored_params`"):
+        optimizer.step()
