@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..linalg.precision import WIDE
-from .record import Record, assert_fits, put_on
+from .record import Record, assert_fits, other_field, put_on
 
 
 def keep_manifolds(module: torch.nn.Module, path: str = "") -> None:
@@ -24,7 +24,7 @@ def keep_manifolds(module: torch.nn.Module, path: str = "") -> None:
     if isinstance(module._parameters, Record):
         module._parameters.path = path or module._parameters.path
         return
-    module._parameters = Record(module, path)
+    module._parameters = Record(module, path, one_field=isinstance(module, KeepsManifolds))
     module.register_load_state_dict_pre_hook(_before_load)
     module.register_load_state_dict_post_hook(_after_load)
 
@@ -99,11 +99,7 @@ def _refusal(
             "float32; autocast leaves it there."
         )
     if isinstance(module, KeepsManifolds) and is_complex != p.is_complex():
-        field, other = ("complex", "real") if p.is_complex() else ("real", "complex")
-        return (
-            f"`{name}` of {type(module).__name__} must be {field}, got {dtype}; "
-            f"make a module of the {other} kind for {other} weights."
-        )
+        return other_field(f"`{name}` of {type(module).__name__}", p, dtype)
     return None
 
 

@@ -27,10 +27,11 @@ class Record(dict[str, Any]):
 
     owner: str
     path: str
+    one_field: bool
 
-    def __init__(self, module: torch.nn.Module, path: str = "") -> None:
+    def __init__(self, module: torch.nn.Module, path: str = "", one_field: bool = False) -> None:
         super().__init__()
-        self.owner, self.path = type(module).__name__, path
+        self.owner, self.path, self.one_field = type(module).__name__, path, one_field
         for name, p in module._parameters.items():
             self[name] = p
 
@@ -46,6 +47,9 @@ class Record(dict[str, Any]):
         manifold = self.manifold(name)
         if manifold is not None and is_plain(p):
             assert_fits(self.describe(name), p, manifold)
+            old = self.get(name)
+            if self.one_field and old is not None and p.is_complex() != old.is_complex():
+                raise TypeError(other_field(self.describe(name), old, p.dtype))
             put_on(p, manifold)
         super().__setitem__(name, p)
         self.manifold(name)
@@ -110,6 +114,15 @@ def put_on(p: torch.Tensor, manifold: Manifold) -> None:
         p.__class__ = geoopt.ManifoldParameter
     if isinstance(p, geoopt.ManifoldParameter):
         p.manifold = manifold
+
+
+def other_field(what: str, old: torch.Tensor, dtype: torch.dtype) -> str:
+    """Say that a real parameter cannot become complex in its module, or the other way round."""
+    field, other = ("complex", "real") if old.is_complex() else ("real", "complex")
+    return (
+        f"{what} must be {field}, got {dtype}; make a module of the {other} kind for {other} "
+        "weights."
+    )
 
 
 def assert_fits(what: str, p: torch.Tensor, manifold: Manifold) -> None:

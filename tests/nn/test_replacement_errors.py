@@ -57,6 +57,27 @@ def test_what_does_not_fit_is_refused_and_nothing_changes(name, case):
     assert_kept(module, names)
 
 
+@pytest.mark.parametrize(
+    ("kind", "rule"),
+    [
+        (OrthogonalRNN, "must be real, got torch.complex64; make a module of the complex kind"),
+        (UnitaryRNN, "must be complex, got torch.float32; make a module of the real kind"),
+    ],
+)
+def test_a_real_layer_takes_no_complex_weight_nor_a_complex_one_a_real(kind, rule):
+    layer = kind(3, 8)
+    dtype = torch.float32 if layer.is_complex else torch.complex64
+    with pytest.raises(TypeError, match=rf"`weight_hh_l0` of {kind.__name__} {rule}"):
+        layer.weight_hh_l0 = torch.nn.Parameter(torch.eye(8, dtype=dtype))
+    assert_kept(layer, ["weight_hh_l0"], LowRankUnitary())
+
+
+def test_modules_of_others_take_complex_weights():
+    module = treated(torch.nn.Linear(8, 8), "weight")
+    module.weight = torch.nn.Parameter(torch.eye(8, dtype=torch.complex64))
+    assert_kept(module, ["weight"])
+
+
 def test_another_class_of_parameters_is_refused():
     module = treated(torch.nn.Linear(8, 8), "weight")
     with pytest.raises(TypeError, match=r"`weight` of Linear .*must be a torch.nn.Parameter or a"):
