@@ -197,6 +197,44 @@ class UnitaryGeometry(Manifold):
         r"""Measure :math:`\lVert x^H x - I \rVert_F`, (*), real; :math:`O(n^3)`, no gradient."""
         return orthogonality_error(x)
 
+    @full_precision
+    @torch.no_grad()
+    def estimate_orthogonality_error(self, x: torch.Tensor) -> torch.Tensor:
+        r"""Estimate :math:`\lVert x^H x - I \rVert_F`, without a product of two matrices.
+
+        The mean square of :math:`\lVert (x^H x - I) z \rVert` over random z is the squared norm;
+        this takes the mean over four.
+
+        Parameters
+        ----------
+        x : torch.Tensor
+            (*, n, n)
+
+        Returns
+        -------
+        torch.Tensor
+            (*), real, without a gradient; not finite where x is not
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the dtype or the shape is not one of a point.
+
+        Notes
+        -----
+        :math:`O(n^2)` for each matrix; nothing waits for the device.
+
+        Where the error is spread over many directions, as by noise or an average, the estimate
+        is within half the norm at n = 8, a fifth at n = 64 and a tenth at n = 256. Where it is
+        all in one direction, it is between a tenth and two and a half times the norm. These are
+        the extremes among a thousand random matrices, rounded up. The estimate's own rounding
+        adds about :math:`\sqrt n\,\varepsilon`, up to four times the norm of a small matrix that
+        is unitary to rounding. The four vectors are always the same, and an error orthogonal to
+        all of them is not seen.
+        """
+        self.assert_check_point(x)
+        return estimate_orthogonality_error(x)
+
     # -- checks ------------------------------------------------------------------------
 
     def _check_shape(self, shape: tuple[int, ...], name: str) -> tuple[bool, str | None]:

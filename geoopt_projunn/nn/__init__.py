@@ -10,9 +10,10 @@ from .conv import (
     UnitaryConv2d,
     UnitaryConv3d,
 )
-from .orthogonalize import orthogonality_errors, orthogonalize_
+from .orthogonalize import orthogonalize_
 from .readout import RealReadout
 from .rnn import OrthogonalRNN, UnitaryRNN
+from .upkeep import orthogonality_errors, project_
 
 __all__ = [
     "ModReLU",
@@ -30,4 +31,5 @@ __all__ = [
     "modrelu",
     "orthogonality_errors",
     "orthogonalize_",
+    "project_",
 ]

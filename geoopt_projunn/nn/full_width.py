@@ -12,7 +12,7 @@ from ..linalg.precision import WIDE, full_precision
 from ..linalg.rows import times
 from ..manifold import LowRankUnitary
 from .channels import channels_to_pixels, pixels_to_channels
-from .keeping import KeepsManifolds
+from .keeping import KeepsManifolds, keep_manifolds
 
 __all__ = ["FullWidthConv"]
 
@@ -92,6 +92,7 @@ class FullWidthConv(KeepsManifolds):
             setattr(self, name, geoopt.ManifoldParameter(empty, manifold=manifold))
         offset = torch.empty(self.out_channels, dtype=dtype, device=device) if bias else None
         self.register_parameter("bias", None if offset is None else torch.nn.Parameter(offset))
+        keep_manifolds(self)
         self.reset_parameters()
 
     @property

@@ -60,6 +60,14 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
         known = not self.is_complex and self.nonlinearity != "modrelu"
         return known and self.weight_hh_l0.is_cuda
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        try:
+            super().__setattr__(name, value)
+        except (TypeError, ValueError):
+            # torch.nn.RNN has put it among its flat weights by then.
+            self._init_flat_weights()
+            raise
+
     def flatten_parameters(self) -> None:
         """Do what torch.nn.RNN does where torch's kernels are used, nothing elsewhere."""
         if self._fused:
@@ -68,8 +76,10 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
     def _load_from_state_dict(self, *args: Any) -> None:
         # Weak references, which torch.nn.RNN keeps here, forbid the swap of parameters.
         self._flat_weight_refs = []
-        super()._load_from_state_dict(*args)
-        self._init_flat_weights()
+        try:
+            super()._load_from_state_dict(*args)
+        finally:
+            self._init_flat_weights()
 
     # torch.compile leaves torch.nn.RNN out as well, but looks inside its subclasses.
     @torch.compiler.disable  # type: ignore[untyped-decorator]

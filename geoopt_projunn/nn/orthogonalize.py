@@ -1,14 +1,16 @@
 """Unitary weights in modules that were written without them."""
 
 import torch
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from ..init import INITS
 from ..linalg.precision import WIDE
 from ..manifold import LowRankUnitary
-from .keeping import put_on
+from .keeping import keep_manifolds
+from .record import assert_whole, put_on
 
-__all__ = ["orthogonality_errors", "orthogonalize_"]
+__all__ = ["orthogonalize_"]
 
 
 @torch.no_grad()
@@ -50,16 +52,25 @@ def orthogonalize_(
     AttributeError
         If there is no such module or parameter.
     TypeError
-        If it is no plain parameter, or its dtype is not one of those above.
+        If it is no plain parameter, a DTensor or the kernel of a convolution, or its dtype is not
+        one of those above.
     ValueError
         If its shape or its values do not fit, or an argument is out of range.
         After any of these, the module is as it was.
 
     Notes
     -----
-    The module knows nothing of this: ``.to("meta")``, ``to_empty`` and
-    ``load_state_dict(assign=True)`` drop the manifold as they do of any geoopt parameter, and the
-    optimizers warn. Call this again then; of an orthogonal weight the values stay.
+    The weight stays on the manifold whatever replaces it: ``.to("meta")`` and ``to_empty``,
+    ``load_state_dict(assign=True)``, a torch.nn.Parameter set in its place. What cannot be there
+    is an error that names it: another shape, half precision, a DTensor as ``fully_shard`` makes
+    them. A ManifoldParameter on another manifold stays as it is set; to have a plain parameter
+    again, delete the attribute first. Loaded values may be off the manifold:
+    :func:`orthogonality_errors` tells, :func:`project_` puts them back.
+
+    ``.half()`` and ``.bfloat16()`` convert the weight, for inference; the optimizers do not step
+    it then. With ``torch.__future__.set_swap_module_params_on_conversion(True)``, torch cannot
+    make a conversion that changes nothing, such as ``.cpu()`` on a CPU, of any geoopt parameter:
+    it raises a RuntimeError.
 
     Examples
     --------
@@ -72,19 +83,24 @@ def orthogonalize_(
     if init != "nearest" and init not in INITS:
         names = ", ".join(repr(known) for known in ("nearest", *INITS))
         raise ValueError(f"`init` must be one of {names}, got {init!r}.")
-    weight = _parameter(module, name)
-    _check(name, weight)
-    manifold.assert_check_point(weight)
+    owner, leaf = _owner(module, name)
+    weight = owner._parameters[leaf]
+    assert weight is not None
+    _check(name, weight, manifold)
     if init == "nearest":
         value = manifold.projx(weight)
     else:
         value = INITS[init](*weight.shape, dtype=weight.dtype, device=weight.device)
     weight.copy_(value)
     put_on(weight, manifold)
+    for path, holder in module.named_modules():
+        if any(p is weight for p in holder._parameters.values()):
+            keep_manifolds(holder, f"{path}." if path else "")
     return weight
 
 
-def _parameter(module: torch.nn.Module, name: str) -> torch.nn.Parameter:
+def _owner(module: torch.nn.Module, name: str) -> tuple[torch.nn.Module, str]:
+    """Return the module that a parameter is an attribute of, and what it is called there."""
     path, _, leaf = name.rpartition(".")
     owner = module.get_submodule(path)
     if parametrize.is_parametrized(owner, leaf):
@@ -92,16 +108,22 @@ def _parameter(module: torch.nn.Module, name: str) -> torch.nn.Parameter:
             f"`{name}` must be a plain parameter, but is computed by a parametrization; remove it "
             f"first by `torch.nn.utils.parametrize.remove_parametrizations(module, {leaf!r})`."
         )
-    weight = owner._parameters.get(leaf)
-    if weight is None:
+    if owner._parameters.get(leaf) is None:
         known = ", ".join(key for key, _ in module.named_parameters()) or "none"
         raise AttributeError(
             f"{type(module).__name__} has no parameter `{name}`. Its parameters are {known}."
         )
-    return weight
+    if isinstance(owner, _ConvNd) and leaf == "weight":
+        raise TypeError(
+            f"`{name}` must hold matrices, but is the kernel of a {type(owner).__name__}: "
+            "orthogonal matrices in it would not make the convolution orthogonal. Use "
+            "OrthogonalConv1d, OrthogonalConv2d or OrthogonalConv3d of geoopt_projunn.nn."
+        )
+    return owner, leaf
 
 
-def _check(name: str, weight: torch.nn.Parameter) -> None:
+def _check(name: str, weight: torch.nn.Parameter, manifold: LowRankUnitary) -> None:
+    assert_whole(f"`{name}`", weight, manifold)
     if not hasattr(weight, "manifold") and type(weight) is not torch.nn.Parameter:
         raise TypeError(
             f"`{name}` must be a torch.nn.Parameter or a geoopt.ManifoldParameter, "
@@ -114,45 +136,27 @@ def _check(name: str, weight: torch.nn.Parameter) -> None:
         )
     if weight.ndim < 2 or weight.shape[-1] != weight.shape[-2]:
         raise ValueError(
-            f"`{name}` must have shape (*, n, n), got {tuple(weight.shape)}. Matrices stacked in "
-            "one parameter, as in `MultiheadAttention.in_proj_weight` and `LSTM.weight_hh_l0`, "
-            "need a module that keeps them apart."
+            f"`{name}` must have shape (*, n, n), got {tuple(weight.shape)}{_why(weight.shape)}."
         )
     if weight.is_meta:
         raise ValueError(
             f"`{name}` must have values, but is on the meta device; call this after `to_empty`."
         )
+    manifold.assert_check_point(weight)
 
 
-def orthogonality_errors(module: torch.nn.Module) -> dict[str, float]:
-    r"""Measure :math:`\lVert x^H x - I \rVert_F` of every parameter on LowRankUnitary.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        any module
-
-    Returns
-    -------
-    dict
-        The error, of the worst matrix where a parameter holds several, by the names of
-        ``module.named_parameters()``. A name that is missing has lost its manifold, or never had
-        one.
-
-    Notes
-    -----
-    :math:`O(n^3)` for each matrix; the host waits for the results.
-
-    Examples
-    --------
-    >>> from geoopt_projunn.nn import OrthogonalRNN
-    >>> errors = orthogonality_errors(OrthogonalRNN(3, 8))
-    >>> list(errors), max(errors.values()) < 1e-5
-    (['weight_hh_l0'], True)
-    """
-    errors = {}
-    for name, p in module.named_parameters():
-        manifold = getattr(p, "manifold", None)
-        if isinstance(manifold, LowRankUnitary):
-            errors[name] = float(manifold.orthogonality_error(p).max())
-    return errors
+def _why(shape: torch.Size) -> str:
+    if len(shape) < 2:
+        return ", which is no matrix"
+    rows, columns = shape[-2:]
+    why = (
+        ": it is rectangular, and LowRankUnitary takes square matrices. Of a rectangular one "
+        "geoopt.Stiefel keeps the columns orthonormal"
+    )
+    if columns and rows in (3 * columns, 4 * columns):
+        why += (
+            f". If it is {rows // columns} square matrices stacked in one parameter, as "
+            "`MultiheadAttention.in_proj_weight` and `LSTM.weight_hh_l0` are, these need a module "
+            "that keeps them apart"
+        )
+    return why

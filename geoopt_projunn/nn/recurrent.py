@@ -9,7 +9,8 @@ from torch import Tensor
 from ..init import INITS
 from ..linalg.precision import WIDE
 from ..manifold import LowRankUnitary
-from .keeping import KeepsManifolds, put_on
+from .keeping import KeepsManifolds, keep_manifolds
+from .record import put_on
 
 NONLINEARITIES = ("modrelu", "relu", "tanh")
 
@@ -63,6 +64,7 @@ class Recurrent(KeepsManifolds):
                 self.register_parameter(
                     name.replace("weight_hh", "offset"), torch.nn.Parameter(offset)
                 )
+        keep_manifolds(self)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

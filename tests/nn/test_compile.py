@@ -14,6 +14,7 @@ from geoopt_projunn.nn import (
     RealReadout,
     UnitaryRNN,
     orthogonality_errors,
+    orthogonalize_,
 )
 from tests._asserts import assert_within
 
@@ -50,7 +51,18 @@ class Unrolled(torch.nn.Module):
         return (h - 1).square().sum()
 
 
+class Foreign(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Linear(8, 8))
+        orthogonalize_(self, "layers.1.weight")
+
+    def forward(self, x):
+        return (self.layers(x) - 1).square().sum()
+
+
 MODELS = {
+    "modules of others": Foreign,
     "layer": lambda: Layered(OrthogonalRNN(3, 8, 2), ModReLU(8), torch.nn.Linear(8, 2)),
     "relu layer": lambda: Layered(
         OrthogonalRNN(3, 8, nonlinearity="relu"), torch.nn.Tanh(), torch.nn.Linear(8, 2)
@@ -84,7 +96,7 @@ def test_three_steps_are_those_without_compilation(name, whole):
     optimizers = [ProjUNNRiemannianAdam(m.parameters(), lr=0.05) for m in (eager, other)]
     before = [p.detach().clone() for p in other.parameters()]
     # One compiled to machine code of each kind; the others stop at the graph, which is faster.
-    backend = "inductor" if name in ("layer", "cells") else "aot_eager"
+    backend = "inductor" if name in ("layer", "cells", "modules of others") else "aot_eager"
     step = torch.compile(train, backend=backend) if whole else train
     run = other if whole else torch.compile(other, backend=backend)
     for _ in range(3):
@@ -97,3 +109,21 @@ def test_three_steps_are_those_without_compilation(name, whole):
     errors = orthogonality_errors(other)
     assert errors
     assert max(errors.values()) < 1e-5
+
+
+def test_modules_of_others_are_compiled_whole_and_once():
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph
+
+    module = Foreign()
+    run = torch.compile(module, backend=backend, fullgraph=True)
+    optimizer = ProjUNNRiemannianAdam(module.parameters(), lr=0.05)
+    for _ in range(3):
+        train(run, optimizer, torch.randn(5, 2, 3))
+    assert len(graphs) == 1
+    x = torch.randn(5, 2, 3)
+    module.load_state_dict(Foreign().state_dict(), assign=True)
+    assert_within(run(x).detach(), module(x).detach(), 1e-5)

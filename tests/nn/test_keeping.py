@@ -38,14 +38,7 @@ class Model(torch.nn.Module):
         self.plain = torch.nn.Linear(3, 3)
 
 
-@pytest.fixture(params=[False, True], ids=["set data", "swap"])
-def _swap(request):
-    torch.__future__.set_swap_module_params_on_conversion(request.param)
-    yield
-    torch.__future__.set_swap_module_params_on_conversion(False)
-
-
-every_conversion = pytest.mark.usefixtures("_swap")
+every_conversion = pytest.mark.usefixtures("swap")
 
 
 def recurrent(module):
@@ -226,24 +219,6 @@ def test_a_plain_checkpoint_assigned_to_a_module_without_data(name):
     target.load_state_dict(state, assign=True)
     assert_kept(target)
     train_a_step(target)
-
-
-@every_module
-def test_the_manifold_of_the_module_wins_over_that_of_what_is_loaded(name):
-    source, target = MODULES[name](), MODULES[name]()
-    for p in recurrent(source).values():
-        p.manifold = LowRankUnitary(3)
-    target.load_state_dict(source.state_dict(keep_vars=True), assign=True)
-    assert_kept(target)
-
-
-@every_module
-def test_a_manifold_that_the_user_put_there_is_kept(name):
-    module = MODULES[name]()
-    for p in recurrent(module).values():
-        p.manifold = LowRankUnitary(3)
-    module.to("meta").to_empty(device="cpu").double()
-    assert_kept(module, k=3)
 
 
 @every_module

@@ -5,7 +5,7 @@ import torch
 from torch.nn.utils import parametrizations
 
 from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianSGD
-from geoopt_projunn.nn import OrthogonalRNN, UnitaryRNN, orthogonality_errors, orthogonalize_
+from geoopt_projunn.nn import OrthogonalRNN, orthogonality_errors, orthogonalize_
 from tests._asserts import assert_unitary, assert_within
 from tests._matrices import DTYPES, polar_reference
 
@@ -110,14 +110,43 @@ BAD = {
         "in_proj_weight",
         {},
         ValueError,
-        r"`in_proj_weight` must have shape \(\*, n, n\), got \(24, 8\)\. Matrices stacked in one",
+        r"`in_proj_weight` must have shape \(\*, n, n\), got \(24, 8\): .*it is 3 square matrices",
+    ),
+    "stacked, four": (
+        lambda: torch.nn.LSTM(8, 8),
+        "weight_hh_l0",
+        {},
+        ValueError,
+        r"got \(32, 8\): it is rectangular, .*geoopt.Stiefel .*If it is 4 square matrices stacked",
+    ),
+    "rectangular": (
+        lambda: torch.nn.Linear(512, 128),
+        "weight",
+        {},
+        ValueError,
+        r"got \(128, 512\): it is rectangular, and LowRankUnitary takes square matrices\. Of a "
+        r"rectangular one geoopt.Stiefel keeps the columns orthonormal\.$",
+    ),
+    "tall": (
+        lambda: torch.nn.Linear(4, 8),
+        "weight",
+        {},
+        ValueError,
+        r"`weight` must have shape .*got \(8, 4\): it is rectangular.*orthonormal\.$",
+    ),
+    "batch of rectangular ones": (
+        lambda: Holder(torch.randn(2, 4, 8)),
+        "weight",
+        {},
+        ValueError,
+        r"`weight` must have shape .*got \(2, 4, 8\): it is rectangular.*orthonormal\.$",
     ),
     "vector": (
         lambda: torch.nn.Linear(4, 4),
         "bias",
         {},
         ValueError,
-        r"`bias` must have shape \(\*, n, n\), got \(4,\)",
+        r"`bias` must have shape \(\*, n, n\), got \(4,\), which is no matrix\.",
     ),
     "missing": (
         lambda: torch.nn.Linear(4, 4),
@@ -199,6 +228,41 @@ BAD = {
 }
 
 
+CONVOLUTIONS = [
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
+    "LazyConv1d",
+    "LazyConv2d",
+    "LazyConv3d",
+    "LazyConvTranspose1d",
+    "LazyConvTranspose2d",
+    "LazyConvTranspose3d",
+]
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+@pytest.mark.parametrize("size", [1, 3])
+def test_the_kernel_of_a_convolution_is_refused(kind, size):
+    # (4, 4, 3, 3) could be taken for sixteen matrices, and four are enough for (4, 4, 1).
+    channels = (4,) if kind.startswith("Lazy") else (4, 4)
+    module = torch.nn.Sequential(getattr(torch.nn, kind)(*channels, kernel_size=size))
+    words = rf"`0.weight` .*is the kernel of a {kind}: .*OrthogonalConv1d, OrthogonalConv2d or Ort"
+    with pytest.raises(TypeError, match=words):
+        orthogonalize_(module, "0.weight")
+    assert not hasattr(module[0].weight, "manifold")
+
+
+def test_another_weight_of_a_convolution_is_not_its_kernel():
+    module = torch.nn.Conv2d(4, 4, 3)
+    module.mix = torch.nn.Parameter(torch.randn(4, 4))
+    orthogonalize_(module, "mix")
+    assert_unitary(module.mix.detach())
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_what_cannot_be_done_is_refused_and_nothing_changes(case):
     make, name, options, error, words = BAD[case]
@@ -215,28 +279,3 @@ def test_what_cannot_be_done_is_refused_and_nothing_changes(case):
         assert p is before[n][0]
         assert type(p) is before[n][1]
         assert n not in values or torch.equal(p, values[n])
-
-
-def test_the_report_names_the_matrices_on_the_manifold_and_their_errors():
-    model = torch.nn.ModuleDict(
-        {
-            "real": OrthogonalRNN(3, 8, 2),
-            "complex": UnitaryRNN(3, 8, dtype=torch.complex128),
-            "batch": Holder(torch.randn(3, 4, 4)),
-            "plain": torch.nn.Linear(4, 4),
-        }
-    )
-    orthogonalize_(model, "batch.weight")
-    errors = orthogonality_errors(model)
-    assert list(errors) == [
-        "real.weight_hh_l0",
-        "real.weight_hh_l1",
-        "complex.weight_hh_l0",
-        "batch.weight",
-    ]
-    assert max(errors.values()) < 1e-5
-    assert errors["complex.weight_hh_l0"] < 1e-13
-    with torch.no_grad():
-        model["batch"].weight[1] *= 2  # xᵀx - I = 3 I
-    assert orthogonality_errors(model)["batch.weight"] == pytest.approx(6, rel=1e-4)
-    assert orthogonality_errors(torch.nn.Linear(4, 4)) == {}

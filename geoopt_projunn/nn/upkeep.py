@@ -1,0 +1,123 @@
+"""How far the parameters of a module are off LowRankUnitary, and back onto it."""
+
+from collections.abc import Iterator
+
+import torch
+
+from ..manifold import LowRankUnitary
+
+__all__ = ["orthogonality_errors", "project_"]
+
+
+def orthogonality_errors(module: torch.nn.Module, exact: bool = False) -> dict[str, float]:
+    r"""Measure :math:`\lVert x^H x - I \rVert_F` of every parameter on LowRankUnitary.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        any module
+    exact : bool
+        compute the norms, :math:`O(n^3)` for each matrix, instead of estimating them by
+        :meth:`LowRankUnitary.estimate_orthogonality_error`, :math:`O(n^2)`
+
+    Returns
+    -------
+    dict
+        The error, of the worst matrix where a parameter holds several, by the names of
+        ``module.named_parameters(remove_duplicate=False)``: a parameter with several names is
+        under each of them. A name that is missing is not on LowRankUnitary.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter is in half precision or on the meta device.
+
+    Notes
+    -----
+    The host waits for the results.
+
+    Examples
+    --------
+    >>> from geoopt_projunn.nn import OrthogonalRNN
+    >>> errors = orthogonality_errors(OrthogonalRNN(3, 8))
+    >>> list(errors), max(errors.values()) < 1e-5
+    (['weight_hh_l0'], True)
+    """
+    errors: dict[torch.Tensor, torch.Tensor] = {}
+    for _, p, manifold in _on_low_rank(module):
+        if p not in errors:
+            measure = (
+                manifold.orthogonality_error if exact else manifold.estimate_orthogonality_error
+            )
+            errors[p] = measure(p).max()
+    return {name: float(errors[p]) for name, p, _ in _on_low_rank(module)}
+
+
+@torch.no_grad()
+def project_(module: torch.nn.Module) -> torch.nn.Module:
+    r"""Move every parameter on LowRankUnitary to the nearest unitary matrix, in place.
+
+    An average of unitary matrices is none. Call this where averages of weights (SWA, EMA) are
+    used: on the averaged model, or on the model that they are copied into. Also after loading
+    weights that were trained without the manifold, or after adding noise.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        any module
+
+    Returns
+    -------
+    torch.nn.Module
+        ``module``
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter is in half precision, on the meta device or not finite. Then no parameter
+        has changed.
+
+    Notes
+    -----
+    :meth:`LowRankUnitary.projx` of each: :math:`O(n^3)`, but :math:`O(n^2)` for what is unitary
+    to rounding, which stays bit for bit. It takes the memory of one more copy of the parameters.
+
+    Examples
+    --------
+    >>> from torch.optim.swa_utils import AveragedModel
+    >>> from geoopt_projunn.nn import OrthogonalRNN
+    >>> average = AveragedModel(OrthogonalRNN(3, 8))
+    >>> for _ in range(2):  # train the model between the two
+    ...     average.update_parameters(OrthogonalRNN(3, 8))
+    >>> max(orthogonality_errors(average).values()) > 0.1
+    True
+    >>> max(orthogonality_errors(project_(average)).values()) < 1e-5
+    True
+    """
+    projected: dict[torch.Tensor, torch.Tensor] = {}
+    for name, p, manifold in _on_low_rank(module):
+        if p in projected:
+            continue
+        try:
+            projected[p] = manifold.projx(p)
+        except ValueError as error:
+            raise ValueError(f"`{name}` cannot be projected: {error}") from error
+    for p, value in projected.items():
+        p.copy_(value)
+    return module
+
+
+def _on_low_rank(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor, LowRankUnitary]]:
+    for name, p in module.named_parameters(remove_duplicate=False):
+        manifold = getattr(p, "manifold", None)
+        if not isinstance(manifold, LowRankUnitary):
+            continue
+        if p.is_meta:
+            raise ValueError(
+                f"`{name}` must have values, but is on the meta device; call `to_empty` and load."
+            )
+        try:
+            manifold.assert_check_point(p)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"`{name}` cannot be measured or projected: {error}") from error
+        yield name, p, manifold
