@@ -30,6 +30,15 @@ def modrelu(z: Tensor, offset: Tensor) -> Tensor:
     return z.sgn() * torch.relu(z.abs() + offset)
 
 
+def activated(z: Tensor, nonlinearity: str, offset: Tensor | None) -> Tensor:
+    """Apply "modrelu", or "relu" or "tanh", of a complex z to both of its parts."""
+    if nonlinearity == "modrelu":
+        assert offset is not None
+        return modrelu(z, offset)
+    function = torch.relu if nonlinearity == "relu" else torch.tanh
+    return torch.view_as_complex(function(torch.view_as_real(z))) if z.is_complex() else function(z)
+
+
 class ModReLU(torch.nn.Module):
     r"""Apply :func:`modrelu` with a learned offset for each feature.
 

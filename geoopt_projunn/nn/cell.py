@@ -8,7 +8,7 @@ from torch.nn.functional import linear
 
 from ..linalg.precision import full_precision
 from ..manifold import LowRankUnitary
-from .activation import modrelu
+from .activation import activated
 from .recurrent import Recurrent, taken_as
 
 __all__ = ["OrthogonalRNNCell", "UnitaryRNNCell"]
@@ -83,10 +83,7 @@ class _RNNCell(Recurrent, torch.nn.RNNCell):
             z = z + linear(hx, self.weight_hh, self.bias_hh)
         elif self.bias_hh is not None:
             z = z + self.bias_hh
-        if self.nonlinearity == "modrelu":
-            return modrelu(z, self.offset)
-        function = torch.relu if self.nonlinearity == "relu" else torch.tanh
-        return torch.view_as_complex(function(torch.view_as_real(z)))
+        return activated(z, self.nonlinearity, getattr(self, "offset", None))
 
     def _check_hidden(self, hx: Tensor, batch: int) -> None:
         if len(hx) != batch:

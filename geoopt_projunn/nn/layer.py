@@ -10,6 +10,7 @@ from ..linalg.precision import full_precision
 from ..manifold import LowRankUnitary
 from .recurrence import recur
 from .recurrent import Recurrent, taken_as
+from .unrolled import Weights
 
 
 class RecurrentLayer(Recurrent, torch.nn.RNN):
@@ -71,8 +72,6 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
         super()._load_from_state_dict(*args)
         self._init_flat_weights()
 
-    # torch.compile leaves torch.nn.RNN out as well, but looks inside its subclasses.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, input: Any, hx: Tensor | None = None) -> Any:
         """Run over a batch, a single sequence or a PackedSequence, as torch.nn.RNN does.
 
@@ -95,6 +94,9 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
         ValueError, RuntimeError
             If a dtype or a shape does not fit, as torch.nn.RNN raises them.
         """
+        return (self._call if torch.compiler.is_exporting() else self._call_outside)(input, hx)
+
+    def _call(self, input: Any, hx: Tensor | None) -> Any:
         if self._fused:
             return super().forward(input, hx)
         if isinstance(input, PackedSequence):
@@ -125,7 +127,15 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
             return states.squeeze(1), last.squeeze(1)
         return (states.transpose(0, 1) if self.batch_first else states), last
 
+    # torch.compile leaves torch.nn.RNN out as well, but looks inside its subclasses.
+    _call_outside = torch.compiler.disable(_call)
+
     def _run_packed(self, packed: PackedSequence, hx: Tensor | None) -> Any:
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+            raise RuntimeError(
+                "`input` must be a padded tensor in torch.export and torch.jit.trace, got a "
+                "PackedSequence: its lengths would become constants of the program."
+            )
         dtype = self.weight_hh_l0.dtype
         x = taken_as(packed.data, dtype)
         if hx is not None:
@@ -154,14 +164,10 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
             outputs = []
             for direction in range(directions):
                 suffix = f"l{layer}" + ("_reverse" if direction else "")
-                bias = None
-                if self.bias:
-                    bias = getattr(self, f"bias_ih_{suffix}") + getattr(self, f"bias_hh_{suffix}")
                 states, last = recur(
-                    torch.nn.functional.linear(x, getattr(self, f"weight_ih_{suffix}"), bias),
-                    getattr(self, f"weight_hh_{suffix}"),
-                    getattr(self, f"offset_{suffix}", None),
+                    x,
                     None if hx is None else hx[len(lasts)],
+                    self._weights(suffix),
                     nonlinearity=self.nonlinearity,
                     batch_sizes=batch_sizes,
                     reverse=bool(direction),
@@ -170,6 +176,15 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
                 lasts.append(last)
             x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
         return x, torch.stack(lasts)
+
+    def _weights(self, suffix: str) -> Weights:
+        return Weights(
+            getattr(self, f"weight_ih_{suffix}"),
+            getattr(self, f"weight_hh_{suffix}"),
+            getattr(self, f"bias_ih_{suffix}") if self.bias else None,
+            getattr(self, f"bias_hh_{suffix}") if self.bias else None,
+            getattr(self, f"offset_{suffix}") if self.nonlinearity == "modrelu" else None,
+        )
 
     def check_forward_args(
         self, input: Tensor, hidden: Tensor | None, batch_sizes: Tensor | None

@@ -1,0 +1,33 @@
+"""Who needs plain operations of torch instead of a function with a backward pass of its own."""
+
+import torch
+from torch import Tensor
+
+
+def transformed(*tensors: Tensor | None) -> bool:
+    """Return whether a call must consist of torch's own operations.
+
+    That is so under torch.func (``grad``, ``vmap``, ``jvp``, …), in forward mode, in
+    torch.export and torch.jit.trace, and where a tensor is of a subclass or, in a backward pass,
+    holds a batch of gradients. The faster functions of this package work in place and know their
+    first derivative only.
+    """
+    if (
+        torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch.compiler.is_exporting()
+        or torch.jit.is_tracing()
+    ):
+        return True
+    # The compiler takes the faster functions, and cannot look at the kinds of tensors.
+    return not (torch.compiler.is_compiling() or all(map(_is_ordinary, tensors)))
+
+
+def _is_ordinary(t: Tensor | None) -> bool:
+    if t is None:
+        return True
+    kind = type(t)
+    # isinstance would take any tensor that acts as a parameter.
+    plain = kind is Tensor or torch.nn.Parameter in kind.__mro__
+    # What is_grads_batched and jacobian(vectorize=True) pass to a backward function.
+    return plain and not torch._C._functorch.is_legacy_batchedtensor(t)
