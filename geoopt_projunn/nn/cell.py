@@ -99,7 +99,7 @@ class _RNNCell(Recurrent, torch.nn.RNNCell):
     def extra_repr(self) -> str:
         """Return torch's description, and what is particular to these cells."""
         plain = torch.nn.RNNCell.extra_repr(self).split(", nonlinearity=")[0]
-        return plain + self._describe(self.weight_hh)
+        return plain + self._describe(getattr(self, "weight_hh", None))
 
 
 class OrthogonalRNNCell(_RNNCell):

@@ -10,12 +10,14 @@ from ..linalg.precision import full_precision
 from ..manifold import LowRankUnitary
 from .recurrence import recur
 from .recurrent import Recurrent, taken_as
+from .transforms import transformed
 from .unrolled import Weights
 
 
 class RecurrentLayer(Recurrent, torch.nn.RNN):
     """torch.nn.RNN with this package's recurrence, or torch's kernels where these are better."""
 
+    weight_ih_l0: Tensor
     weight_hh_l0: Tensor
 
     def __init__(
@@ -59,7 +61,9 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
     def _fused(self) -> bool:
         """Whether to run torch's kernels; on a CPU those are slower than ours and keep more."""
         known = not self.is_complex and self.nonlinearity != "modrelu"
-        return known and self.weight_hh_l0.is_cuda
+        # A conversion may find that the weight is away for the moment.
+        weight = getattr(self, "weight_hh_l0", None)
+        return known and weight is not None and weight.is_cuda
 
     def flatten_parameters(self) -> None:
         """Do what torch.nn.RNN does where torch's kernels are used, nothing elsewhere."""
@@ -97,9 +101,10 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
         return (self._call if torch.compiler.is_exporting() else self._call_outside)(input, hx)
 
     def _call(self, input: Any, hx: Tensor | None) -> Any:
-        if self._fused:
+        packed = isinstance(input, PackedSequence)
+        if self._fused and not transformed(input.data if packed else input, hx):
             return super().forward(input, hx)
-        if isinstance(input, PackedSequence):
+        if packed:
             return self._run_packed(input, hx)
         if input.dim() not in (2, 3):
             raise ValueError(
@@ -207,11 +212,25 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
                 f"RNN input dtype ({input.dtype}) is complex but {type(self).__name__} is real. "
                 "Use UnitaryRNN, or give it a real input"
             )
-        super().check_input(input, batch_sizes)
+        # torch.nn.RNN looks at a list of weights that torch.func.functional_call leaves stale.
+        dtype = self.weight_ih_l0.dtype
+        if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
+            raise ValueError(
+                f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
+                f"Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"
+            )
+        dimensions = 2 if batch_sizes is not None else 3
+        if input.dim() != dimensions:
+            raise RuntimeError(f"input must have {dimensions} dimensions, got {input.dim()}")
+        if self.input_size != input.size(-1):
+            raise RuntimeError(
+                "input.size(-1) must be equal to input_size. "
+                f"Expected {self.input_size}, got {input.size(-1)}"
+            )
 
     def extra_repr(self) -> str:
         """Return torch's description, and what is particular to these layers."""
-        return super().extra_repr() + self._describe(self.weight_hh_l0)
+        return super().extra_repr() + self._describe(getattr(self, "weight_hh_l0", None))
 
 
 def _dropout(x: Tensor, p: float, training: bool) -> Tensor:
