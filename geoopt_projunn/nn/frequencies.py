@@ -164,7 +164,9 @@ class _Synthesis(torch.autograd.Function):
 
 def _analyse_plainly(x: torch.Tensor, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
     grid = tuple(int(n) for n in x.shape[2:])
-    half = torch.fft.rfftn(x, dim=_axes(grid), norm="ortho").reshape(*x.shape[:2], -1).permute(2, 0, 1)
+    half = (
+        torch.fft.rfftn(x, dim=_axes(grid), norm="ortho").reshape(*x.shape[:2], -1).permute(2, 0, 1)
+    )
     own, pairs, _ = _positions(grid)
     return half[own].real, half[pairs] * weight
 

@@ -10,7 +10,7 @@ from ..linalg.precision import full_precision
 from ..manifold import LowRankUnitary
 from .recurrence import recur
 from .recurrent import Recurrent, taken_as
-from .transforms import transformed
+from .transforms import recorded, transformed
 from .unrolled import Weights
 
 
@@ -136,7 +136,7 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
     _call_outside = torch.compiler.disable(_call)
 
     def _run_packed(self, packed: PackedSequence, hx: Tensor | None) -> Any:
-        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        if recorded():
             raise RuntimeError(
                 "`input` must be a padded tensor in torch.export and torch.jit.trace, got a "
                 "PackedSequence: its lengths would become constants of the program."

@@ -6,6 +6,7 @@ all steps. Where this does not serve, :func:`~.unrolled.unrolled` does.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -60,23 +61,22 @@ def recur(
     if transformed(x, h0, *weights):
         return unrolled(x, h0, weights, nonlinearity, order)
     run = _Run(nonlinearity, order)
-    computed = _Recurrence.apply(run, x, h0, *weights)  # type: ignore[no-untyped-call]
+    computed: tuple[Tensor, Tensor] = _Recurrence.apply(run, x, h0, *weights)  # type: ignore[no-untyped-call]
+    if not computed[0].requires_grad:
+        return computed
     out: tuple[Tensor, Tensor] = _States.apply(run, *computed)  # type: ignore[no-untyped-call]
+    run.version = out[0]._version
     return out
 
 
 class _Run:
-    """What the two nodes of one call share."""
+    """What the two nodes of one call share; ``states`` within one backward pass."""
 
     def __init__(self, nonlinearity: str, order: Order) -> None:
         self.nonlinearity = nonlinearity
         self.order = order
+        self.version = 0
         self.states: Tensor | None = None
-
-    def take_states(self) -> Tensor | None:
-        """Return what the node of the states has left here in this backward pass."""
-        states, self.states = self.states, None
-        return states
 
 
 class _States(torch.autograd.Function):
@@ -98,11 +98,14 @@ class _States(torch.autograd.Function):
     def backward(
         ctx: Any, grad: Tensor | None, grad_final: Tensor | None
     ) -> tuple[None, Tensor | None, Tensor | None]:
-        try:
-            (ctx.run.states,) = ctx.saved_tensors
-        except RuntimeError:
-            # Any other reason, as a second backward pass, meets the other node as well.
-            ctx.run.states = None
+        ctx.run.states = None
+        # Whatever else this may raise, as in a second backward pass, the other node raises too.
+        with suppress(RuntimeError):
+            (states,) = ctx.saved_tensors
+            # Torch does not look where torch.autograd.graph.saved_tensors_hooks are at work; what
+            # these return may be a new copy.
+            if states._version in (0, ctx.run.version):
+                ctx.run.states = states
         return None, grad, grad_final
 
 
@@ -122,7 +125,7 @@ class _Recurrence(torch.autograd.Function):
     @full_precision
     def backward(ctx: Any, grad: Tensor | None, grad_final: Tensor | None) -> tuple[Any, ...]:
         x, h0, *rest = ctx.saved_tensors
-        weights, states = Weights(*rest), ctx.run.take_states()
+        weights, states, ctx.run.states = Weights(*rest), ctx.run.states, None
         arguments = (ctx.run, x, h0, weights, (grad, grad_final), ctx.needs_input_grad[1:])
         if torch.is_grad_enabled() or transformed(x, h0, *weights, grad, grad_final):
             return None, *_differentiable_backward(*arguments)
@@ -179,7 +182,7 @@ def _backward(
         torch.zeros_like(u) if grad is None else grad.clone(memory_format=torch.contiguous_format)
     )
     states, buffers = u.split(run.order.batch_sizes), total.split(run.order.batch_sizes)
-    grad_h0 = torch.zeros_like(h0) if need_h0 else None
+    grad_h0 = torch.zeros_like(h0) if need_h0 and h0 is not None else None
     steps = list(run.order.steps())
     last = buffers[steps[-1].now]
     if grad_final is not None:
@@ -203,9 +206,7 @@ def _backward(
         _weight_gradient(total, u, h0, run.order.batch_sizes, steps) if needs.hh else None,
         grad_bias if needs.bias_ih else None,
         grad_bias if needs.bias_hh else None,
-        pointwise.offset_gradient()
-        if isinstance(pointwise, ModReLU) and needs.offset
-        else None,
+        pointwise.offset_gradient() if isinstance(pointwise, ModReLU) and needs.offset else None,
     ]
 
 

@@ -15,12 +15,17 @@ def transformed(*tensors: Tensor | None) -> bool:
     if (
         torch._C._are_functorch_transforms_active()
         or torch.autograd.forward_ad._current_level >= 0
-        or torch.compiler.is_exporting()
-        or torch.jit.is_tracing()
+        or recorded()
     ):
         return True
     # The compiler takes the faster functions, and cannot look at the kinds of tensors.
     return not (torch.compiler.is_compiling() or all(map(_is_ordinary, tensors)))
+
+
+def recorded() -> bool:
+    """Return whether torch.export or torch.jit.trace makes a program of the call."""
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return tracing or torch.compiler.is_exporting()
 
 
 def _is_ordinary(t: Tensor | None) -> bool:
