@@ -10,7 +10,6 @@ Signals have shape (b, c, \*grid), coordinates (frequencies, b, c): a matrix for
 multiplies them as one batch, and no matrix is ever copied for a mirror.
 """
 
-import functools
 import math
 from collections.abc import Iterator
 from itertools import product
@@ -18,12 +17,12 @@ from typing import Any
 
 import torch
 
-from .transforms import transformed
+from .transforms import constant, transformed
 
 Index = tuple[int | slice, ...]
 
 
-@functools.lru_cache
+@constant
 def regions(grid: tuple[int, ...]) -> tuple[tuple[Index, ...], tuple[Index, ...]]:
     """Return where torch.fft.rfftn puts the frequencies that determine all others.
 
@@ -175,12 +174,14 @@ def _synthesise_plainly(
     own: torch.Tensor, pairs: torch.Tensor, grid: tuple[int, ...], weight: float
 ) -> torch.Tensor:
     weighted = pairs * weight
-    values = torch.cat([own.to(pairs.dtype), weighted, weighted.conj_physical()])
+    # Of some transforms torch's own conjugate knows nothing.
+    mirrors = torch.complex(weighted.real, -weighted.imag)
+    values = torch.cat([own.to(pairs.dtype), weighted, mirrors])
     half = values[_positions(grid)[2]].permute(1, 2, 0).reshape(*pairs.shape[1:], *_half(grid))
     return torch.fft.irfftn(half, s=grid, dim=_axes(grid), norm="ortho")
 
 
-@functools.lru_cache
+@constant
 def _positions(grid: tuple[int, ...]) -> tuple[list[int], list[int], list[int]]:
     """Return where the half spectrum, flattened, has the stored frequencies, and the reverse.
 

@@ -13,7 +13,7 @@ from ..linalg.rows import times
 from ..manifold import LowRankUnitary
 from .channels import channels_to_pixels, pixels_to_channels
 from .keeping import KeepsManifolds
-from .transforms import transformed
+from .transforms import recorded, transformed
 
 __all__ = ["FullWidthConv"]
 
@@ -261,6 +261,9 @@ class FullWidthConv(KeepsManifolds):
             )
         if x.numel() == 0:
             raise ValueError(f"`{name}` must not be empty, got {tuple(x.shape)}; skip the batch.")
+        for axis, n in zip(range(-self._dims, 0), size, strict=True) if recorded() else ():
+            # A program of torch.jit.trace has lost the checks above; it keeps this.
+            (x,) = x.split([n], axis)
         return x if x.dim() > len(shape) else x.unsqueeze(0)
 
     def _checked_dtype(self, dtype: torch.dtype | None) -> torch.dtype:

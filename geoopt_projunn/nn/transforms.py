@@ -1,7 +1,13 @@
 """Who needs plain operations of torch instead of a function with a backward pass of its own."""
 
+import functools
+from collections.abc import Callable, Hashable
+from typing import TypeVar
+
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def transformed(*tensors: Tensor | None) -> bool:
@@ -26,6 +32,19 @@ def recorded() -> bool:
     """Return whether torch.export or torch.jit.trace makes a program of the call."""
     tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     return tracing or torch.compiler.is_exporting()
+
+
+def constant(function: Callable[..., T]) -> Callable[..., T]:
+    """Compute each value of a function once; torch.compile takes it as a constant."""
+    cached = functools.lru_cache(function)
+
+    # Into lru_cache itself torch.compile would look, and warn.
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    @functools.wraps(function)
+    def wrapped(*args: Hashable) -> T:
+        return cached(*args)
+
+    return wrapped
 
 
 def _is_ordinary(t: Tensor | None) -> bool:

@@ -16,6 +16,7 @@ from geoopt_projunn.nn import (
     orthogonality_errors,
 )
 from tests._asserts import assert_within
+from tests.nn._modules import LAYERS, MODULES, at, build, inputs, values
 
 pytestmark = [
     pytest.mark.skipif(
@@ -24,6 +25,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
     # torch's own, where it compiles what follows a graph break.
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex"),
 ]
 
@@ -97,3 +99,40 @@ def test_three_steps_are_those_without_compilation(name, whole):
     errors = orthogonality_errors(other)
     assert errors
     assert max(errors.values()) < 1e-5
+
+
+CELL = "OrthogonalRNNCell modrelu"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in LAYERS])
+def test_a_module_is_one_graph(name):
+    """Of convolutions and cells; torch.compile leaves recurrent layers out, as torch's own."""
+    module = build(name)
+    backend = "inductor" if name in ("OrthogonalConv1d (3, 2, 5)", CELL) else "aot_eager"
+    run = torch.compile(module, fullgraph=True, backend=backend)
+    for batch in (2, 3):
+        x = inputs(name, batch).requires_grad_()
+        results = []
+        for function in (run, module):
+            y = function(x)
+            loss = (y - 1).abs().square().sum()
+            results.append([y, *torch.autograd.grad(loss, [x, *module.parameters()])])
+        for actual, expected in zip(*results, strict=True):
+            if expected.numel():
+                assert_within(actual, expected, 1e-9 * max(1.0, expected.abs().max().item()))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in LAYERS])
+def test_gradients_of_each_sample_are_one_graph(name):
+    module = build(name)
+    samples = torch.stack([inputs(name) for _ in range(3)])
+
+    def loss(parameters, x):
+        return (at(module, parameters, x) - 1).abs().square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))
+    compiled = torch.compile(each, fullgraph=True, backend="aot_eager")(values(module), samples)
+    for key, expected in each(values(module), samples).items():
+        if expected.numel():
+            assert_within(compiled[key], expected, 1e-9 * max(1.0, expected.abs().max().item()))
