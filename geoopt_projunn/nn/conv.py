@@ -120,7 +120,10 @@ class OrthogonalConv2d(_RealConv):
     With P output pixels and batch size b, forward and backward cost
     :math:`O(bPn (\log P + n))`, a step :math:`O(kPn^2)`. The parameters are Pn²/2 complex
     numbers. Beside the output, forward makes complex intermediates of three times the input's
-    memory, of which the coordinates, once the input's memory, are kept for backward.
+    memory, of which the coordinates, once the input's memory, are kept for backward. Derivatives
+    of any order, in reverse and forward mode, torch.func, torch.export and
+    ``torch.compile(fullgraph=True)`` work; under torch.func the Fourier transforms cost up to
+    twice as much.
 
     References
     ----------
