@@ -21,13 +21,27 @@ def modrelu(z: Tensor, offset: Tensor) -> Tensor:
     Returns
     -------
     torch.Tensor
-        (*, n). The derivative is taken to be 0 where the result is 0.
+        (*, n). The derivatives, of any order, are taken to be 0 where the result is 0.
 
     References
     ----------
     Arjovsky, Shah, Bengio, *Unitary Evolution Recurrent Neural Networks*, arXiv:1511.06464.
     """
-    return z.sgn() * torch.relu(z.abs() + offset)
+    if not z.is_complex():
+        return z.sgn() * torch.relu(z.abs() + offset)
+    # The second derivative of a complex modulus is not a number at 0, even if multiplied by 0.
+    zero = z == 0
+    away = torch.where(zero, 1, z)
+    return torch.where(zero, 0, away.sgn() * torch.relu(away.abs() + offset))
+
+
+def activated(z: Tensor, nonlinearity: str, offset: Tensor | None) -> Tensor:
+    """Apply "modrelu", or "relu" or "tanh", of a complex z to both of its parts."""
+    if nonlinearity == "modrelu":
+        assert offset is not None
+        return modrelu(z, offset)
+    function = torch.relu if nonlinearity == "relu" else torch.tanh
+    return torch.view_as_complex(function(torch.view_as_real(z))) if z.is_complex() else function(z)
 
 
 class ModReLU(torch.nn.Module):

@@ -8,8 +8,9 @@ from torch.nn.functional import linear
 
 from ..linalg.precision import full_precision
 from ..manifold import LowRankUnitary
-from .activation import modrelu
+from .activation import activated
 from .recurrent import Recurrent, taken_as
+from .transforms import transformed
 
 __all__ = ["OrthogonalRNNCell", "UnitaryRNNCell"]
 
@@ -66,7 +67,8 @@ class _RNNCell(Recurrent, torch.nn.RNNCell):
                 f"RNNCell input dtype ({input.dtype}) is complex but {type(self).__name__} is "
                 "real. Use UnitaryRNNCell, or give it a real input"
             )
-        if not self.is_complex and self.nonlinearity != "modrelu":
+        known = not self.is_complex and self.nonlinearity != "modrelu"
+        if known and not transformed(input, hx, self.weight_ih, self.weight_hh):
             return super().forward(input, hx)
         dtype = self.weight_hh.dtype
         return self._run(taken_as(input, dtype), None if hx is None else taken_as(hx, dtype))
@@ -79,19 +81,16 @@ class _RNNCell(Recurrent, torch.nn.RNNCell):
             )
         z = linear(x, self.weight_ih, self.bias_ih)
         if hx is not None:
-            self._check_hidden(hx, len(x))
+            self._check_hidden(hx, x.shape[0])
             z = z + linear(hx, self.weight_hh, self.bias_hh)
         elif self.bias_hh is not None:
             z = z + self.bias_hh
-        if self.nonlinearity == "modrelu":
-            return modrelu(z, self.offset)
-        function = torch.relu if self.nonlinearity == "relu" else torch.tanh
-        return torch.view_as_complex(function(torch.view_as_real(z)))
+        return activated(z, self.nonlinearity, getattr(self, "offset", None))
 
     def _check_hidden(self, hx: Tensor, batch: int) -> None:
-        if len(hx) != batch:
+        if hx.shape[0] != batch:
             raise RuntimeError(
-                f"Input batch size {batch} doesn't match hidden0 batch size {len(hx)}"
+                f"Input batch size {batch} doesn't match hidden0 batch size {hx.shape[0]}"
             )
         if hx.shape[1:] != (self.hidden_size,):
             raise RuntimeError(
@@ -102,7 +101,7 @@ class _RNNCell(Recurrent, torch.nn.RNNCell):
     def extra_repr(self) -> str:
         """Return torch's description, and what is particular to these cells."""
         plain = torch.nn.RNNCell.extra_repr(self).split(", nonlinearity=")[0]
-        return plain + self._describe(self.weight_hh)
+        return plain + self._describe(getattr(self, "weight_hh", None))
 
 
 class OrthogonalRNNCell(_RNNCell):

@@ -10,7 +10,6 @@ Signals have shape (b, c, \*grid), coordinates (frequencies, b, c): a matrix for
 multiplies them as one batch, and no matrix is ever copied for a mirror.
 """
 
-import functools
 import math
 from collections.abc import Iterator
 from itertools import product
@@ -18,10 +17,12 @@ from typing import Any
 
 import torch
 
+from .transforms import constant, transformed
+
 Index = tuple[int | slice, ...]
 
 
-@functools.lru_cache
+@constant
 def regions(grid: tuple[int, ...]) -> tuple[tuple[Index, ...], tuple[Index, ...]]:
     """Return where torch.fft.rfftn puts the frequencies that determine all others.
 
@@ -54,7 +55,7 @@ def stored_frequencies(
 ) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
     """Return the self-mirrored frequencies and one of each pair, in the order of storage."""
     own, boxes = regions(grid)
-    half = (*grid[:-1], grid[-1] // 2 + 1)
+    half = _half(grid)
 
     def points(index: Index) -> Iterator[tuple[int, ...]]:
         axes = (
@@ -86,6 +87,8 @@ def analyse(x: torch.Tensor, weight: float = 1.0) -> tuple[torch.Tensor, torch.T
     pairs : torch.Tensor
         (pairs of frequencies, b, c), complex
     """
+    if transformed(x):
+        return _analyse_plainly(x, weight)
     return _Analysis.apply(x, weight)  # type: ignore[no-untyped-call]
 
 
@@ -93,6 +96,8 @@ def synthesise(
     own: torch.Tensor, pairs: torch.Tensor, grid: tuple[int, ...], weight: float = 1.0
 ) -> torch.Tensor:
     """Return the real signal, (b, c, *grid), of the coordinates ``own`` and ``weight * pairs``."""
+    if transformed(own, pairs):
+        return _synthesise_plainly(own, pairs, grid, weight)
     return _Synthesis.apply(own, pairs, grid, weight)  # type: ignore[no-untyped-call]
 
 
@@ -113,15 +118,13 @@ def synthesise_complex(coordinates: torch.Tensor, grid: tuple[int, ...]) -> torc
 
 
 class _Analysis(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(x: torch.Tensor, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
-        grid = x.shape[2:]
+    def forward(ctx: Any, x: torch.Tensor, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.grid, ctx.weight = tuple(x.shape[2:]), weight
         # Before the transform there are half as many numbers to multiply.
         weighted = x if weight == 1 else x * weight
-        half = _frequencies_first(torch.fft.rfftn(weighted, dim=_axes(grid), norm="ortho"))
-        own, boxes = regions(tuple(grid))
+        half = _frequencies_first(torch.fft.rfftn(weighted, dim=_axes(ctx.grid), norm="ortho"))
+        own, boxes = regions(ctx.grid)
         parts = [half[index] for index in boxes]
         count = sum(math.prod(part.shape[:-2]) for part in parts)
         pairs = half.new_empty(count, *half.shape[-2:])
@@ -130,25 +133,18 @@ class _Analysis(torch.autograd.Function):
         return torch.stack([half[index].real / weight for index in own]), pairs
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, float], output: Any) -> None:
-        x, ctx.weight = inputs
-        ctx.grid = tuple(x.shape[2:])
-
-    @staticmethod
     def backward(ctx: Any, own: torch.Tensor, pairs: torch.Tensor) -> tuple[torch.Tensor, None]:
         return synthesise(own, pairs, ctx.grid, ctx.weight / 2), None
 
 
 class _Synthesis(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(
-        own: torch.Tensor, pairs: torch.Tensor, grid: tuple[int, ...], weight: float
+        ctx: Any, own: torch.Tensor, pairs: torch.Tensor, grid: tuple[int, ...], weight: float
     ) -> torch.Tensor:
+        ctx.weight = weight
         singles, boxes = regions(grid)
-        shape = (*pairs.shape[1:], *grid[:-1], grid[-1] // 2 + 1)
-        spectrum = pairs.new_empty(shape)
+        spectrum = pairs.new_empty((*pairs.shape[1:], *_half(grid)))
         half = _frequencies_first(spectrum)
         for index, value in zip(singles, own, strict=True):
             half[index].copy_(value / weight)
@@ -161,12 +157,46 @@ class _Synthesis(torch.autograd.Function):
         return x if weight == 1 else x.mul_(weight)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: torch.Tensor) -> None:
-        *_, ctx.weight = inputs
-
-    @staticmethod
     def backward(ctx: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         return *analyse(x, 2 * ctx.weight), None, None
+
+
+def _analyse_plainly(x: torch.Tensor, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+    grid = tuple(int(n) for n in x.shape[2:])
+    half = (
+        torch.fft.rfftn(x, dim=_axes(grid), norm="ortho").reshape(*x.shape[:2], -1).permute(2, 0, 1)
+    )
+    own, pairs, _ = _positions(grid)
+    return half[own].real, half[pairs] * weight
+
+
+def _synthesise_plainly(
+    own: torch.Tensor, pairs: torch.Tensor, grid: tuple[int, ...], weight: float
+) -> torch.Tensor:
+    weighted = pairs * weight
+    # Of some transforms torch's own conjugate knows nothing.
+    mirrors = torch.complex(weighted.real, -weighted.imag)
+    values = torch.cat([own.to(pairs.dtype), weighted, mirrors])
+    half = values[_positions(grid)[2]].permute(1, 2, 0).reshape(*pairs.shape[1:], *_half(grid))
+    return torch.fft.irfftn(half, s=grid, dim=_axes(grid), norm="ortho")
+
+
+@constant
+def _positions(grid: tuple[int, ...]) -> tuple[list[int], list[int], list[int]]:
+    """Return where the half spectrum, flattened, has the stored frequencies, and the reverse.
+
+    The reverse counts the self-mirrored frequencies, the pairs, and the mirror images of these.
+    """
+    half = {f: at for at, f in enumerate(product(*map(range, _half(grid))))}
+    own, pairs = stored_frequencies(grid)
+    mirrors = (tuple(-k % n for k, n in zip(f, grid, strict=True)) for f in pairs)
+    values = {f: at for at, f in enumerate((*own, *pairs, *mirrors))}
+    return [half[f] for f in own], [half[f] for f in pairs], [values[f] for f in half]
+
+
+def _half(grid: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of the half spectrum, as of torch.fft.rfftn."""
+    return (*grid[:-1], grid[-1] // 2 + 1)
 
 
 def _axes(grid: tuple[int, ...]) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from ..linalg.rows import times
 from ..manifold import LowRankUnitary
 from .channels import channels_to_pixels, pixels_to_channels
 from .keeping import KeepsManifolds, keep_manifolds
+from .transforms import recorded, transformed
 
 __all__ = ["FullWidthConv"]
 
@@ -22,15 +23,10 @@ _PLAIN = {1: torch.nn.Conv1d, 2: torch.nn.Conv2d, 3: torch.nn.Conv3d}
 class _Multiply(torch.autograd.Function):
     """Multiply the channels at every frequency: (f, b, c) by (f, d, c) to (f, b, d)."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, w)
         return x @ w.mT
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: torch.Tensor) -> None:
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -42,6 +38,8 @@ class _Multiply(torch.autograd.Function):
 
 
 def _multiply(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    if transformed(x, w):
+        return x @ w.mT
     return _Multiply.apply(x, w)  # type: ignore[no-untyped-call]
 
 
@@ -199,7 +197,7 @@ class FullWidthConv(KeepsManifolds):
 
     @property
     def _dtype(self) -> torch.dtype:
-        return self.weight.dtype if self._complex else self.weight.dtype.to_real()
+        raise NotImplementedError
 
     def _counts(self) -> dict[str, int]:
         """Return the names of the parameters on the manifold, and how many matrices each has."""
@@ -264,6 +262,9 @@ class FullWidthConv(KeepsManifolds):
             )
         if x.numel() == 0:
             raise ValueError(f"`{name}` must not be empty, got {tuple(x.shape)}; skip the batch.")
+        for axis, n in zip(range(-self._dims, 0), size, strict=True) if recorded() else ():
+            # A program of torch.jit.trace has lost the checks above; it keeps this.
+            (x,) = x.split([n], axis)
         return x if x.dim() > len(shape) else x.unsqueeze(0)
 
     def _checked_dtype(self, dtype: torch.dtype | None) -> torch.dtype:

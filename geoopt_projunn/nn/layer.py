@@ -10,11 +10,14 @@ from ..linalg.precision import full_precision
 from ..manifold import LowRankUnitary
 from .recurrence import recur
 from .recurrent import Recurrent, taken_as
+from .transforms import recorded, transformed
+from .unrolled import Weights
 
 
 class RecurrentLayer(Recurrent, torch.nn.RNN):
     """torch.nn.RNN with this package's recurrence, or torch's kernels where these are better."""
 
+    weight_ih_l0: Tensor
     weight_hh_l0: Tensor
 
     def __init__(
@@ -58,7 +61,9 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
     def _fused(self) -> bool:
         """Whether to run torch's kernels; on a CPU those are slower than ours and keep more."""
         known = not self.is_complex and self.nonlinearity != "modrelu"
-        return known and self.weight_hh_l0.is_cuda
+        # A conversion may find that the weight is away for the moment.
+        weight = getattr(self, "weight_hh_l0", None)
+        return known and weight is not None and weight.is_cuda
 
     def __setattr__(self, name: str, value: Any) -> None:
         try:
@@ -81,8 +86,6 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
         finally:
             self._init_flat_weights()
 
-    # torch.compile leaves torch.nn.RNN out as well, but looks inside its subclasses.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, input: Any, hx: Tensor | None = None) -> Any:
         """Run over a batch, a single sequence or a PackedSequence, as torch.nn.RNN does.
 
@@ -105,9 +108,13 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
         ValueError, RuntimeError
             If a dtype or a shape does not fit, as torch.nn.RNN raises them.
         """
-        if self._fused:
+        return (self._call if torch.compiler.is_exporting() else self._call_outside)(input, hx)
+
+    def _call(self, input: Any, hx: Tensor | None) -> Any:
+        packed = isinstance(input, PackedSequence)
+        if self._fused and not transformed(input.data if packed else input, hx):
             return super().forward(input, hx)
-        if isinstance(input, PackedSequence):
+        if packed:
             return self._run_packed(input, hx)
         if input.dim() not in (2, 3):
             raise ValueError(
@@ -135,7 +142,15 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
             return states.squeeze(1), last.squeeze(1)
         return (states.transpose(0, 1) if self.batch_first else states), last
 
+    # torch.compile leaves torch.nn.RNN out as well, but looks inside its subclasses.
+    _call_outside = torch.compiler.disable(_call)
+
     def _run_packed(self, packed: PackedSequence, hx: Tensor | None) -> Any:
+        if recorded():
+            raise RuntimeError(
+                "`input` must be a padded tensor in torch.export and torch.jit.trace, got a "
+                "PackedSequence: its lengths would become constants of the program."
+            )
         dtype = self.weight_hh_l0.dtype
         x = taken_as(packed.data, dtype)
         if hx is not None:
@@ -164,14 +179,10 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
             outputs = []
             for direction in range(directions):
                 suffix = f"l{layer}" + ("_reverse" if direction else "")
-                bias = None
-                if self.bias:
-                    bias = getattr(self, f"bias_ih_{suffix}") + getattr(self, f"bias_hh_{suffix}")
                 states, last = recur(
-                    torch.nn.functional.linear(x, getattr(self, f"weight_ih_{suffix}"), bias),
-                    getattr(self, f"weight_hh_{suffix}"),
-                    getattr(self, f"offset_{suffix}", None),
+                    x,
                     None if hx is None else hx[len(lasts)],
+                    self._weights(suffix),
                     nonlinearity=self.nonlinearity,
                     batch_sizes=batch_sizes,
                     reverse=bool(direction),
@@ -180,6 +191,15 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
                 lasts.append(last)
             x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
         return x, torch.stack(lasts)
+
+    def _weights(self, suffix: str) -> Weights:
+        return Weights(
+            getattr(self, f"weight_ih_{suffix}"),
+            getattr(self, f"weight_hh_{suffix}"),
+            getattr(self, f"bias_ih_{suffix}") if self.bias else None,
+            getattr(self, f"bias_hh_{suffix}") if self.bias else None,
+            getattr(self, f"offset_{suffix}") if self.nonlinearity == "modrelu" else None,
+        )
 
     def check_forward_args(
         self, input: Tensor, hidden: Tensor | None, batch_sizes: Tensor | None
@@ -202,11 +222,25 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
                 f"RNN input dtype ({input.dtype}) is complex but {type(self).__name__} is real. "
                 "Use UnitaryRNN, or give it a real input"
             )
-        super().check_input(input, batch_sizes)
+        # torch.nn.RNN looks at a list of weights that torch.func.functional_call leaves stale.
+        dtype = self.weight_ih_l0.dtype
+        if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
+            raise ValueError(
+                f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
+                f"Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"
+            )
+        dimensions = 2 if batch_sizes is not None else 3
+        if input.dim() != dimensions:
+            raise RuntimeError(f"input must have {dimensions} dimensions, got {input.dim()}")
+        if self.input_size != input.size(-1):
+            raise RuntimeError(
+                "input.size(-1) must be equal to input_size. "
+                f"Expected {self.input_size}, got {input.size(-1)}"
+            )
 
     def extra_repr(self) -> str:
         """Return torch's description, and what is particular to these layers."""
-        return super().extra_repr() + self._describe(self.weight_hh_l0)
+        return super().extra_repr() + self._describe(getattr(self, "weight_hh_l0", None))
 
 
 def _dropout(x: Tensor, p: float, training: bool) -> Tensor:

@@ -13,6 +13,8 @@ from .keeping import KeepsManifolds, keep_manifolds
 from .record import put_on
 
 NONLINEARITIES = ("modrelu", "relu", "tanh")
+# torch.compile does not know torch.dtype.to_real.
+_REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 
 
 class Recurrent(KeepsManifolds):
@@ -96,7 +98,7 @@ def taken_as(x: Tensor, dtype: torch.dtype) -> Tensor:
     if x.is_complex() and not dtype.is_complex:
         return x
     # As torch.nn.RNN asks: torch.is_autocast_enabled raises an error for the meta device.
-    if x.dtype == dtype.to_real() or torch._C._is_any_autocast_enabled():
+    if x.dtype == _REAL.get(dtype, dtype) or torch._C._is_any_autocast_enabled():
         return x.to(dtype)
     return x
 

@@ -59,10 +59,20 @@ class OrthogonalRNN(RecurrentLayer):
 
     Notes
     -----
-    On a CUDA device, "relu" and "tanh" run torch's own kernels. Everything else is one
-    differentiable function that keeps the states only and has first derivatives only; under
-    autocast it stays in the precision of the parameters. modReLU's derivative is taken to be 0
-    where the state is 0. torch.compile runs the layer as it is, between compiled parts.
+    On a CUDA device, "relu" and "tanh" run torch's own kernels, with their limits: cuDNN raises an
+    error for second derivatives and for states that were changed in place. Everything else is one
+    differentiable function that keeps the input and the states only; under autocast it stays in
+    the precision of the parameters. modReLU's derivatives are taken to be 0 where the state is 0.
+
+    With ``create_graph=True`` the backward pass runs the recurrence again as a loop of torch's
+    operations, and derivatives of any order are right. The same loop runs under torch.func and
+    vmap, in forward mode, for tensor subclasses, in torch.export and in torch.jit.trace. It keeps
+    what torch's tape keeps, for modReLU up to five times as much. A traced or exported layer
+    takes any batch, but sequences of one length, and no packed ones; torch.jit.script takes no
+    layer. torch.compile runs the layer as it is, between compiled parts.
+
+    What the layer returns may be changed in place. If the states have been, the backward pass
+    computes them again.
 
     Conversions and loads never lose the manifold; one to half or complex precision is an error.
     Like torch's, ``.to("meta")``, ``to_empty`` and ``load_state_dict(assign=True)`` make new

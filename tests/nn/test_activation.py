@@ -38,6 +38,15 @@ def test_zero_stays_zero_with_zero_gradient(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_zero_has_zero_second_derivatives(kind):
+    z, offset = torch.zeros(4, 5, dtype=wide(kind), requires_grad=True), inputs(kind)[1]
+    loss = (modrelu(z, offset) - 1).abs().square().sum()
+    first = torch.autograd.grad(loss, (z, offset), create_graph=True)
+    total = sum((g - 1).abs().square().sum() for g in first)
+    assert not any(g.any() for g in torch.autograd.grad(total, (z, offset)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_without_offset_it_is_the_identity(kind):
     z, _ = inputs(kind)
     assert_same_to_rounding(ModReLU(5, dtype=torch.float64)(z), z)

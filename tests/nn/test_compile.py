@@ -17,6 +17,7 @@ from geoopt_projunn.nn import (
     orthogonalize_,
 )
 from tests._asserts import assert_within
+from tests.nn._modules import LAYERS, MODULES, at, build, inputs, values
 
 pytestmark = [
     pytest.mark.skipif(
@@ -25,6 +26,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
     # torch's own, where it compiles what follows a graph break.
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex"),
 ]
 
@@ -127,3 +129,40 @@ def test_modules_of_others_are_compiled_whole_and_once():
     x = torch.randn(5, 2, 3)
     module.load_state_dict(Foreign().state_dict(), assign=True)
     assert_within(run(x).detach(), module(x).detach(), 1e-5)
+
+
+CELL = "OrthogonalRNNCell modrelu"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in LAYERS])
+def test_a_module_is_one_graph(name):
+    """Of convolutions and cells; torch.compile leaves recurrent layers out, as torch's own."""
+    module = build(name)
+    backend = "inductor" if name in ("OrthogonalConv1d (3, 2, 5)", CELL) else "aot_eager"
+    run = torch.compile(module, fullgraph=True, backend=backend)
+    for batch in (2, 3):
+        x = inputs(name, batch).requires_grad_()
+        results = []
+        for function in (run, module):
+            y = function(x)
+            loss = (y - 1).abs().square().sum()
+            results.append([y, *torch.autograd.grad(loss, [x, *module.parameters()])])
+        for actual, expected in zip(*results, strict=True):
+            if expected.numel():
+                assert_within(actual, expected, 1e-9 * max(1.0, expected.abs().max().item()))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in LAYERS])
+def test_gradients_of_each_sample_are_one_graph(name):
+    module = build(name)
+    samples = torch.stack([inputs(name) for _ in range(3)])
+
+    def loss(parameters, x):
+        return (at(module, parameters, x) - 1).abs().square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))
+    compiled = torch.compile(each, fullgraph=True, backend="aot_eager")(values(module), samples)
+    for key, expected in each(values(module), samples).items():
+        if expected.numel():
+            assert_within(compiled[key], expected, 1e-9 * max(1.0, expected.abs().max().item()))

@@ -265,23 +265,6 @@ def test_numbers_that_are_not_finite_are_not_hidden(kind, nonlinearity, bad):
         assert not layer.weight_hh_l0.grad.isfinite().all()
 
 
-def test_states_that_were_changed_in_place_are_noticed():
-    states, _ = make("real")(torch.randn(T, N, INPUTS).double())
-    loss = (states * 2).sum()
-    with torch.no_grad():
-        states.zero_()
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
-
-
-def test_the_second_derivative_is_refused():
-    layer = make("real")
-    x = torch.randn(T, N, INPUTS, dtype=torch.float64, requires_grad=True)
-    (gradient,) = torch.autograd.grad(layer(x)[0].square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_dropout_lies_between_layers_and_is_off_in_evaluation(kind):
     options = {"bias": False, "dtype": wide(kind)}

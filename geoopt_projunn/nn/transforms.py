@@ -1,0 +1,57 @@
+"""Who needs plain operations of torch instead of a function with a backward pass of its own."""
+
+import functools
+from collections.abc import Callable, Hashable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def transformed(*tensors: Tensor | None) -> bool:
+    """Return whether a call must consist of torch's own operations.
+
+    That is so under torch.func (``grad``, ``vmap``, ``jvp``, …), in forward mode, in
+    torch.export and torch.jit.trace, and where a tensor is of a subclass or, in a backward pass,
+    holds a batch of gradients. The faster functions of this package work in place and know their
+    first derivative only.
+    """
+    if (
+        torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+        or recorded()
+    ):
+        return True
+    # The compiler takes the faster functions, and cannot look at the kinds of tensors.
+    return not (torch.compiler.is_compiling() or all(map(_is_ordinary, tensors)))
+
+
+def recorded() -> bool:
+    """Return whether torch.export or torch.jit.trace makes a program of the call."""
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return tracing or torch.compiler.is_exporting()
+
+
+def constant(function: Callable[..., T]) -> Callable[..., T]:
+    """Compute each value of a function once; torch.compile takes it as a constant."""
+    cached = functools.lru_cache(function)
+
+    # Into lru_cache itself torch.compile would look, and warn.
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    @functools.wraps(function)
+    def wrapped(*args: Hashable) -> T:
+        return cached(*args)
+
+    return wrapped
+
+
+def _is_ordinary(t: Tensor | None) -> bool:
+    if t is None:
+        return True
+    kind = type(t)
+    # isinstance would take any tensor that acts as a parameter.
+    plain = kind is Tensor or torch.nn.Parameter in kind.__mro__
+    # What is_grads_batched and jacobian(vectorize=True) pass to a backward function.
+    return plain and not torch._C._functorch.is_legacy_batchedtensor(t)

@@ -1,0 +1,90 @@
+r"""The recurrence :math:`h_t = \varphi(W_{ih} x_t + b + W_{hh} h_{t-1})` as a loop of operations.
+
+It keeps what torch's tape keeps, and everything that torch does to operations can be done to it.
+
+Sequences lie in torch's packed layout: the rows of all sequences at the first time step, then at
+the second, ... with ``batch_sizes`` rows each, not increasing. A batch of equal lengths is the
+case of constant ``batch_sizes``.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .activation import activated
+
+
+class Weights(NamedTuple):
+    """The parameters of one direction of one layer, n features out of m."""
+
+    ih: Tensor
+    """(n, m)"""
+    hh: Tensor
+    """(n, n)"""
+    bias_ih: Tensor | None
+    """(n,)"""
+    bias_hh: Tensor | None
+    """(n,)"""
+    offset: Tensor | None
+    """(n,), real, of a modReLU"""
+
+    def project(self, x: Tensor) -> Tensor:
+        """Return what the recurrence adds at every step, (rows, n), for x (rows, m)."""
+        bias = None
+        if self.bias_ih is not None and self.bias_hh is not None:
+            bias = self.bias_ih + self.bias_hh
+        return torch.nn.functional.linear(x, self.ih, bias)
+
+
+class Step(NamedTuple):
+    """One time step: ``shared`` of its rows continue the state of step ``previous``."""
+
+    now: int
+    previous: int | None
+    shared: int
+
+
+class Order(NamedTuple):
+    """The rows of each time step, and whether to go from the last step to the first."""
+
+    batch_sizes: list[int]
+    reverse: bool
+
+    def steps(self) -> Iterator[Step]:
+        """Yield the time steps in the order in which they run."""
+        previous, shared = None, 0
+        times = range(len(self.batch_sizes))
+        for now in reversed(times) if self.reverse else times:
+            if previous is not None:
+                shared = min(self.batch_sizes[previous], self.batch_sizes[now])
+            yield Step(now, previous, shared)
+            previous = now
+
+
+def unrolled(
+    x: Tensor, h0: Tensor | None, weights: Weights, nonlinearity: str, order: Order
+) -> tuple[Tensor, Tensor]:
+    """Return all states, and the last state of each sequence, as :func:`~.recurrence.recur`."""
+    u = weights.project(x).split(order.batch_sizes)
+    transposed = weights.hh.t()
+    states: dict[int, Tensor] = {}
+    ended = []
+    state = u[0]
+    for now, previous, shared in order.steps():
+        rows, parts = u[now].shape[0], []
+        if previous is not None:
+            parts.append(torch.addmm(u[now][:shared], state[:shared], transposed))
+            if shared < state.shape[0]:
+                ended.append(state[shared:])
+        if previous is None or shared < rows:
+            begun = u[now][shared:]
+            if h0 is not None:
+                begun = torch.addmm(begun, h0[shared:rows], transposed)
+            parts.append(begun)
+        z = parts[0] if len(parts) == 1 else torch.cat(parts)
+        state = states[now] = activated(z, nonlinearity, weights.offset)
+    # The shortest sequences, which end first, are the last rows.
+    final = torch.cat([state, *reversed(ended)])
+    return torch.cat([states[now] for now in range(len(u))]), final
