@@ -12,7 +12,7 @@ from geoopt.optim.mixin import OptimMixin
 from ..linalg.precision import full_precision
 from ..manifold import LowRankUnitary
 from .kinds import Parts, check_kind, kind_of, manifold_of
-from .lost import warn_of_lost_manifolds
+from .lost import look_for_lost_manifolds
 from .messages import capitalized, described, keys_of
 from .nonfinite import COUNTER, SKIP_NONFINITE, AllOrNothing
 from .options import check_choice, check_has_value, check_range, warn_of_misspelt
@@ -205,7 +205,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
             with _as_tensors():
                 parts.append(self._sort(group, fresh))
         if not self._looked_for_lost:
-            warn_of_lost_manifolds(self.param_groups)
+            look_for_lost_manifolds(self.param_groups)
             self._looked_for_lost = True
         for p, buffers in fresh.items():
             self.state[p].update(buffers)

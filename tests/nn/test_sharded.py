@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor, distribute_module, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
@@ -137,3 +137,35 @@ def test_replicas_of_modules_of_others_keep_the_manifold():
     assert not torch.equal(weight, before)
     assert type(weight) is geoopt.ManifoldParameter
     assert orthogonality_errors(module, exact=True)["0.weight"] < 1e-5
+
+
+@pytest.mark.usefixtures("mesh")
+@pytest.mark.filterwarnings("ignore:.*(is deprecated|switching to use)")
+# FullyShardedDataParallel itself refuses parts that are real and complex.
+@pytest.mark.parametrize("name", [n for n in PARTS if n not in ("convolution", "unitary layer")])
+def test_a_weight_that_was_flattened_is_refused_by_the_first_step(name):
+    model = Model(PARTS[name][0]())
+    flat = FullyShardedDataParallel(model, device_id=torch.device("cpu"))
+    optimizer = ProjUNNRiemannianSGD(flat.parameters(), lr=0.1)
+    for p in flat.parameters():
+        p.grad = torch.ones_like(p)
+    before = [p.detach().clone() for p in flat.parameters()]
+    with pytest.raises(TypeError, match=r"`part.*` must stay .*ignored_modules"):
+        optimizer.step()
+    for p, value in zip(flat.parameters(), before, strict=True):
+        assert torch.equal(p, value)
+
+
+@pytest.mark.usefixtures("mesh")
+@pytest.mark.filterwarnings("ignore:.*(is deprecated|switching to use)")
+def test_a_module_that_is_ignored_by_flattening_is_stepped():
+    model = Model(OrthogonalRNN(3, 8))
+    flat = FullyShardedDataParallel(
+        model, device_id=torch.device("cpu"), ignored_modules=[model.part]
+    )
+    optimizer = ProjUNNRiemannianSGD(flat.parameters(), lr=0.1)
+    flat(torch.randn(5, 2, 3)).square().sum().backward()
+    before = model.part.weight_hh_l0.detach().clone()
+    optimizer.step()
+    assert not torch.equal(model.part.weight_hh_l0, before)
+    assert orthogonality_errors(model)["part.weight_hh_l0"] < 1e-5
