@@ -85,6 +85,10 @@ class LowRankUnitary(UnitaryGeometry):
     The sign of a real matrix's determinant never changes along a path: from the identity no
     step reaches a matrix of determinant -1. Choose the initial point accordingly.
 
+    With :class:`geoopt.optim.RiemannianLineSearch` use ``cg_method="steepest"`` at finite k, and
+    conjugate gradients with k=None only: they compare gradients of different points, whose
+    sketches keep different parts, and stall.
+
     References
     ----------
     Kiani, Balestriero, LeCun, Lloyd, *projUNN: efficient method for training deep networks

@@ -150,6 +150,18 @@ def test_riemannian_line_search_solves_procrustes(line_search, cg_method, k, dty
     problem.assert_solved(60, reduction=1e-9)
 
 
+@pytest.mark.parametrize("line_search", ["armijo", "wolfe"])
+@pytest.mark.parametrize("dtype", WIDE_DTYPES)
+def test_steepest_descent_by_line_search_works_at_rank_one(line_search, dtype):
+    problem = Procrustes(LowRankUnitary(1), dtype)
+    search = RiemannianLineSearch(
+        [problem.weight], line_search_method=line_search, cg_method="steepest"
+    )
+    for _ in range(60):
+        search.step(problem.closure)
+    problem.assert_solved(60, reduction=1e-6)
+
+
 # -- samplers ------------------------------------------------------------------------------
 
 # On the circle SO(2) the density exp(tr x) is von Mises': exp(2 cos θ).

@@ -94,7 +94,8 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
 
     Parameters on another geoopt manifold are stepped by
     :class:`geoopt.optim.RiemannianAdam`, plain ones by :class:`torch.optim.Adam`; the groups
-    may mix them. Arguments and defaults are those of :class:`torch.optim.Adam`.
+    may mix them. Arguments that :class:`torch.optim.Adam` has as well have its defaults; it has no
+    other but ``differentiable``, which is not supported.
 
     Parameters
     ----------
@@ -102,13 +103,14 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         parameters or dicts that define groups
     lr : float or torch.Tensor
         Learning rate; its unit on LowRankUnitary depends on ``second_moment``.
-    betas : tuple of float
+    betas : tuple of float or of torch.Tensor
         Decay of the moments; (0, α) is the paper's RMSprop with smoothing α, with Adam's bias
         correction.
     eps : float
         added to the denominator
     weight_decay : float
-        L2 penalty. It has no effect on LowRankUnitary, where the norm is constant.
+        L2 penalty, or with ``decoupled_weight_decay`` AdamW's. It has no effect on LowRankUnitary,
+        where the norm is constant.
     amsgrad : bool
         divide by the largest second moment so far
     second_moment : {"elementwise", "scalar"}
@@ -120,6 +122,19 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         1e-3 radian scalar. For complex parameters the square is :math:`|g|^2`, real.
     maximize : bool
         ascend instead of descend
+    decoupled_weight_decay : bool
+        Apply the weight decay apart from the moments, as AdamW does: to plain parameters
+        :math:`p \leftarrow (1 - \eta \lambda) p`, on geoopt's manifolds a retraction along
+        :math:`-\eta \lambda` times the Riemannian gradient of :math:`\frac12 \lVert p \rVert^2`.
+    skip_nonfinite : {"manifold", "all"}
+        What a gradient that is not finite leaves as it was. "manifold": the matrix on
+        LowRankUnitary whose own step would not be finite, and its state. "all": every parameter
+        and state of the groups with this value, if any gradient of the optimizer is not finite;
+        nothing waits for a GPU, which takes the step and undoes it from copies of the plain
+        parameters and their state.
+    foreach, capturable, fused : bool, optional
+        which implementation torch uses for the plain parameters; steps on LowRankUnitary can be
+        captured in a CUDA graph in any case
     compile : bool
         Compile the steps of real matrices below n = 512 by :func:`torch.compile`, about twice as
         fast at n = 128, where the package's extension does not take them whole: without a compiler
@@ -133,13 +148,17 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
 
     Raises
     ------
-    ValueError, TypeError
-        for a hyperparameter that is out of range or not supported
+    ValueError, TypeError, RuntimeError
+        for a hyperparameter that is out of range or not supported, by this package or by torch
 
     Notes
     -----
     :math:`O(kn^2)` time for each matrix and step, without waiting for the device. A step that is
-    not finite leaves a matrix and its state as they are; ``skipped_steps`` counts them.
+    not finite leaves a matrix and its state as they are; ``skipped_steps`` counts them, and the
+    first one draws a warning. Points are probed at their first step and after
+    ``load_state_dict``, and every 50 steps: one that is far off the manifold is an error in the
+    first two cases and draws a warning in the last. Messages name a parameter if the optimizer was
+    made of ``module.named_parameters()``.
 
     References
     ----------

@@ -59,7 +59,8 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
 
     def _start_again(self) -> None:
         """Probe all points at their next step, as at the first, and warn anew."""
-        self._probed: set[torch.Tensor] = set()
+        groups = self.__dict__.get("param_groups", ())
+        self._to_probe = {p for group in groups for p in group["params"] if p in self.state}
         self._looked_for_lost = False
         self._watch = Watch()
 
@@ -157,12 +158,21 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         Raises
         ------
         ValueError
-            If a parameter on LowRankUnitary is off the manifold before its first step.
+            If a parameter on LowRankUnitary is off the manifold at its first step or after
+            ``load_state_dict``, or a hyperparameter has become unsuitable.
         TypeError
-            If a gradient is sparse where it must not be, or a dtype is unsupported.
+            If a gradient is sparse where it must not be, a dtype is unsupported, or a parameter on
+            LowRankUnitary was sharded or flattened.
         RuntimeError
             If a parameter has lost its LowRankUnitary manifold since the last step.
             After any of these, parameters and state are as they were.
+
+        Warns
+        -----
+        UserWarning
+            If a plain parameter is orthogonal to rounding, at the first step; if a point is far
+            off its manifold, every 50 steps, once for each; if a step was left out for not being
+            finite, once. What a GPU knows is read without waiting for it, at most 100 steps later.
         """
         loss = None
         if closure is not None:
@@ -229,11 +239,12 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
                     check_plain(p, group)
                 (part.plain if manifold is None else part.riemannian).append(p)
             elif grad is not None:
-                if p not in self._probed:
+                is_new = "skipped" not in state
+                if is_new or (self._to_probe and p in self._to_probe):
                     probe(p, manifold, group)
-                    self._probed.add(p)
+                    self._to_probe.discard(p)
                     self._watch.knows_of(p, state.get("skipped"))
-                if "skipped" not in state:
+                if is_new:
                     state = fresh[p] = first_state(p, manifold, self._rule, group, state)
                 kind = kind_of(p, grad, manifold, state)
                 part.low_rank.setdefault(kind, []).append(p)

@@ -49,20 +49,21 @@ class AllOrNothing:
             for group, part in zip(groups, parts, strict=True)
             if group["skip_nonfinite"] == "all"
         ]
-        self.guarded = [part for _, part in guarded]
+        self.left_out = False
+        """Whether the host knows that the groups with this option take no step."""
+        self.finite: dict[torch.Tensor, torch.Tensor] = {}
+        """By parameter whether its gradient is finite, bool, on its device."""
+        if not guarded:
+            return
+        every = (p for group in groups for p in group["params"] if p.grad is not None)
+        self.finite = {p: _is_finite(p.grad) for p in every}
+        self._guarded = [part for _, part in guarded]
         self._knows_all = all(
             name in state.get(p, ())
             for group, part in guarded
             for name in needed(group)
             for p in part.others()
         )
-        self.left_out = False
-        """Whether the host knows that the groups with this option take no step."""
-        self.finite: dict[torch.Tensor, torch.Tensor] = {}
-        """By parameter whether its gradient is finite, bool, on its device."""
-        if self.guarded:
-            every = (p for group in groups for p in group["params"] if p.grad is not None)
-            self.finite = {p: _is_finite(p.grad) for p in every}
 
     def take(self) -> AbstractContextManager[None]:
         """Return the context in which to take the step; leave out what must not be taken."""
@@ -78,7 +79,7 @@ class AllOrNothing:
 
     def _leave_out(self) -> None:
         self.left_out = True
-        for part in self.guarded:
+        for part in self._guarded:
             for p in part.low_rank_parameters():
                 self._state[p]["skipped"] += 1
             for p in part.others():
@@ -87,8 +88,8 @@ class AllOrNothing:
 
     @contextmanager
     def _undone_unless(self, finite: torch.Tensor) -> Iterator[None]:
-        low_rank = [p for part in self.guarded for p in part.low_rank_parameters()]
-        others = [p for part in self.guarded for p in part.others()]
+        low_rank = [p for part in self._guarded for p in part.low_rank_parameters()]
+        others = [p for part in self._guarded for p in part.others()]
         for p in others:
             _put_step_on_device(self._state[p], p)
         kept = [

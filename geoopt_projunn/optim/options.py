@@ -28,10 +28,11 @@ def check_range(name: str, value: Any, low: float, high: float = float("inf")) -
 
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """Raise an error unless a value is one of the choices."""
-    # Not `value in choices`: 1 == True.
-    if not any(
-        value is choice or (value == choice and isinstance(value, str)) for choice in choices
-    ):
+    for choice in choices:
+        # With the type, for 1 == True.
+        if value is choice or (type(value) is type(choice) and value == choice):
+            break
+    else:
         *most, last = map(repr, choices)
         raise ValueError(f"`{name}` must be {', '.join(most)} or {last}, got {value!r}.")
 

@@ -39,6 +39,8 @@ class Others:
         """Step them, group by group."""
         pairs = list(zip(groups, parts, strict=True))
         stepped = [(p, group) for group, part in pairs for p in part.others()]
+        if not stepped:
+            return
         with _counters_aside(state, stepped):
             self._plain.step(state, [_for(group, part.plain) for group, part in pairs])
             riemannian = [_for(group, part.riemannian) for group, part in pairs]

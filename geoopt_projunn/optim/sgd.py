@@ -78,7 +78,8 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
 
     Parameters on another geoopt manifold are stepped by
     :class:`geoopt.optim.RiemannianSGD`, plain ones by :class:`torch.optim.SGD`; the groups
-    may mix them. Arguments and defaults are those of :class:`torch.optim.SGD`.
+    may mix them. Arguments that :class:`torch.optim.SGD` has as well have its defaults; it has no
+    other but ``differentiable``, which is not supported.
 
     Parameters
     ----------
@@ -108,6 +109,14 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
         0 to 0.5 suit exact gradients. Not with ``nesterov`` or ``dampening``.
     maximize : bool
         ascend instead of descend
+    skip_nonfinite : {"manifold", "all"}
+        What a gradient that is not finite leaves as it was. "manifold": the matrix on
+        LowRankUnitary whose own step would not be finite, and its state. "all": every parameter
+        and state of the groups with this value, if any gradient of the optimizer is not finite;
+        nothing waits for a GPU, which takes the step and undoes it from copies of the plain
+        parameters and their state.
+    foreach, fused : bool, optional
+        which implementation torch uses for the plain parameters
     compile : bool
         Compile the steps of real matrices below n = 512 by :func:`torch.compile`, about twice as
         fast at n = 128, where the package's extension does not take them whole: without a compiler
@@ -121,13 +130,17 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
 
     Raises
     ------
-    ValueError, TypeError
-        for a hyperparameter that is out of range or not supported
+    ValueError, TypeError, RuntimeError
+        for a hyperparameter that is out of range or not supported, by this package or by torch
 
     Notes
     -----
     :math:`O(kn^2)` time for each matrix and step, without waiting for the device. A step that is
-    not finite leaves a matrix and its state as they are; ``skipped_steps`` counts them.
+    not finite leaves a matrix and its state as they are; ``skipped_steps`` counts them, and the
+    first one draws a warning. Points are probed at their first step and after
+    ``load_state_dict``, and every 50 steps: one that is far off the manifold is an error in the
+    first two cases and draws a warning in the last. Messages name a parameter if the optimizer was
+    made of ``module.named_parameters()``.
 
     References
     ----------

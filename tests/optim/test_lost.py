@@ -5,6 +5,7 @@ import warnings
 import geoopt
 import pytest
 import torch
+from torch import distributed
 
 from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam
 from geoopt_projunn.nn import OrthogonalRNN
@@ -121,3 +122,24 @@ def test_a_dtensor_on_the_manifold_is_refused():
     optimizer = ProjUNNRiemannianAdam([("w", p)])
     with pytest.raises(TypeError, match=r"Parameter `w` .* DTensor.*`ignored_params`"):
         optimizer.step()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # as it is imported
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_zero_redundancy_steps_and_shows_its_optimizer(kind):
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        rnn = OrthogonalRNN(3, 8)
+        wrapper = ZeroRedundancyOptimizer(rnn.parameters(), kind, lr=0.1)
+        rnn(torch.randn(4, 2, 3))[0].sum().backward()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            wrapper.step()
+        rnn.weight_hh_l0.grad.fill_(torch.nan)
+        with pytest.warns(UserWarning, match="A step of a parameter of shape"):
+            wrapper.step()
+        assert wrapper.optim.skipped_steps == 1
+    finally:
+        distributed.destroy_process_group()
