@@ -221,6 +221,7 @@ class UnitaryGeometry(Manifold):
             raise TypeError(_dtype_rule("x", x.dtype))
         super().assert_check_point(x)
 
+    @full_precision
     def _check_point_on_manifold(
         self, x: torch.Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
     ) -> tuple[bool, str | None]:
@@ -233,6 +234,7 @@ class UnitaryGeometry(Manifold):
         worst = float((product - eye).abs().max())
         return False, f"`xᴴx != I` by {worst:.1e} with atol={atol}, rtol={rtol}"
 
+    @full_precision
     def _check_vector_on_tangent(
         self, x: torch.Tensor, u: torch.Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
     ) -> tuple[bool, str | None]:

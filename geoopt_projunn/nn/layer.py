@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from ..linalg.precision import full_precision
+from ..linalg.precision import full_precision, full_precision_cudnn
 from ..manifold import LowRankUnitary
 from .recurrence import recur
 from .recurrent import Recurrent, taken_as
@@ -96,7 +96,7 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
             If a dtype or a shape does not fit, as torch.nn.RNN raises them.
         """
         if self._fused:
-            return super().forward(input, hx)
+            return full_precision_cudnn(super().forward)(input, hx)
         if isinstance(input, PackedSequence):
             return self._run_packed(input, hx)
         if input.dim() not in (2, 3):
