@@ -12,9 +12,10 @@ from .linalg.dense import (
     estimate_orthogonality_error,
     haar,
     orthogonality_error,
-    polar_factor,
 )
-from .linalg.logarithm import GeodesicDistance, unitary_log
+from .linalg.distance import GeodesicDistance
+from .linalg.logarithm import unitary_log
+from .linalg.polar_factor import PolarFactor
 from .linalg.precision import WIDE, full_precision
 from .retractions import long_exponential
 from .rotation import Rotation
@@ -130,14 +131,17 @@ class UnitaryGeometry(Manifold):
         return ((u - x @ (u.mH @ x)) / 2).view(shape)
 
     @full_precision
-    @torch.no_grad()
     def projx(self, x: torch.Tensor) -> torch.Tensor:
         r"""Return the nearest unitary matrix.
 
         A probe of :math:`O(n^2)` finds out whether the estimated :math:`\lVert x^H x - I
         \rVert_F` is at most :math:`(4 \sqrt n + 8)\varepsilon`, a few times the rounding of a
         unitary matrix. If so, the result is a copy; if not, the polar factor, :math:`O(n^3)`.
-        The host reads the probe's answer. The result carries no gradient.
+        The host reads the probe's answer.
+
+        Differentiable any number of times, with the derivative of the polar factor; at a unitary
+        matrix that is the projection on the tangent space. There is none where two singular
+        values are zero, or for complex x one.
 
         Raises
         ------
@@ -145,16 +149,16 @@ class UnitaryGeometry(Manifold):
             If x is not finite.
         """
         (flat,), shape = self._flatten(x=x)
-        error = estimate_orthogonality_error(flat)
+        error = estimate_orthogonality_error(flat.detach())
         if not bool(error.isfinite().all()):
             raise ValueError(
                 "`x` must be finite, but has infinite or NaN entries, or entries whose squares "
                 "overflow; start again from `manifold.random` or a checkpoint."
             )
         tolerance = torch.finfo(x.dtype).eps * (4 * math.sqrt(x.shape[-1]) + 8)
-        if bool((error <= tolerance).all()):
-            return flat.clone(memory_format=torch.contiguous_format).view(shape)
-        return polar_factor(flat).contiguous().view(shape)
+        is_unitary = bool((error <= tolerance).all())
+        factor: torch.Tensor = PolarFactor.apply(flat, is_unitary)  # type: ignore[no-untyped-call]
+        return factor.view(shape)
 
     def random(
         self,

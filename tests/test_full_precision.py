@@ -123,6 +123,15 @@ def test_all_methods_that_take_matrices_are_tested():
     assert public - without - of_steps == METHODS.keys() & public
 
 
+@pytest.mark.parametrize("name", ["dist", "projx"])
+def test_derivatives(name, dtype):
+    x, y, u, _ = points(dtype)
+    x = (x + 0.1 * u).requires_grad_() if name == "projx" else x.requires_grad_()
+    manifold = LowRankUnitary(1)
+    loss = manifold.dist(x, y).sum() if name == "dist" else manifold.projx(x).abs().sum()
+    assert_full(lambda: torch.autograd.grad(loss, x))
+
+
 LAYERS = {
     "layer": lambda: (OrthogonalRNN(3, 8, 2, bidirectional=True), (5, 2, 3)),
     "tanh layer": lambda: (OrthogonalRNN(3, 8, nonlinearity="tanh"), (5, 2, 3)),

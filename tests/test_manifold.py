@@ -233,6 +233,43 @@ def test_projx_projects_the_whole_batch_if_one_of_it_is_off():
     assert_unitary(LowRankUnitary().projx(x))
 
 
+@dtypes
+def test_the_gradient_of_projx_adds_to_that_of_another_path(dtype):
+    """As it does with geoopt's Stiefel, whose gradient it is for real matrices."""
+    x = (2 * unitary(5, 5, dtype=dtype) + 0.1 * torch.randn(5, 5, dtype=dtype)).requires_grad_()
+    target = torch.randn(5, 5, dtype=dtype)
+
+    def gradient(manifold):
+        loss = (manifold.projx(x) - target).abs().square().sum() + 1e-3 * x.abs().square().sum()
+        return torch.autograd.grad(loss, x)[0]
+
+    grad = gradient(LowRankUnitary())
+    assert torch.linalg.matrix_norm(grad) > 1
+    if not dtype.is_complex:
+        assert_same_to_rounding(grad, gradient(geoopt.EuclideanStiefel()), ulps=500)
+
+
+@dtypes
+def test_the_gradient_of_projx_at_a_point_is_tangent(dtype):
+    manifold = LowRankUnitary()
+    x = unitary(3, 5, 5, dtype=dtype).requires_grad_()
+    grad = torch.randn_like(x)
+    (through,) = torch.autograd.grad(manifold.projx(x), x, grad)
+    assert_same_to_rounding(through, manifold.proju(x.detach(), grad))
+
+
+def test_projx_records_no_gradient_where_none_is_asked_for():
+    manifold = LowRankUnitary()
+    x = torch.randn(4, 4, requires_grad=True)
+    assert manifold.projx(x).requires_grad
+    assert not manifold.projx(x.detach()).requires_grad
+    with torch.no_grad():
+        assert not manifold.projx(x).requires_grad
+    weight = geoopt.ManifoldParameter(manifold.projx(x), manifold=manifold)
+    assert weight.is_leaf
+    assert type(manifold.projx(weight)) is torch.Tensor
+
+
 # -- the metric ----------------------------------------------------------------------------
 
 

@@ -196,6 +196,9 @@ INLINE void update_block(T* a, Index count, Index columns, Index n, Index m, Ind
 template <typename T>
 INLINE void updates(T* a, Index first, Index last, Index n, Index m, Index terms, const T* rows,
                     const T* factor) {
+  // Those that are taken at once need no memory for their sum.
+  if (terms == 1 || terms == 2 || terms == 4 || terms == 8)
+    return update_block(a + first * m, last - first, m, n, m, terms, rows + first, factor);
   for (; first < last; first += summed_rows)
     for (Index j = 0; j < m; j += summed_columns)
       update_block(a + first * m + j, std::min(summed_rows, last - first),

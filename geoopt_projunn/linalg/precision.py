@@ -25,8 +25,9 @@ _AUTOCAST_DEVICES = ("cpu", "cuda", "xpu")
 # "none" is what no setting reads as: torch then rounds no input. Only cuDNN has another default,
 # which reads as "tf32".
 _FULL = ("ieee", "none")
+_BACKENDS: Any = torch.backends
 # torch 2.9 added it to the older flags, and raises where one is read that contradicts it.
-_HAS_FP32_PRECISION = hasattr(torch.backends.cuda.matmul, "fp32_precision")
+_HAS_FP32_PRECISION = hasattr(_BACKENDS.cuda.matmul, "fp32_precision")
 
 
 class _Region:
@@ -57,9 +58,8 @@ class _Region:
                 self._undo = None
 
 
-def _raise(owner: Any) -> Undo:
+def _raise(owner: Any, before: str) -> Undo:
     """Set the precision of one kind of operation; return what puts it back."""
-    before = owner.fp32_precision
     owner.fp32_precision = "ieee"
     return partial(_put_back, owner, before)
 
@@ -78,22 +78,25 @@ def _all(undos: list[Undo]) -> None:
 
 
 def _raise_products() -> Undo | None:
-    if _CUDA.fp32_precision in _FULL and _MKLDNN.fp32_precision in _FULL:
+    cuda, mkldnn = _CUDA.fp32_precision, _MKLDNN.fp32_precision
+    if cuda in _FULL and mkldnn in _FULL:
         return None
-    undos = [_raise(owner) for owner in (_CUDA, _MKLDNN) if owner.fp32_precision not in _FULL]
+    both = (_CUDA, cuda), (_MKLDNN, mkldnn)
+    undos = [_raise(owner, before) for owner, before in both if before not in _FULL]
     return partial(_all, undos)
 
 
 def _raise_cudnn_rnn() -> Undo | None:
-    cudnn = torch.backends.cudnn
-    if cudnn.rnn.fp32_precision in _FULL:
+    cudnn = _BACKENDS.cudnn
+    before = cudnn.rnn.fp32_precision
+    if before in _FULL:
         return None
     # cuDNN's default has no name. Where it holds, change the general setting, which it follows.
-    undo = _raise(cudnn)
+    undo = _raise(cudnn, cudnn.fp32_precision)
     if cudnn.rnn.fp32_precision in _FULL:
         return undo
     undo()
-    return _raise(cudnn.rnn)
+    return _raise(cudnn.rnn, before)
 
 
 def _raise_old_products() -> Undo | None:
@@ -112,7 +115,7 @@ def _raise_old_cudnn() -> Undo | None:
 
 
 if _HAS_FP32_PRECISION:
-    _CUDA, _MKLDNN = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    _CUDA, _MKLDNN = _BACKENDS.cuda.matmul, _BACKENDS.mkldnn.matmul
     _PRODUCTS = _Region(_raise_products)
     _CUDNN_RNN = _Region(_raise_cudnn_rnn)
 else:
