@@ -13,8 +13,7 @@ from .linalg.dense import (
     haar,
     orthogonality_error,
 )
-from .linalg.distance import GeodesicDistance
-from .linalg.logarithm import unitary_log
+from .linalg.distance import GeodesicDistance, Logarithm
 from .linalg.polar_factor import PolarFactor
 from .linalg.precision import WIDE, full_precision
 from .retractions import long_exponential
@@ -66,11 +65,10 @@ class UnitaryGeometry(Manifold):
         return (y @ (x.mH @ v)).view(shape)
 
     @full_precision
-    @torch.no_grad()
     def logmap(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         r"""Return the shortest tangent vector that leads from x to y, :math:`\log(y x^H)\, x`.
 
-        Exact, :math:`O(n^3)`; the result carries no gradient.
+        Exact, :math:`O(n^3)`. Differentiable once; a second derivative raises an error.
 
         Raises
         ------
@@ -78,20 +76,24 @@ class UnitaryGeometry(Manifold):
             If x and y are real and their determinants differ in sign: no path joins them.
         """
         (x, y), shape = self._flatten(x=x, y=y)
-        log, exists = unitary_log(y @ x.mH)
-        if not bool(exists.all()):
+        relative = y @ x.mH
+        if not x.is_complex() and bool((torch.linalg.det(relative.detach()) < 0).any()):
             raise ValueError(
                 "`x` and `y` must be joined by a path, but their determinants differ in sign; "
                 "negate one column of one of them."
             )
+        # Of points on the manifold it is the product itself; this takes away what leads off it.
+        rotation = PolarFactor.apply(relative, True)  # type: ignore[no-untyped-call]
+        log: torch.Tensor = Logarithm.apply(rotation)  # type: ignore[no-untyped-call]
         return (log @ x).view(shape)
 
     @full_precision
     def dist(self, x: torch.Tensor, y: torch.Tensor, *, keepdim: bool = False) -> torch.Tensor:
         r"""Return the geodesic distance :math:`\lVert \log(y x^H) \rVert_F`.
 
-        Infinite between real matrices whose determinants differ in sign. Differentiable.
-        :math:`O(n^3)`.
+        Infinite between real matrices whose determinants differ in sign. :math:`O(n^3)`.
+        Differentiable twice; where two points coincide the gradient is zero and the second
+        derivative NaN. A third derivative raises an error.
 
         Parameters
         ----------

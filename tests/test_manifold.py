@@ -17,7 +17,9 @@ from tests._matrices import (
     RETRACTIONS,
     SKETCHES,
     WIDE_DTYPES,
+    cayley_reference,
     eps,
+    exponential_reference,
     inner_reference,
     polar_reference,
     skew,
@@ -590,13 +592,27 @@ def test_retr_with_truncation_has_the_right_slope_or_none(rank, retraction, dtyp
     assert_slope_is_right_or_absent(lambda du: manifold.retr(x, u + du), u)
 
 
+@pytest.mark.parametrize("norm", [1e-3, 1.0, 3.0])
 @pytest.mark.parametrize("dtype", WIDE_DTYPES)
-def test_logmap_has_the_right_slope_or_none(dtype):
-    manifold = LowRankUnitary(None)
-    x, y = unitary(2, 6, 6, dtype=dtype)
-    assert_slope_is_right_or_absent(
-        lambda v: manifold.logmap(x, manifold.expmap(y, v)), tangent_at(y)
-    )
+def test_logmap_is_differentiable_once_along_the_manifold(dtype, norm):
+    manifold = LowRankUnitary()
+    x = unitary(5, 5, dtype=dtype)
+    y = exponential_reference(skew(5, 5, norm=norm, dtype=dtype)) @ x
+    turns = skew(2, 3, 5, 5, dtype=dtype)
+
+    def log(s, t):
+        near_x, near_y = (
+            cayley_reference((r[:, None, None] * turn).sum(0)) @ p
+            for r, turn, p in zip((s, t), turns, (x, y), strict=True)
+        )
+        value = manifold.logmap(near_x, near_y)
+        return torch.view_as_real(value) if value.is_complex() else value
+
+    origin = [torch.zeros(3, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    assert torch.autograd.gradcheck(log, origin)
+    (grad,) = torch.autograd.grad(log(*origin).sum(), origin[0], create_graph=True)
+    with pytest.raises(RuntimeError, match=r"`logmap` can be differentiated once.*differences"):
+        torch.autograd.grad(grad.sum(), origin[0])
 
 
 @pytest.mark.parametrize("dtype", WIDE_DTYPES)

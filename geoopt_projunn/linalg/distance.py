@@ -75,7 +75,7 @@ def _gradients(
 
 
 class Logarithm(OfStacks):
-    r"""The principal logarithm of unitary matrices, along the manifold, differentiable twice.
+    r"""The principal logarithm of unitary matrices, along the manifold, differentiable once.
 
     With :math:`L = Q \operatorname{diag}(i\theta) Q^H` the derivative along :math:`y\Omega` is
     :math:`Q (M \circ Q^H \Omega Q) Q^H`, :math:`M_{ij} = e^{i\varphi/2} \frac{\varphi/2}{\sin
@@ -85,7 +85,7 @@ class Logarithm(OfStacks):
 
     @staticmethod
     def forward(y: torch.Tensor) -> torch.Tensor:
-        """Return the logarithms of y, (*, n, n), in double precision."""
+        """Return the logarithms of y, (*, n, n)."""
         return unitary_log(y)[0]
 
     @staticmethod
@@ -143,6 +143,6 @@ class _LogDerivative(OfStacks):
 
 def _refuse() -> Any:
     raise RuntimeError(
-        "`dist` can be differentiated twice, but a third derivative was asked for; take "
-        "differences of second derivatives instead."
+        "`logmap` can be differentiated once and `dist` twice, but a higher derivative was asked "
+        "for; take differences of derivatives instead."
     )

@@ -41,8 +41,8 @@ class PolarFactor(OfStacks):
         """Return the gradient with respect to x."""
         x, y = ctx.saved_tensors
         if ctx.is_unitary and not torch.is_grad_enabled():
-            # The projection on the tangent space; its derivative is another than that of the
-            # formula below, which differs away from unitary matrices.
+            # The projection on the tangent space. It equals the formula below at unitary matrices
+            # only, so that its own derivative is another.
             return y @ skewh(y.mH @ grad), None
         return polar_derivative(x, y, grad), None
 
