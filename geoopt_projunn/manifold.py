@@ -210,6 +210,7 @@ class LowRankUnitary(UnitaryGeometry):
         how = self.k, self.sketch == "lsi", self.retraction, number, sweep
         d.step_whole_(x, step, skipped, *how)
 
+    @full_precision
     def step_(
         self,
         x: torch.Tensor,

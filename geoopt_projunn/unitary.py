@@ -12,9 +12,9 @@ from .linalg.dense import (
     estimate_orthogonality_error,
     haar,
     orthogonality_error,
-    polar_factor,
 )
-from .linalg.logarithm import GeodesicDistance, unitary_log
+from .linalg.distance import GeodesicDistance, Logarithm
+from .linalg.polar_factor import PolarFactor
 from .linalg.precision import WIDE, full_precision
 from .retractions import long_exponential
 from .rotation import Rotation
@@ -65,11 +65,10 @@ class UnitaryGeometry(Manifold):
         return (y @ (x.mH @ v)).view(shape)
 
     @full_precision
-    @torch.no_grad()
     def logmap(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         r"""Return the shortest tangent vector that leads from x to y, :math:`\log(y x^H)\, x`.
 
-        Exact, :math:`O(n^3)`; the result carries no gradient.
+        Exact, :math:`O(n^3)`. Differentiable once; a second derivative raises an error.
 
         Raises
         ------
@@ -77,20 +76,24 @@ class UnitaryGeometry(Manifold):
             If x and y are real and their determinants differ in sign: no path joins them.
         """
         (x, y), shape = self._flatten(x=x, y=y)
-        log, exists = unitary_log(y @ x.mH)
-        if not bool(exists.all()):
+        relative = y @ x.mH
+        if not x.is_complex() and bool((torch.linalg.det(relative.detach()) < 0).any()):
             raise ValueError(
                 "`x` and `y` must be joined by a path, but their determinants differ in sign; "
                 "negate one column of one of them."
             )
+        # Of points on the manifold it is the product itself; this takes away what leads off it.
+        rotation = PolarFactor.apply(relative, True)  # type: ignore[no-untyped-call]
+        log: torch.Tensor = Logarithm.apply(rotation)  # type: ignore[no-untyped-call]
         return (log @ x).view(shape)
 
     @full_precision
     def dist(self, x: torch.Tensor, y: torch.Tensor, *, keepdim: bool = False) -> torch.Tensor:
         r"""Return the geodesic distance :math:`\lVert \log(y x^H) \rVert_F`.
 
-        Infinite between real matrices whose determinants differ in sign. Differentiable.
-        :math:`O(n^3)`.
+        Infinite between real matrices whose determinants differ in sign. :math:`O(n^3)`.
+        Differentiable twice; where two points coincide the gradient is zero and the second
+        derivative NaN. A third derivative raises an error.
 
         Parameters
         ----------
@@ -130,14 +133,17 @@ class UnitaryGeometry(Manifold):
         return ((u - x @ (u.mH @ x)) / 2).view(shape)
 
     @full_precision
-    @torch.no_grad()
     def projx(self, x: torch.Tensor) -> torch.Tensor:
         r"""Return the nearest unitary matrix.
 
         A probe of :math:`O(n^2)` finds out whether the estimated :math:`\lVert x^H x - I
         \rVert_F` is at most :math:`(4 \sqrt n + 8)\varepsilon`, a few times the rounding of a
         unitary matrix. If so, the result is a copy; if not, the polar factor, :math:`O(n^3)`.
-        The host reads the probe's answer. The result carries no gradient.
+        The host reads the probe's answer.
+
+        Differentiable any number of times, with the derivative of the polar factor; at a unitary
+        matrix that is the projection on the tangent space. There is none where two singular
+        values are zero, or for complex x one.
 
         Raises
         ------
@@ -145,16 +151,16 @@ class UnitaryGeometry(Manifold):
             If x is not finite.
         """
         (flat,), shape = self._flatten(x=x)
-        error = estimate_orthogonality_error(flat)
+        error = estimate_orthogonality_error(flat.detach())
         if not bool(error.isfinite().all()):
             raise ValueError(
                 "`x` must be finite, but has infinite or NaN entries, or entries whose squares "
                 "overflow; start again from `manifold.random` or a checkpoint."
             )
         tolerance = torch.finfo(x.dtype).eps * (4 * math.sqrt(x.shape[-1]) + 8)
-        if bool((error <= tolerance).all()):
-            return flat.clone(memory_format=torch.contiguous_format).view(shape)
-        return polar_factor(flat).contiguous().view(shape)
+        is_unitary = bool((error <= tolerance).all())
+        factor: torch.Tensor = PolarFactor.apply(flat, is_unitary)  # type: ignore[no-untyped-call]
+        return factor.view(shape)
 
     def random(
         self,
@@ -259,6 +265,7 @@ class UnitaryGeometry(Manifold):
             raise TypeError(_dtype_rule("x", x.dtype))
         super().assert_check_point(x)
 
+    @full_precision
     def _check_point_on_manifold(
         self, x: torch.Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
     ) -> tuple[bool, str | None]:
@@ -271,6 +278,7 @@ class UnitaryGeometry(Manifold):
         worst = float((product - eye).abs().max())
         return False, f"`xᴴx != I` by {worst:.1e} with atol={atol}, rtol={rtol}"
 
+    @full_precision
     def _check_vector_on_tangent(
         self, x: torch.Tensor, u: torch.Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
     ) -> tuple[bool, str | None]:

@@ -17,7 +17,9 @@ from tests._matrices import (
     RETRACTIONS,
     SKETCHES,
     WIDE_DTYPES,
+    cayley_reference,
     eps,
+    exponential_reference,
     inner_reference,
     polar_reference,
     skew,
@@ -231,6 +233,43 @@ def test_projx_projects_the_whole_batch_if_one_of_it_is_off():
     x = unitary(3, 5, 5)
     x[1] *= 2
     assert_unitary(LowRankUnitary().projx(x))
+
+
+@dtypes
+def test_the_gradient_of_projx_adds_to_that_of_another_path(dtype):
+    """As it does with geoopt's Stiefel, whose gradient it is for real matrices."""
+    x = (2 * unitary(5, 5, dtype=dtype) + 0.1 * torch.randn(5, 5, dtype=dtype)).requires_grad_()
+    target = torch.randn(5, 5, dtype=dtype)
+
+    def gradient(manifold):
+        loss = (manifold.projx(x) - target).abs().square().sum() + 1e-3 * x.abs().square().sum()
+        return torch.autograd.grad(loss, x)[0]
+
+    grad = gradient(LowRankUnitary())
+    assert torch.linalg.matrix_norm(grad) > 1
+    if not dtype.is_complex:
+        assert_same_to_rounding(grad, gradient(geoopt.EuclideanStiefel()), ulps=500)
+
+
+@dtypes
+def test_the_gradient_of_projx_at_a_point_is_tangent(dtype):
+    manifold = LowRankUnitary()
+    x = unitary(3, 5, 5, dtype=dtype).requires_grad_()
+    grad = torch.randn_like(x)
+    (through,) = torch.autograd.grad(manifold.projx(x), x, grad)
+    assert_same_to_rounding(through, manifold.proju(x.detach(), grad))
+
+
+def test_projx_records_no_gradient_where_none_is_asked_for():
+    manifold = LowRankUnitary()
+    x = torch.randn(4, 4, requires_grad=True)
+    assert manifold.projx(x).requires_grad
+    assert not manifold.projx(x.detach()).requires_grad
+    with torch.no_grad():
+        assert not manifold.projx(x).requires_grad
+    weight = geoopt.ManifoldParameter(manifold.projx(x), manifold=manifold)
+    assert weight.is_leaf
+    assert type(manifold.projx(weight)) is torch.Tensor
 
 
 # -- the metric ----------------------------------------------------------------------------
@@ -553,13 +592,27 @@ def test_retr_with_truncation_has_the_right_slope_or_none(rank, retraction, dtyp
     assert_slope_is_right_or_absent(lambda du: manifold.retr(x, u + du), u)
 
 
+@pytest.mark.parametrize("norm", [1e-3, 1.0, 3.0])
 @pytest.mark.parametrize("dtype", WIDE_DTYPES)
-def test_logmap_has_the_right_slope_or_none(dtype):
-    manifold = LowRankUnitary(None)
-    x, y = unitary(2, 6, 6, dtype=dtype)
-    assert_slope_is_right_or_absent(
-        lambda v: manifold.logmap(x, manifold.expmap(y, v)), tangent_at(y)
-    )
+def test_logmap_is_differentiable_once_along_the_manifold(dtype, norm):
+    manifold = LowRankUnitary()
+    x = unitary(5, 5, dtype=dtype)
+    y = exponential_reference(skew(5, 5, norm=norm, dtype=dtype)) @ x
+    turns = skew(2, 3, 5, 5, dtype=dtype)
+
+    def log(s, t):
+        near_x, near_y = (
+            cayley_reference((r[:, None, None] * turn).sum(0)) @ p
+            for r, turn, p in zip((s, t), turns, (x, y), strict=True)
+        )
+        value = manifold.logmap(near_x, near_y)
+        return torch.view_as_real(value) if value.is_complex() else value
+
+    origin = [torch.zeros(3, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    assert torch.autograd.gradcheck(log, origin)
+    (grad,) = torch.autograd.grad(log(*origin).sum(), origin[0], create_graph=True)
+    with pytest.raises(RuntimeError, match=r"`logmap` can be differentiated once.*differences"):
+        torch.autograd.grad(grad.sum(), origin[0])
 
 
 @pytest.mark.parametrize("dtype", WIDE_DTYPES)

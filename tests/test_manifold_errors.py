@@ -248,13 +248,3 @@ def test_an_integer_point_is_told_to_become_a_float():
 def test_random_refuses_an_unknown_argument():
     with pytest.raises(TypeError, match="dtpe"):
         LowRankUnitary().random(4, 4, dtpe=torch.float64)
-
-
-def test_a_second_derivative_of_the_squared_distance_is_refused():
-    manifold = LowRankUnitary()
-    x = manifold.random(4, 4, dtype=torch.float64)
-    y = manifold.expmap(x, 0.1 * manifold.proju(x, torch.randn(4, 4, dtype=torch.float64)))
-    y = y.detach().requires_grad_()
-    (grad,) = torch.autograd.grad(manifold.dist2(x, y), y, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()

@@ -12,6 +12,8 @@ namespace {
 constexpr Index panel_bytes = 256 * 1024;
 // Of a matrix, for one thread at a time.
 constexpr Index chunk_rows = 128;
+// Of a matrix, where the terms of an update are summed.
+constexpr Index summed_rows = 4, summed_columns = 512;
 // Less than this is done before another thread has woken up.
 constexpr Index bytes_for_a_thread = 128 * 1024;
 
@@ -113,22 +115,22 @@ FOR_EACH_CPU void sides_of(const double* a, Index first, Index last, Index n, In
   sides<double>(a, first, last, n, m, l, r, left, right, out_left, out_right);
 }
 
-// Rows from `first` on, B of them: a += rows^T factor.
-template <typename T, int U, int B>
-INLINE void update_some(T* a, Index first, Index n, Index m, const T* rows, const T* factor) {
+// Some of the terms of a += rows^T factor, U of them for B rows. They join the sum of the terms
+// before them, if any, and the last ones take that sum to a.
+template <typename T, int U, int B, bool is_first, bool is_last>
+INLINE void some_terms(T* a, T* sum, Index columns, Index n, Index m, const T* rows,
+                       const T* factor) {
   using Vector = typename Lanes<T>::Aligned;
   constexpr Index lanes = Lanes<T>::count;
-  T* row[B];
   T by[U][B];
-  for (int i = 0; i < B; ++i) {
-    row[i] = a + (first + i) * m;
-    for (int u = 0; u < U; ++u) by[u][i] = rows[u * n + first + i];
-  }
+  for (int i = 0; i < B; ++i)
+    for (int u = 0; u < U; ++u) by[u][i] = rows[u * n + i];
   Index j = 0;
-  for (; j + lanes <= m; j += lanes) {
+  for (; j + lanes <= columns; j += lanes) {
     Vector total[B];
 #pragma GCC unroll 8
-    for (int i = 0; i < B; ++i) total[i] = vector_at(row[i] + j);
+    for (int i = 0; i < B; ++i)
+      total[i] = is_first ? Vector{} : vector_at(sum + i * summed_columns + j);
 #pragma GCC unroll 8
     for (int u = 0; u < U; ++u) {
       const Vector value = vector_at(factor + u * m + j);
@@ -136,42 +138,81 @@ INLINE void update_some(T* a, Index first, Index n, Index m, const T* rows, cons
       for (int i = 0; i < B; ++i) total[i] += by[u][i] * value;
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < B; ++i) vector_at(row[i] + j) = total[i];
+    for (int i = 0; i < B; ++i) {
+      if (is_last)
+        vector_at(a + i * m + j) += total[i];
+      else
+        vector_at(sum + i * summed_columns + j) = total[i];
+    }
   }
-  for (; j < m; ++j)
-    for (int i = 0; i < B; ++i)
-      for (int u = 0; u < U; ++u) row[i][j] += by[u][i] * factor[u * m + j];
+  for (; j < columns; ++j)
+    for (int i = 0; i < B; ++i) {
+      T* const sum_of_row = sum + i * summed_columns + j;
+      T total = is_first ? 0 : *sum_of_row;
+      for (int u = 0; u < U; ++u) total += by[u][i] * factor[u * m + j];
+      if (is_last)
+        a[i * m + j] += total;
+      else
+        *sum_of_row = total;
+    }
 }
 
-template <typename T, int U>
-INLINE void update(T* a, Index first, Index last, Index n, Index m, const T* rows,
-                   const T* factor) {
-  for (; first + 2 <= last; first += 2) update_some<T, U, 2>(a, first, n, m, rows, factor);
-  for (; first < last; ++first) update_some<T, U, 1>(a, first, n, m, rows, factor);
+template <typename T, int U, bool is_first, bool is_last>
+INLINE void terms_of_rows(T* a, T* sum, Index count, Index columns, Index n, Index m, const T* rows,
+                          const T* factor) {
+  Index i = 0;
+  for (; i + 2 <= count; i += 2)
+    some_terms<T, U, 2, is_first, is_last>(a + i * m, sum + i * summed_columns, columns, n, m,
+                                           rows + i, factor);
+  for (; i < count; ++i)
+    some_terms<T, U, 1, is_first, is_last>(a + i * m, sum + i * summed_columns, columns, n, m,
+                                           rows + i, factor);
+}
+
+// a (count, columns of m) += rows^T factor. The terms are small where a step is, and a is not: they
+// are summed first, for each rounding of a to be one in a step.
+template <typename T>
+INLINE void update_block(T* a, Index count, Index columns, Index n, Index m, Index terms,
+                         const T* rows, const T* factor) {
+  T sum[summed_rows * summed_columns];
+  Index u = 0;
+#define TAKE(U)                                                                \
+  for (; terms - u >= U; u += U) {                                             \
+    const T *by = rows + u * n, *of = factor + u * m;                          \
+    const bool is_first = u == 0, is_last = u + U == terms;                    \
+    if (is_first && is_last)                                                   \
+      terms_of_rows<T, U, true, true>(a, sum, count, columns, n, m, by, of);   \
+    else if (is_first)                                                         \
+      terms_of_rows<T, U, true, false>(a, sum, count, columns, n, m, by, of);  \
+    else if (is_last)                                                          \
+      terms_of_rows<T, U, false, true>(a, sum, count, columns, n, m, by, of);  \
+    else                                                                       \
+      terms_of_rows<T, U, false, false>(a, sum, count, columns, n, m, by, of); \
+  }
+  TAKE(8) TAKE(4) TAKE(2) TAKE(1)
+#undef TAKE
 }
 
 template <typename T>
-INLINE void updates(T* a, Index first, Index last, Index n, Index m, Index u, const T* rows,
+INLINE void updates(T* a, Index first, Index last, Index n, Index m, Index terms, const T* rows,
                     const T* factor) {
-  const Index panel = panel_rows<T>(m);
-  for (Index begin = first; begin < last; begin += panel) {
-    const Index end = std::min(last, begin + panel);
-    Index i = 0;
-#define TAKE(U) \
-  for (; u - i >= U; i += U) update<T, U>(a, begin, end, n, m, rows + i * n, factor + i * m);
-    TAKE(8) TAKE(4) TAKE(2) TAKE(1)
-#undef TAKE
-  }
+  // Those that are taken at once need no memory for their sum.
+  if (terms == 1 || terms == 2 || terms == 4 || terms == 8)
+    return update_block(a + first * m, last - first, m, n, m, terms, rows + first, factor);
+  for (; first < last; first += summed_rows)
+    for (Index j = 0; j < m; j += summed_columns)
+      update_block(a + first * m + j, std::min(summed_rows, last - first),
+                   std::min(summed_columns, m - j), n, m, terms, rows + first, factor + j);
 }
 
-FOR_EACH_CPU void update_of(float* a, Index first, Index last, Index n, Index m, Index u,
+FOR_EACH_CPU void update_of(float* a, Index first, Index last, Index n, Index m, Index terms,
                             const float* rows, const float* factor) {
-  updates<float>(a, first, last, n, m, u, rows, factor);
+  updates<float>(a, first, last, n, m, terms, rows, factor);
 }
 
-FOR_EACH_CPU void update_of(double* a, Index first, Index last, Index n, Index m, Index u,
+FOR_EACH_CPU void update_of(double* a, Index first, Index last, Index n, Index m, Index terms,
                             const double* rows, const double* factor) {
-  updates<double>(a, first, last, n, m, u, rows, factor);
+  updates<double>(a, first, last, n, m, terms, rows, factor);
 }
 
 }  // namespace

@@ -1,12 +1,10 @@
-"""Logarithms of unitary matrices and distances between them."""
+"""Logarithms of unitary matrices."""
 
 import math
-from typing import Any
 
 import numpy as np
 import scipy.linalg
 import torch
-from torch.autograd.function import once_differentiable
 
 from .dense import skewh
 from .precision import WIDE
@@ -33,8 +31,8 @@ def unitary_log(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     Notes
     -----
-    Not differentiable. The logarithm of a real y comes from its real Schur form, matrix by
-    matrix on the CPU.
+    Not differentiable: :class:`.distance.Logarithm` is. The logarithm of a real y comes from its
+    real Schur form, matrix by matrix on the CPU.
     """
     wide = y.to(WIDE[y.dtype])
     log, exists = (_complex_log if y.is_complex() else _real_log)(wide)
@@ -72,34 +70,3 @@ def _real_log(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logs[index] = vectors @ (generator - generator.T) @ vectors.T
     log = torch.from_numpy(logs).to(y).view(shape)
     return log, torch.from_numpy(exists).to(y.device).view(shape[:-2])
-
-
-class GeodesicDistance(torch.autograd.Function):
-    r"""The geodesic distance :math:`d = \lVert \log(y x^H) \rVert_F`, with its exact gradient.
-
-    Infinite between real matrices whose determinants differ in sign: no path joins them.
-    The gradients are :math:`\nabla_y d = Ly / d` and :math:`\nabla_x d = -Lx / d` with
-    :math:`L = \log(yx^H)`, zero at :math:`d = 0`.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return the distances, (*), for x and y of equal shape (*, n, n)."""
-        wide = WIDE[x.dtype]
-        relative = y.to(wide) @ x.to(wide).mH
-        distance = torch.linalg.vector_norm(torch.linalg.eigvals(relative).angle(), dim=-1)
-        if not x.is_complex():
-            apart = torch.linalg.det(relative) < 0
-            distance = torch.where(apart, torch.inf, distance)
-        ctx.save_for_backward(x, y, distance)
-        return distance.to(x.real.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the gradients with respect to x and y."""
-        x, y, distance = ctx.saved_tensors
-        log, _ = unitary_log(y @ x.mH)
-        same = distance <= x.shape[-1] * torch.finfo(x.dtype).eps
-        scale = torch.where(same, 0.0, grad / distance)[..., None, None].to(x.dtype)
-        return -scale * (log @ x), scale * (log @ y)

@@ -67,11 +67,16 @@ class _RNNCell(Recurrent, torch.nn.RNNCell):
                 f"RNNCell input dtype ({input.dtype}) is complex but {type(self).__name__} is "
                 "real. Use UnitaryRNNCell, or give it a real input"
             )
+        dtype = self.weight_hh.dtype
+        x, hx = taken_as(input, dtype), None if hx is None else taken_as(hx, dtype)
         known = not self.is_complex and self.nonlinearity != "modrelu"
         if known and not transformed(input, hx, self.weight_ih, self.weight_hh):
-            return super().forward(input, hx)
-        dtype = self.weight_hh.dtype
-        return self._run(taken_as(input, dtype), None if hx is None else taken_as(hx, dtype))
+            return self._run_as_torch(x, hx)
+        return self._run(x, hx)
+
+    @full_precision
+    def _run_as_torch(self, x: Tensor, hx: Tensor | None) -> Tensor:
+        return torch.nn.RNNCell.forward(self, x, hx)
 
     @full_precision
     def _run(self, x: Tensor, hx: Tensor | None) -> Tensor:

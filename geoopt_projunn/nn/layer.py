@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from ..linalg.precision import full_precision
+from ..linalg.precision import full_precision, full_precision_cudnn
 from ..manifold import LowRankUnitary
 from .recurrence import recur
 from .recurrent import Recurrent, taken_as
@@ -113,7 +113,7 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
     def _call(self, input: Any, hx: Tensor | None) -> Any:
         packed = isinstance(input, PackedSequence)
         if self._fused and not transformed(input.data if packed else input, hx):
-            return super().forward(input, hx)
+            return full_precision_cudnn(super().forward)(input, hx)
         if packed:
             return self._run_packed(input, hx)
         if input.dim() not in (2, 3):

@@ -4,13 +4,12 @@ import pytest
 import scipy.linalg
 import torch
 
-from geoopt_projunn.linalg.logarithm import GeodesicDistance, unitary_log
+from geoopt_projunn.linalg.logarithm import unitary_log
 from tests._asserts import assert_bit_equal, assert_same_to_rounding, assert_within
 from tests._matrices import (
     DTYPES,
     REAL_DTYPES,
     WIDE_DTYPES,
-    cayley_reference,
     eps,
     exponential_reference,
     skew,
@@ -18,8 +17,6 @@ from tests._matrices import (
     unitary,
     wide,
 )
-
-distance = GeodesicDistance.apply
 
 
 def assert_is_log(y, ulps=50.0):
@@ -115,88 +112,3 @@ def test_a_batch_is_its_members_one_by_one(dtype):
     y = unitary(2, 3, 5, 5, dtype=dtype)
     one_by_one = torch.stack([unitary_log(m)[0] for m in y.view(6, 5, 5)]).view_as(y)
     assert_same_to_rounding(unitary_log(y)[0], one_by_one)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_the_distance_is_the_norm_of_the_angles(dtype):
-    x = unitary(6, 6, dtype=wide(dtype))
-    y = turning([0.1, -1.0, 3.0], 6).to(x.dtype) @ x
-    expected = math.sqrt(2 * (0.1**2 + 1 + 9))
-    d = distance(x.to(dtype), y.to(dtype))
-    assert d.dtype == torch.zeros((), dtype=dtype).real.dtype
-    assert_within(d, expected, 20 * eps(dtype))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_the_distance_is_symmetric_and_invariant_under_both_multiplications(dtype):
-    x, y, z = unitary(3, 10, 5, 5, dtype=dtype)
-    d = distance(x, y)
-    assert_same_to_rounding(distance(y, x), d)
-    assert_same_to_rounding(distance(z @ x, z @ y), d)
-    assert_same_to_rounding(distance(x @ z, y @ z), d)
-
-
-@pytest.mark.parametrize("dtype", WIDE_DTYPES)
-def test_the_distance_obeys_the_triangle_inequality(dtype):
-    x, y, z = unitary(3, 50, 4, 4, dtype=dtype)
-    assert (distance(x, z) <= distance(x, y) + distance(y, z) + 1e-14).all()
-
-
-@pytest.mark.parametrize("norm", [1e-7, 1e-3, 1.0])
-@pytest.mark.parametrize("dtype", WIDE_DTYPES)
-def test_the_distance_along_a_short_geodesic_is_its_length(dtype, norm):
-    x = unitary(5, 5, dtype=dtype)
-    y = exponential_reference(skew(5, 5, norm=norm, dtype=dtype)) @ x
-    assert_within(distance(x, y), norm, 2e-15)
-
-
-@pytest.mark.parametrize("dtype", REAL_DTYPES)
-def test_no_path_between_opposite_determinants_has_finite_length(dtype):
-    x, y = unitary(2, 3, 4, 4, dtype=dtype)
-    y[1, 0] *= -1
-    assert distance(x, y).isinf().tolist() == [False, True, False]
-
-
-def along(x, directions):
-    """A chart of the manifold around x: coordinates to a point."""
-    return lambda t: cayley_reference((t[:, None, None] * directions).sum(0)) @ x
-
-
-@pytest.mark.parametrize("angles", [(0.4, -1.1), (2.0, 2.0), (1e-3, 3.1)])
-@pytest.mark.parametrize("dtype", WIDE_DTYPES)
-def test_the_gradient_of_the_distance_is_that_of_finite_differences(dtype, angles):
-    x = unitary(5, 5, dtype=dtype)
-    y = turning(angles, 5).to(dtype) @ x
-    chart_x, chart_y = (along(p, skew(4, 5, 5, dtype=dtype)) for p in (x, y))
-    origin = torch.zeros(4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(
-        lambda s, t: distance(chart_x(s), chart_y(t)),
-        (origin, origin.detach().clone().requires_grad_()),
-    )
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_the_distance_grows_at_unit_speed_away_from_the_other_point(dtype):
-    x, y = (p.requires_grad_() for p in unitary(2, 3, 5, 5, dtype=dtype))
-    grads = torch.autograd.grad(distance(x, y).sum(), (x, y))
-    for grad in grads:
-        assert grad.dtype == dtype
-        assert_within(torch.linalg.matrix_norm(grad), 1.0, 100 * eps(dtype))
-    assert_within(grads[0], -(x @ y.mH @ grads[1]).detach(), 100 * eps(dtype))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_the_gradient_of_the_distance_of_a_point_to_itself_is_zero(dtype):
-    x = unitary(4, 5, 5, dtype=dtype).requires_grad_()
-    d = distance(x, x.detach().clone())
-    assert_within(d.detach(), 0, 20 * eps(dtype))
-    (grad,) = torch.autograd.grad(d.sum(), x)
-    assert not grad.any()
-
-
-def test_the_gradient_of_an_infinite_distance_is_zero():
-    x, y = unitary(2, 2, 4, 4)
-    y[1, 0] *= -1
-    y.requires_grad_()
-    (grad,) = torch.autograd.grad(distance(x, y)[1], y)
-    assert not grad.any()

@@ -84,6 +84,24 @@ def test_the_update_adds_the_product_in_place(dtype, size, count):
     assert_within(x, expected, 40 * eps(dtype) * count**0.5)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 8, 13, 64])
+@pytest.mark.parametrize("size", [(3, 5, 7), (1, 130, 64), (1, 300, 600)])
+@dtypes
+def test_the_update_rounds_an_entry_once_however_many_terms_it_adds(dtype, size, count):
+    b, n, m = size
+    x = torch.rand(*size, dtype=dtype)
+    x = (torch.view_as_real(x) if x.is_complex() else x).mul_(0.5).add_(1.2)
+    x = torch.view_as_complex(x) if dtype.is_complex else x
+    rows, factor = (0.01 * draw(*one, dtype=dtype) for one in ((b, count, n), (b, count, m)))
+    expected = x.to(torch.complex128) + rows.to(torch.complex128).mH @ factor.to(torch.complex128)
+    streams.add_product_(x, rows, factor)
+    error = torch.view_as_real(x.to(torch.complex128) - expected)
+    # Half a unit in the last place of a number from 1 to 2, and the rounding of the small sum. In
+    # double precision the expected value is rounded as well.
+    units = 0.55 if eps(dtype) > 1e-10 else 1.1
+    assert_within(error, 0, units * eps(dtype))
+
+
 @pytest.mark.parametrize("size", [(2, 3, 0), (2, 0, 3), (0, 3, 3)])
 def test_empty_matrices_have_empty_or_zero_products(size):
     b, n, m = size
@@ -114,14 +132,15 @@ def test_a_bad_entry_shows_in_what_it_belongs_to(dtype, bad):
     assert (~right_out.isfinite()).nonzero().tolist() == [[1, 0, 150]]
 
 
+@pytest.mark.parametrize("count", [2, 19])
 @pytest.mark.parametrize("n", [100, 700])
 @dtypes
-def test_threads_and_other_matrices_change_no_bit(dtype, n, threads):
+def test_threads_and_other_matrices_change_no_bit(dtype, n, count, threads):
     # Enough bytes for three threads.
-    x, left = draw(12, n, n, dtype=dtype), draw(12, 2, n, dtype=dtype)
+    x, left = draw(12, n, n, dtype=dtype), draw(12, count, n, dtype=dtype)
     outs = []
-    for count in (1, 2, 3):
-        threads(count)
+    for number in (1, 2, 3):
+        threads(number)
         updated = x.clone()
         streams.add_product_(updated, left, left)
         outs.append((*streams.both_sides(left, left, x), updated))

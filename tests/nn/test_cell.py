@@ -82,9 +82,10 @@ def test_real_input_of_a_unitary_cell():
     assert torch.equal(cell(x, h), cell(x + 0j, h + 0j))
 
 
+@pytest.mark.parametrize("nonlinearity", ["modrelu", "tanh"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_autocast_leaves_it_in_its_precision(kind):
-    cell = CELLS[kind](3, 8)
+def test_autocast_leaves_it_in_its_precision(kind, nonlinearity):
+    cell = CELLS[kind](3, 8, nonlinearity=nonlinearity)
     x = torch.randn(2, 3)
     expected = cell(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):

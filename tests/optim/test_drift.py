@@ -74,3 +74,23 @@ def test_a_step_of_any_length_does_not_amplify_an_error():
             p.grad = torch.randn_like(p)
             optimizer.step()
         assert orthogonality_error(p) == pytest.approx(before, rel=1e-4)
+
+
+@pytest.mark.parametrize("by_columns", [False, True])
+@pytest.mark.parametrize("k", [1, 4, 16, 32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_rounding_does_not_grow_with_the_rank_of_a_step(dtype, k, by_columns):
+    n = 256
+    p = unitary_parameter(n, n, dtype=dtype, k=k)
+    directions = [torch.randn(n, n, dtype=dtype) for _ in range(7)]
+    if by_columns:
+        p.data = p.data.mT.contiguous().mT
+        directions = [d.mT.contiguous().mT for d in directions]
+    start = p.detach().clone()
+    optimizer = ProjUNNRiemannianSGD([p], lr=2.0 / n)
+    for step in range(300):
+        p.grad = directions[step % 7]
+        optimizer.step()
+    assert p.mT.is_contiguous() == by_columns
+    assert torch.linalg.matrix_norm(p.detach() - start) > 1
+    assert orthogonality_error(p) < 1.2e-5
