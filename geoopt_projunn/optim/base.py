@@ -178,11 +178,12 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._step_all(self._prepare())
+        self._take_step()
         return loss
 
     @full_precision
-    def _step_all(self, parts: list[Parts]) -> None:
+    def _take_step(self) -> None:
+        parts = self._prepare()
         step = AllOrNothing(self.param_groups, parts, self.state, self._state_of_others)
         self._watch.notice(step.finite, self._described)
         with step.take():
@@ -204,7 +205,6 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         groups = (group for group in self.param_groups if any(q is p for q in group["params"]))
         return described(p, next(groups, {"params": []}))
 
-    @full_precision
     def _prepare(self) -> list[Parts]:
         """Sort the parameters and check all that can go wrong, before anything changes."""
         fresh: dict[torch.Tensor, Buffers] = {}
