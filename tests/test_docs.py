@@ -16,7 +16,7 @@ PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 MODULES = [info.name for info in pkgutil.walk_packages(geoopt_projunn.__path__, "geoopt_projunn.")]
 
 
-@pytest.mark.filterwarnings("ignore:A step of parameter `mix.bias`")  # which a page shows
+@pytest.mark.filterwarnings("ignore:The gradient of parameter `mix.bias`")  # which a page shows
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_code_of_a_page_runs_from_top_to_bottom(page, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

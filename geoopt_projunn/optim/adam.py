@@ -94,8 +94,8 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
 
     Parameters on another geoopt manifold are stepped by
     :class:`geoopt.optim.RiemannianAdam`, plain ones by :class:`torch.optim.Adam`; the groups
-    may mix them. Arguments that :class:`torch.optim.Adam` has as well have its defaults; it has no
-    other but ``differentiable``, which is not supported.
+    may mix them. All arguments of :class:`torch.optim.Adam` are here with its defaults, but for
+    ``differentiable``.
 
     Parameters
     ----------
@@ -127,11 +127,11 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         :math:`p \leftarrow (1 - \eta \lambda) p`, on geoopt's manifolds a retraction along
         :math:`-\eta \lambda` times the Riemannian gradient of :math:`\frac12 \lVert p \rVert^2`.
     skip_nonfinite : {"manifold", "all"}
-        What a gradient that is not finite leaves as it was. "manifold": the matrix on
-        LowRankUnitary whose own step would not be finite, and its state. "all": every parameter
-        and state of the groups with this value, if any gradient of the optimizer is not finite;
-        nothing waits for a GPU, which takes the step and undoes it from copies of the plain
-        parameters and their state.
+        Who skips a step because of a gradient that is not finite. "manifold": each matrix on
+        LowRankUnitary whose own step would not be finite. "all": all parameters of the groups with
+        this value, if any gradient in this optimizer is not finite. On a GPU this needs memory for
+        a copy of the gradients on LowRankUnitary, and of the other parameters and their state;
+        only sparse tensors and DTensors make the host wait.
     foreach, capturable, fused : bool, optional
         which implementation torch uses for the plain parameters; steps on LowRankUnitary can be
         captured in a CUDA graph in any case
@@ -210,7 +210,7 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
 
     @staticmethod
     def _state_of_others(group: dict[str, Any]) -> tuple[str, ...]:
-        return ("exp_avg",)
+        return "step", "exp_avg", "exp_avg_sq"
 
     def _validate(self, group: dict[str, Any]) -> None:
         super()._validate(group)
@@ -219,8 +219,6 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
             raise ValueError(f"`betas` must be a pair of numbers, got {betas!r}.")
         for index, beta in enumerate(betas):
             check_range(f"betas[{index}]", beta, 0.0, 1.0)
-        if isinstance(betas[0], torch.Tensor) != isinstance(betas[1], torch.Tensor):
-            raise ValueError(f"`betas` must be two numbers or two tensors, got {betas!r}.")
         check_range("eps", group["eps"], 0.0)
         check_choice("second_moment", group["second_moment"], _SECOND_MOMENTS)
         for name in ("decoupled_weight_decay", "capturable"):

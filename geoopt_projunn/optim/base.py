@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -13,13 +13,14 @@ from ..linalg.precision import full_precision
 from ..manifold import LowRankUnitary
 from .kinds import Parts, check_kind, kind_of, manifold_of
 from .lost import look_for_lost_manifolds
-from .messages import capitalized, described, keys_of
-from .nonfinite import COUNTER, SKIP_NONFINITE, AllOrNothing
-from .options import check_choice, check_has_value, check_range, warn_of_misspelt
+from .messages import capitalized, described
+from .nonfinite import SKIP_NONFINITE, AllOrNothing
+from .options import check_choice, check_have_values, check_range, warn_of_misspelt
 from .others import Others, check_plain
 from .rank_k import step_kinds
 from .rules import Buffers, UpdateRule
-from .state import first_state, mend_loaded_state, probe
+from .skips import skipped_by_parameter, total_skipped
+from .state import check_supported, first_state, mend_loaded_state, probe
 from .watch import Watch
 
 _GROUP_KEYS = ("params", "param_names", "name", "stabilize", "step", "initial_lr")
@@ -33,13 +34,18 @@ _as_tensors = torch._C.DisableTorchFunctionSubclass
 class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
     """Step parameters on LowRankUnitary by a rule, the others by torch or geoopt.
 
-    A subclass names the rule and the two optimizers whose steps the other parameters take.
+    A subclass names the rule, the two optimizers whose steps the other parameters take, and what
+    the state of those has after a step.
     """
 
     _rule: ClassVar[UpdateRule]
     _plain: ClassVar[type[torch.optim.Optimizer]]
     _riemannian: ClassVar[type[torch.optim.Optimizer]]
     _takes_sparse: ClassVar[bool]
+
+    @staticmethod
+    def _state_of_others(group: dict[str, Any]) -> tuple[str, ...]:
+        raise NotImplementedError
 
     def __init__(
         self,
@@ -81,7 +87,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
             for name, value in {**self.defaults, "stabilize": self._stabilize}.items():
                 group.setdefault(name, value)
             for p in group["params"]:
-                mend_loaded_state(self.state.get(p, {}), p)
+                mend_loaded_state(self.state.get(p, {}), p, group)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_stabilize": self._stabilize}
@@ -113,32 +119,28 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
                 )
             self._validate(options)
             self._others.check(options)
-            warn_of_misspelt(param_group, {*self.defaults, *_GROUP_KEYS})
+            warn_of_misspelt(param_group, {*self.defaults, "stabilize"})
         super().add_param_group(param_group)
         self._looked_for_lost = False
 
     @property
     def skipped_steps(self) -> int:
-        """How many steps were left out for not being finite; reading it waits for the device.
+        """How many steps were skipped because something was not finite; reading it waits.
 
-        Each matrix on LowRankUnitary counts for itself. An optimizer that holds none counts the
-        steps that ``skip_nonfinite="all"`` left out.
+        Each matrix on LowRankUnitary counts on its own. If there is none, this is how many steps
+        were skipped because of ``skip_nonfinite="all"``.
         """
-        of_matrices, of_others = [0], [0]
-        for group in self.param_groups:
-            for p in group["params"]:
-                state = self.state.get(p, {})
-                (of_matrices if "skipped" in state else of_others).append(_skipped(state))
-        return sum(of_matrices) if len(of_matrices) > 1 else max(of_others)
+        return total_skipped(self.param_groups, self.state)
 
     def skipped_steps_by_parameter(self) -> dict[str | int, int]:
-        """Return how many steps of each parameter were left out; reading it waits for the device.
+        """Return how many steps each parameter has skipped; this waits for the device.
 
-        Keys are the parameters' names if the optimizer was made of ``module.named_parameters()``,
-        else their numbers in ``state_dict()``. Of a batch of matrices each counts for itself.
-        Parameters that are not on LowRankUnitary are left out with ``skip_nonfinite="all"`` only.
+        Keys are the parameters' names if the optimizer was made of ``module.named_parameters()``
+        and no name occurs twice, else their numbers in ``state_dict()``. Of a batch of matrices
+        each counts on its own. Parameters that are not on LowRankUnitary skip steps only with
+        ``skip_nonfinite="all"``.
         """
-        return {key: _skipped(self.state.get(p, {})) for key, p in keys_of(self.param_groups)}
+        return skipped_by_parameter(self.param_groups, self.state)
 
     # Under torch.compile geoopt's optimizers would take Euclidean steps without a word.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -165,14 +167,18 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
             LowRankUnitary was sharded or flattened.
         RuntimeError
             If a parameter has lost its LowRankUnitary manifold since the last step.
-            After any of these, parameters and state are as they were.
 
         Warns
         -----
         UserWarning
             If a plain parameter is orthogonal to rounding, at the first step; if a point is far
-            off its manifold, every 50 steps, once for each; if a step was left out for not being
-            finite, once. What a GPU knows is read without waiting for it, at most 100 steps later.
+            off its manifold, which is measured every 50 steps; at the first step that is skipped
+            because something is not finite. Of parameters on a GPU the warning comes up to 100
+            steps later, so that the host need not wait; a CUDA graph that is replayed gives none.
+
+        Notes
+        -----
+        After an exception parameters and state are as they were.
         """
         loss = None
         if closure is not None:
@@ -185,21 +191,23 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
     def _take_step(self) -> None:
         parts = self._prepare()
         step = AllOrNothing(self.param_groups, parts, self.state, self._state_of_others)
-        self._watch.notice(step.finite, self._described)
-        with step.take():
-            # First who may raise an error that cannot be foreseen.
-            self._others.step(self.state, self.param_groups, parts)
+        self._watch.see_gradients(step.finite, self._described)
+        with step.context():
+            # These first: torch may raise an error that was not foreseen.
+            self._others.step(self.state, self.param_groups, parts, self._state_of_others)
             for group, part in zip(self.param_groups, parts, strict=True):
                 with _as_tensors():
                     step_kinds(part.low_rank.values(), self.state, self._rule, group)
-        for group in self.param_groups:
-            if step.left_out and group["skip_nonfinite"] == "all":
-                continue
-            group["step"] = group.get("step", 0) + 1
-            if group["stabilize"] is not None and group["step"] % group["stabilize"] == 0:
-                self.stabilize_group(group)
+                self._stabilize_in_turn(group, skips=step.skips)
         stepped = [p for part in parts for p in part.low_rank_parameters()]
-        self._watch.look(stepped, self.state, self._described)
+        self._watch.see_step(stepped, self.state, self._described)
+
+    def _stabilize_in_turn(self, group: dict[str, Any], *, skips: bool) -> None:
+        group["step"] = group.get("step", 0) + 1
+        if group["stabilize"] is None or group["step"] % group["stabilize"] != 0:
+            return
+        if not (skips and group["skip_nonfinite"] == "all"):
+            self.stabilize_group(group)
 
     def _described(self, p: torch.Tensor) -> str:
         groups = (group for group in self.param_groups if any(q is p for q in group["params"]))
@@ -211,7 +219,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         parts = []
         for group in self.param_groups:
             self._validate(group)
-            check_has_value("lr", group["lr"], group["params"])
+            check_have_values(group)
             with _as_tensors():
                 parts.append(self._sort(group, fresh))
         if not self._looked_for_lost:
@@ -241,11 +249,9 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
             elif grad is not None:
                 is_new = "skipped" not in state
                 if is_new or (self._to_probe and p in self._to_probe):
-                    probe(p, manifold, group)
-                    self._to_probe.discard(p)
-                    self._watch.knows_of(p, state.get("skipped"))
+                    self._begin(p, manifold, group, state)
                 if is_new:
-                    state = fresh[p] = first_state(p, manifold, self._rule, group, state)
+                    state = fresh[p] = first_state(p, self._rule, group, state)
                 kind = kind_of(p, grad, manifold, state)
                 part.low_rank.setdefault(kind, []).append(p)
         for members in part.low_rank.values():
@@ -256,6 +262,23 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
                 for p in members:
                     fresh[p] = {**self._rule.first_buffers(p.detach(), group), **self.state[p]}
         return part
+
+    def _begin(
+        self,
+        p: torch.Tensor,
+        manifold: LowRankUnitary,
+        group: dict[str, Any],
+        state: Mapping[str, Any],
+    ) -> None:
+        """Look at a parameter before its first step, or the first after a load."""
+        check_supported(p, manifold, group)
+        self._watch.begin(p, state.get("skipped"))
+        # Before they load, distributed checkpoints take a step of length 0 from any values.
+        if not p.is_meta and float(group["lr"]) == 0:
+            self._to_probe.add(p)
+        else:
+            probe(p, manifold, group)
+            self._to_probe.discard(p)
 
     def _check_sparse(
         self, p: torch.Tensor, manifold: Manifold | None, group: dict[str, Any]
@@ -281,11 +304,3 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
             elif manifold is not None:
                 others.append(p)
         self._others.stabilize(self.state, group, others)
-
-
-def _skipped(state: Any) -> int:
-    """Return how many steps the state of a parameter says that were left out."""
-    if not isinstance(state, dict):
-        return 0
-    count = state.get("skipped", state.get(COUNTER))
-    return 0 if count is None else int(count.sum())

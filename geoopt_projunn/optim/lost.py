@@ -1,22 +1,20 @@
 """Plain parameters that look as if something had dropped their manifold."""
 
-import math
 from typing import Any
 
 import torch
 
-from ..linalg.dense import estimate_orthogonality_error
 from ..linalg.precision import WIDE
 from .kinds import manifold_of
 from .messages import capitalized, described, warn
-from .state import OFF_MANIFOLD
+from .state import OFF_MANIFOLD, relative_error
 
 
 def look_for_lost_manifolds(groups: list[dict[str, Any]]) -> None:
     """Warn of plain square parameters that are unitary to rounding: steps will not keep them so.
 
-    One probe of :math:`O(n^2)` for each; the host waits for it. A sharded parameter is gathered
-    first.
+    One probe of :math:`O(n^2)` for each; the host waits for it. Only of parameters that have a
+    gradient. Diagonal matrices are left out: the identity is a usual start of plain weights.
 
     Raises
     ------
@@ -27,14 +25,14 @@ def look_for_lost_manifolds(groups: list[dict[str, Any]]) -> None:
     for group in groups:
         for p in group["params"]:
             _assert_not_flattened(p)
-            if manifold_of(p) is None and _is_unitary(p):
+            if p.grad is not None and manifold_of(p) is None and _is_unitary(p):
                 warn(
                     f"{capitalized(described(p, group))} is orthogonal to rounding, but a plain "
-                    "parameter: steps will not keep it so. If it should be on LowRankUnitary, a "
-                    "conversion, a load or a wrapper dropped its manifold: make it a "
-                    "`geoopt.ManifoldParameter` again, or its weight by "
-                    "`geoopt_projunn.nn.orthogonalize_`, before the optimizer is made. If it is "
-                    "meant to be plain, ignore this."
+                    "parameter: steps will not keep it so. If it was on LowRankUnitary, a "
+                    "conversion, a load or a wrapper has dropped its manifold: call "
+                    "`geoopt_projunn.nn.orthogonalize_` for it, or make it a "
+                    "`geoopt.ManifoldParameter`, before the optimizer is made. If it is a plain "
+                    "weight with an orthogonal start, ignore this."
                 )
 
 
@@ -53,10 +51,11 @@ def _is_unitary(p: torch.Tensor) -> bool:
     is_square = p.dim() >= 2 and p.shape[-1] == p.shape[-2] >= 2 and p.numel() > 0
     if not (is_square and p.requires_grad and p.dtype in WIDE and p.layout == torch.strided):
         return False
-    x = p.detach()
-    if hasattr(x, "full_tensor"):
-        x = x.full_tensor()
-    if x.is_meta:
+    if p.is_meta or hasattr(p, "placements"):
         return False
-    error = float(estimate_orthogonality_error(x).max()) / math.sqrt(x.shape[-1])
-    return error <= OFF_MANIFOLD
+    x = p.detach()
+    return bool(relative_error(x).max() <= OFF_MANIFOLD) and not _is_diagonal(x)
+
+
+def _is_diagonal(x: torch.Tensor) -> bool:
+    return torch.equal(x, torch.diag_embed(x.diagonal(dim1=-2, dim2=-1)))

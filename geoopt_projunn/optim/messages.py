@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,16 +24,6 @@ def described(p: torch.Tensor, group: Mapping[str, Any]) -> str:
 def capitalized(text: str) -> str:
     """Return a text as it begins a sentence."""
     return text[0].upper() + text[1:]
-
-
-def keys_of(groups: list[dict[str, Any]]) -> Iterator[tuple[str | int, torch.Tensor]]:
-    """Yield every parameter with its name, or its number in ``state_dict()`` if it has none."""
-    number = 0
-    for group in groups:
-        names = group.get("param_names")
-        for index, p in enumerate(group["params"]):
-            yield (names[index] if names else number), p
-            number += 1
 
 
 def warn(message: str) -> None:

@@ -37,17 +37,21 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
         raise ValueError(f"`{name}` must be {', '.join(most)} or {last}, got {value!r}.")
 
 
-def check_has_value(name: str, value: Any, params: Iterable[torch.Tensor]) -> None:
-    """Raise an error if a number lies on the meta device and a parameter does not."""
-    if isinstance(value, torch.Tensor) and value.is_meta and not all(p.is_meta for p in params):
-        raise ValueError(
-            f"`{name}` must have a value, but is on the meta device; use a number, or a tensor on "
-            "the device of the parameters."
-        )
+def check_have_values(group: dict[str, Any]) -> None:
+    """Raise an error if an option is on the meta device and a parameter is not."""
+    for name, value in group.items():
+        for number in value if name == "betas" else (value,):
+            if isinstance(number, torch.Tensor) and number.is_meta:
+                if all(p.is_meta for p in group["params"]):
+                    continue
+                raise ValueError(
+                    f"`{name}` must have a value, but is on the meta device; use a number, or a "
+                    "tensor on the device of the parameters."
+                )
 
 
 def warn_of_misspelt(group: dict[str, Any], known: Iterable[str]) -> None:
-    """Warn of a key that no option has but that looks like one.
+    """Warn of a key that is no option but looks like one.
 
     Other unknown keys are kept, as torch keeps them: they belong to schedulers and wrappers.
     """
@@ -61,7 +65,7 @@ def warn_of_misspelt(group: dict[str, Any], known: Iterable[str]) -> None:
 
 
 def on_device(value: Any, device: torch.device) -> Any:
-    """Return a number of any one-element shape as one that multiplies tensors on a device."""
+    """Return a number, or a tensor of one number as a scalar that multiplies on a device."""
     if not isinstance(value, torch.Tensor):
         return value
     value = value.detach().reshape(())

@@ -1,6 +1,6 @@
 """Let torch and geoopt step the parameters that are not on LowRankUnitary."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch.optim.optimizer import _device_dtype_check_for_fused
 from .delegate import Delegate
 from .kinds import Parts, manifold_of
 from .messages import described
-from .nonfinite import COUNTER, State, count_skipped
+from .nonfinite import States, count_skipped
 from .options import on_device
 
 Groups = list[dict[str, Any]]
@@ -33,77 +33,118 @@ class Others:
 
     def check(self, options: dict[str, Any]) -> None:
         """Let torch refuse options that it does not take."""
-        self._plain.check({name: _as_torch_checks(value) for name, value in options.items()})
+        self._plain.check({name: _placeholder(value) for name, value in options.items()})
 
-    def step(self, state: State, groups: Groups, parts: list[Parts]) -> None:
-        """Step them, group by group."""
+    def step(
+        self,
+        states: States,
+        groups: Groups,
+        parts: list[Parts],
+        needed: Callable[[dict[str, Any]], Iterable[str]],
+    ) -> None:
+        """Step them, group by group; ``needed`` is that of :class:`.nonfinite.AllOrNothing`."""
         pairs = list(zip(groups, parts, strict=True))
         stepped = [(p, group) for group, part in pairs for p in part.others()]
         if not stepped:
             return
-        with _counters_aside(state, stepped):
-            self._plain.step(state, [_for(group, part.plain) for group, part in pairs])
-            riemannian = [_for(group, part.riemannian) for group, part in pairs]
+        for p, group in stepped:
+            _add_amsgrad(states[p], group)
+        with _without_foreign_entries(states, stepped, needed):
+            self._plain.step(states, [_group_of(part.plain, group) for group, part in pairs])
+            riemannian = [_group_of(part.riemannian, group) for group, part in pairs]
             with _own_gradients(riemannian):
                 for group in riemannian:
                     if group.get("decoupled_weight_decay", False):
                         _decay(group)
-                self._riemannian.step(state, riemannian)
+                self._riemannian.step(states, riemannian)
+        for p, group in stepped:
+            # Distributed checkpoints want a state of every parameter; torch's plain SGD keeps none.
+            if not states[p] or group["skip_nonfinite"] == "all":
+                count_skipped(states[p], p, 0)
 
-    def stabilize(self, state: State, group: dict[str, Any], params: list[torch.Tensor]) -> None:
-        """Project parameters on geoopt's manifolds, and what is remembered of them."""
-        self._riemannian.stabilize(state, [{**group, "params": params}])
-
-
-def _as_torch_checks(value: Any) -> Any:
-    """Return an option as torch's constructors may see it, whose values are checked already."""
-    if isinstance(value, tuple | list):
-        # torch refuses betas that are integers, and steps by them all the same.
-        return tuple(_as_torch_checks(float(v) if isinstance(v, int) else v) for v in value)
-    # To read a value would wait for its device; NaN, which torch refuses, skips steps.
-    return torch.tensor(0.5) if isinstance(value, torch.Tensor) else value
+    def stabilize(self, states: States, group: dict[str, Any], params: list[torch.Tensor]) -> None:
+        """Project points on geoopt's manifolds, and their momentum on the tangent spaces."""
+        self._riemannian.stabilize(states, [{**group, "params": params}])
 
 
 def check_plain(p: torch.Tensor, group: dict[str, Any]) -> None:
-    """Raise the errors that torch would raise when others have moved already."""
+    """Raise what torch would raise later, when other parameters have moved already."""
+    capturable = group.get("capturable", False)
     if group["fused"]:
         _device_dtype_check_for_fused(p)
-    if group.get("capturable", False) and p.device.type == "cpu":
+        if p.grad is not None and p.grad.is_sparse:
+            raise TypeError(
+                f"`grad` of {described(p, group)} must be dense with `fused=True`, got a sparse "
+                "gradient; use `fused=False` in its group."
+            )
+    if capturable and p.is_cpu:
         raise ValueError(
             f"`capturable` needs plain parameters on a GPU, got {described(p, group)} on the CPU; "
             "put it into a group with `capturable=False`."
         )
+    tensors = [v for v in (group["lr"], *group.get("betas", ())) if isinstance(v, torch.Tensor)]
+    if tensors and group["foreach"] and "betas" in group and not capturable:
+        raise ValueError(
+            "`lr` and `betas` must be numbers with `foreach=True`, unless `capturable=True`, got "
+            f"a tensor for {described(p, group)}; use `foreach=None`."
+        )
 
 
-def _for(group: dict[str, Any], params: list[torch.Tensor]) -> dict[str, Any]:
-    """Return the group of some of its parameters, its numbers where and as these want them."""
-    # The group's owner stabilizes.
+def _placeholder(value: Any) -> Any:
+    """Return what torch's constructors may check: values were checked before, without reading.
+
+    They refuse NaN, which only skips steps, and betas that are integers.
+    """
+    if isinstance(value, tuple | list):
+        return tuple(_placeholder(float(v) if isinstance(v, int) else v) for v in value)
+    return torch.tensor(0.5) if isinstance(value, torch.Tensor) else value
+
+
+def _group_of(params: list[torch.Tensor], group: dict[str, Any]) -> dict[str, Any]:
+    """Return a group of some parameters with the options of another, on their device."""
+    # When to stabilize is decided by the optimizer that owns the group.
     own = {"step": 0, **group, "params": params, "stabilize": None, "differentiable": False}
-    if params:
-        own["lr"] = on_device(group["lr"], params[0].device)
-        if "betas" in group:
-            own["betas"] = tuple(on_device(beta, params[0].device) for beta in group["betas"])
+    if not params:
+        return own
+    device = params[0].device
+    for name, value in group.items():
+        if isinstance(value, torch.Tensor) and value.numel() == 1:
+            own[name] = on_device(value, device)
+    if "betas" in group:
+        own["betas"] = tuple(on_device(beta, device) for beta in group["betas"])
+    if group["skip_nonfinite"] == "all" and not any(p.is_cpu for p in params):
+        # Else torch's Adam would read the number of steps, and wait.
+        own["capturable"] = True
     return own
 
 
-@contextmanager
-def _counters_aside(
-    state: State, stepped: list[tuple[torch.Tensor, dict[str, Any]]]
-) -> Iterator[None]:
-    """Take our counters out of the state, whose emptiness tells torch and geoopt of a first step.
+def _add_amsgrad(state: dict[str, Any], group: dict[str, Any]) -> None:
+    """Add what AMSGrad keeps to a state that was begun without it."""
+    if group.get("amsgrad", False) and "exp_avg_sq" in state and "max_exp_avg_sq" not in state:
+        state["max_exp_avg_sq"] = torch.zeros_like(state["exp_avg_sq"])
 
-    Afterwards every parameter has a state, which distributed checkpoints ask for: torch's plain
-    SGD makes none.
+
+@contextmanager
+def _without_foreign_entries(
+    states: States,
+    stepped: list[tuple[torch.Tensor, dict[str, Any]]],
+    needed: Callable[[dict[str, Any]], Iterable[str]],
+) -> Iterator[None]:
+    """Hide a state from torch and geoopt that lacks what they need: they begin it if it is empty.
+
+    What others keep there, and our counters, come back afterwards.
     """
-    counters = {p: state[p].pop(COUNTER) for p, _ in stepped if COUNTER in state[p]}
+    hidden: dict[torch.Tensor, dict[str, Any]] = {}
+    for p, group in stepped:
+        state = states[p]
+        if any(state.get(name) is None for name in needed(group)):
+            hidden[p] = {name: value for name, value in state.items() if value is not None}
+            state.clear()
     try:
         yield
     finally:
-        for p, group in stepped:
-            if p in counters:
-                state[p][COUNTER] = counters[p]
-            elif not state[p] or group["skip_nonfinite"] == "all":
-                count_skipped(state[p], p, 0)
+        for p, entries in hidden.items():
+            states[p].update({k: v for k, v in entries.items() if k not in states[p]})
 
 
 @contextmanager

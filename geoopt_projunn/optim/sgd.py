@@ -78,8 +78,8 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
 
     Parameters on another geoopt manifold are stepped by
     :class:`geoopt.optim.RiemannianSGD`, plain ones by :class:`torch.optim.SGD`; the groups
-    may mix them. Arguments that :class:`torch.optim.SGD` has as well have its defaults; it has no
-    other but ``differentiable``, which is not supported.
+    may mix them. All arguments of :class:`torch.optim.SGD` are here with its defaults, but for
+    ``differentiable``.
 
     Parameters
     ----------
@@ -110,11 +110,11 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
     maximize : bool
         ascend instead of descend
     skip_nonfinite : {"manifold", "all"}
-        What a gradient that is not finite leaves as it was. "manifold": the matrix on
-        LowRankUnitary whose own step would not be finite, and its state. "all": every parameter
-        and state of the groups with this value, if any gradient of the optimizer is not finite;
-        nothing waits for a GPU, which takes the step and undoes it from copies of the plain
-        parameters and their state.
+        Who skips a step because of a gradient that is not finite. "manifold": each matrix on
+        LowRankUnitary whose own step would not be finite. "all": all parameters of the groups with
+        this value, if any gradient in this optimizer is not finite. On a GPU this needs memory for
+        a copy of the gradients on LowRankUnitary, and of the other parameters and their state;
+        only sparse tensors and DTensors make the host wait.
     foreach, fused : bool, optional
         which implementation torch uses for the plain parameters
     compile : bool

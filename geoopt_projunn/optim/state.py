@@ -10,6 +10,7 @@ from ..linalg.dense import estimate_orthogonality_error
 from ..manifold import LowRankUnitary
 from .kinds import manifold_of
 from .messages import capitalized, described
+from .nonfinite import COUNTER
 from .rules import Buffers, UpdateRule
 
 OFF_MANIFOLD = 1e-4
@@ -17,11 +18,7 @@ OFF_MANIFOLD = 1e-4
 
 
 def first_state(
-    p: torch.Tensor,
-    manifold: LowRankUnitary,
-    rule: UpdateRule,
-    group: Mapping[str, Any],
-    found: Mapping[str, Any],
+    p: torch.Tensor, rule: UpdateRule, group: Mapping[str, Any], found: Mapping[str, Any]
 ) -> Buffers:
     """Return the state of a parameter that this optimizer has not stepped yet.
 
@@ -46,15 +43,13 @@ def first_state(
     }
 
 
-def probe(p: torch.Tensor, manifold: LowRankUnitary, group: Mapping[str, Any]) -> None:
-    """Raise an error unless a parameter is on its manifold: :math:`O(n^2)`, and the host waits.
+def check_supported(p: torch.Tensor, manifold: LowRankUnitary, group: Mapping[str, Any]) -> None:
+    """Raise an error unless a parameter has a shape, a dtype and a layout that can be stepped.
 
     Raises
     ------
-    ValueError
-        If it is not on the manifold.
-    TypeError
-        If its dtype is not supported.
+    TypeError, ValueError
+        as ``manifold.assert_check_point`` does, and for a DTensor
     """
     manifold.assert_check_point(p)
     if hasattr(p, "placements"):
@@ -63,10 +58,13 @@ def probe(p: torch.Tensor, manifold: LowRankUnitary, group: Mapping[str, Any]) -
             "is a DTensor, which cannot be stepped yet; keep it out of `fully_shard` by "
             "`ignored_params`, and out of other functions that distribute parameters."
         )
-    x = p.detach()
-    if x.is_meta or x.numel() == 0:
+
+
+def probe(p: torch.Tensor, manifold: LowRankUnitary, group: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a parameter is on its manifold: :math:`O(n^2)`, the host waits."""
+    if p.is_meta or p.numel() == 0:
         return
-    error = float(estimate_orthogonality_error(x).max()) / math.sqrt(p.shape[-1])
+    error = float(relative_error(p).max())
     if not error <= OFF_MANIFOLD:
         raise ValueError(
             f"{capitalized(described(p, group))} on {manifold} must satisfy xᴴx = I before its "
@@ -76,17 +74,29 @@ def probe(p: torch.Tensor, manifold: LowRankUnitary, group: Mapping[str, Any]) -
         )
 
 
-def mend_loaded_state(state: Any, p: torch.Tensor) -> None:
-    """Give the state of a parameter the form that its steps expect, after a load.
+def relative_error(p: torch.Tensor) -> torch.Tensor:
+    r"""Estimate :math:`\lVert x^H x - I \rVert_F / \sqrt n` of each matrix, :math:`O(n^2)`."""
+    return estimate_orthogonality_error(p.detach()) / math.sqrt(p.shape[-1])
 
-    torch leaves what is called "step" where a checkpoint had it, or makes it a float32 of it. Older
-    versions of torch, and geoopt, count steps in Python's numbers.
+
+def mend_loaded_state(state: Any, p: torch.Tensor, group: Mapping[str, Any]) -> None:
+    """Give a state that was loaded the dtypes and devices that steps expect.
+
+    torch leaves "step" on the device of the checkpoint, or makes it float32, and all else of the
+    dtype of the parameter. geoopt and older versions of torch count steps in Python's numbers.
     """
-    if not isinstance(state, dict) or "step" not in state:
+    if not isinstance(state, dict):
         return
-    step = state["step"]
+    step = state.get("step")
     if "skipped" in state:
         state["step"] = torch.as_tensor(step).to(p.device, torch.int64)
-    elif manifold_of(p) is None and not isinstance(step, torch.Tensor):
+    elif isinstance(step, int | float) and manifold_of(p) is None:
         wide = torch.get_default_dtype() == torch.float64
-        state["step"] = torch.tensor(float(step), dtype=torch.float64 if wide else torch.float32)
+        on_host = not (group["fused"] or group.get("capturable", False))
+        state["step"] = torch.tensor(
+            float(step),
+            dtype=torch.float64 if wide and on_host else torch.float32,
+            device="cpu" if on_host else p.device,
+        )
+    if isinstance(state.get(COUNTER), torch.Tensor):
+        state[COUNTER] = state[COUNTER].to(p.device, torch.float32)

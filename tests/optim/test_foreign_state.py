@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
+from geoopt_projunn.nn import OrthogonalRNN
 
 from ._helpers import (
     OPTIMIZERS,
@@ -208,3 +209,69 @@ def test_a_foreign_value_in_the_state_of_a_matrix_is_left_alone(kind, options, e
     assert optimizer.state[params[1]]["note"] is entry
     for p, q in zip(params, others, strict=True):
         assert_within(p, q, 1e-6)
+
+
+@pytest.mark.parametrize("place", ["plain", "sphere"])
+@each_setting
+def test_what_a_user_puts_into_an_empty_state_is_left_alone(kind, options, place):
+    """torch and geoopt begin a state only if it is empty."""
+    model, apart = Mixed(), Mixed()
+    apart.load_state_dict(model.state_dict())
+    optimizer, expected = (kind(m.parameters(), **options) for m in (model, apart))
+    p = model.plain.weight if place == "plain" else model.sphere
+    note = p.detach().clone()
+    optimizer.state[p]["old_p"] = note
+    for net, opt in ((model, optimizer), (apart, expected)):
+        train(net, opt, range(3))
+    for p, q in zip(model.parameters(), apart.parameters(), strict=True):
+        assert_same_bits(p, q)
+    assert any(entries.get("old_p") is note for entries in optimizer.state.values())
+
+
+@pytest.mark.parametrize("first", OPTIMIZERS)
+def test_the_state_of_the_other_optimizer_may_be_loaded(first):
+    second = next(kind for kind in OPTIMIZERS if kind is not first)
+    model = Mixed()
+    options = {ProjUNNRiemannianSGD: {"momentum": 0.9}, ProjUNNRiemannianAdam: {}}
+    optimizer = first(model.parameters(), lr=0.01, **options[first])
+    train(model, optimizer, range(3))
+    other = second(model.parameters(), lr=0.01, **options[second])
+    groups = copy.deepcopy(other.state_dict()["param_groups"])
+    other.load_state_dict({**copy.deepcopy(optimizer.state_dict()), "param_groups": groups})
+    before = [p.detach().clone() for p in model.parameters()]
+    train(model, other, range(3, 5))
+    for p, value in zip(model.parameters(), before, strict=True):
+        assert p.isfinite().all()
+        assert not torch.equal(p, value)
+
+
+def test_a_model_without_values_is_resumed_by_distributed_checkpoints():
+    """They take a step of length 0 before they load, from whatever is in memory."""
+    model = OrthogonalRNN(3, 6)
+    optimizer = ProjUNNRiemannianAdam(model.parameters(), lr=0.01)
+    model(torch.randn(5, 2, 3))[0].square().sum().backward()
+    optimizer.step()
+    saved = copy.deepcopy(get_state_dict(model, optimizer))
+    other = OrthogonalRNN(3, 6).to("meta").to_empty(device="cpu")
+    with torch.no_grad():
+        for p in other.parameters():
+            p.fill_(0.5)
+    resumed = ProjUNNRiemannianAdam(other.parameters(), lr=0.01)
+    get_state_dict(other, resumed)
+    set_state_dict(other, resumed, model_state_dict=saved[0], optim_state_dict=saved[1])
+    for net, opt in ((model, optimizer), (other, resumed)):
+        for p in net.parameters():
+            p.grad = torch.ones_like(p)
+        opt.step()
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        assert_same_bits(p, q)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_point_that_is_off_is_refused_when_the_length_is_no_longer_zero(kind):
+    p = on_manifold(2 * torch.eye(6))
+    optimizer = kind([p], lr=0.0)
+    feed(optimizer, p, gradients(p, 2))
+    optimizer.param_groups[0]["lr"] = 0.1
+    with pytest.raises(ValueError, match="must satisfy xᴴx = I"):
+        feed(optimizer, p, gradients(p, 1))

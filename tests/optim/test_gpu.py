@@ -1,5 +1,6 @@
 """Whole steps on a GPU: nothing waits for it, and a graph replays them bit for bit."""
 
+import geoopt
 import pytest
 import torch
 
@@ -119,3 +120,43 @@ def test_a_graph_replays_training_steps_bit_for_bit(kind, options, retraction, d
     assert eager.optimizer.state[eager.p]["step"].item() == 8
     assert not same_bits(captured.p.cpu(), start)
     assert orthogonality_error(captured.p.cpu()) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:The gradient of a parameter")
+@pytest.mark.parametrize("kind", [ProjUNNRiemannianSGD, ProjUNNRiemannianAdam])
+@pytest.mark.parametrize("options", [{}, {"foreach": True}, {"fused": True}])
+def test_a_bad_gradient_leaves_every_parameter_without_waiting(kind, options):
+    sphere = geoopt.Sphere()
+    params = [
+        on_manifold(rotation(32, 32).cuda(), 2),
+        geoopt.ManifoldParameter(sphere.random(3, 4).cuda(), manifold=sphere),
+        torch.nn.Parameter(torch.randn(3, 4).cuda()),
+    ]
+    momentum = {"momentum": 0.9} if kind is ProjUNNRiemannianSGD else {}
+    optimizer = kind(params, lr=0.01, skip_nonfinite="all", **momentum, **options)
+    for p in params:
+        p.grad = torch.randn_like(p)
+    optimizer.step()  # which makes the state, and waits
+    for culprit in (None, *params):
+        for p in params:
+            p.grad = torch.randn_like(p)
+        if culprit is not None:
+            culprit.grad.view(-1)[-1] = torch.nan
+        before = [p.detach().clone() for p in params]
+        with no_waiting():
+            optimizer.step()
+        for p, value in zip(params, before, strict=True):
+            assert torch.equal(p, value) == (culprit is not None)
+    assert optimizer.skipped_steps == len(params)
+
+
+@each_setting
+def test_a_hundred_steps_wait_for_nothing_and_warn_of_what_is_off(kind, options):
+    p = on_manifold(rotation(32, 32).cuda(), 2, sweep=0)
+    optimizer = kind([p], lr=1e-4, **options)
+    p.grad = torch.randn_like(p)
+    optimizer.step()
+    with torch.no_grad():
+        p.mul_(2)
+    with pytest.warns(UserWarning, match="is off its manifold"), no_waiting():
+        feed(optimizer, p, [p.grad] * 100)

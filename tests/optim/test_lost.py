@@ -79,7 +79,9 @@ def test_a_manifold_that_torch_dropped_is_missed(build, kind):
         torch.nn.Parameter(torch.randn(6, 6)),
         torch.nn.Parameter(torch.eye(6)[:, :4]),
         torch.nn.Parameter(torch.eye(6), requires_grad=False),
-        torch.nn.Parameter(torch.eye(6, dtype=torch.bfloat16)),
+        torch.nn.Parameter(torch.eye(6)),
+        torch.nn.Parameter(-torch.eye(6).expand(2, 6, 6).clone()),
+        torch.nn.Parameter(rotation(6, 6).bfloat16()),
         torch.nn.Parameter(torch.eye(6, device="meta")),
         torch.nn.Parameter(torch.randn(0, 4, 4)),
         geoopt.ManifoldParameter(torch.eye(4), manifold=geoopt.Scaled(LowRankUnitary(), 2.0)),
@@ -88,6 +90,16 @@ def test_a_manifold_that_torch_dropped_is_missed(build, kind):
 )
 def test_other_parameters_draw_no_warning(p, kind):
     optimizer = kind([p], lr=0.1)
+    p.grad = torch.zeros_like(p) if p.requires_grad else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+    p.grad = None
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_parameter_without_a_gradient_draws_no_warning(kind):
+    optimizer = kind([torch.nn.Parameter(rotation(6, 6)), with_gradient(unitary_parameter(4, 4))])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         optimizer.step()

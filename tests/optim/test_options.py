@@ -288,7 +288,7 @@ def test_betas_may_be_two_tensors(shape, second_moment):
 @pytest.mark.parametrize("first", [True, False])
 def test_a_number_and_a_tensor_are_no_betas(first):
     betas = (torch.tensor(0.5), 0.9) if first else (0.5, torch.tensor(0.9))
-    with pytest.raises(ValueError, match="`betas` must be two numbers or two tensors"):
+    with pytest.raises(ValueError, match="betas must be either both floats or both Tensors"):
         ProjUNNRiemannianAdam([unitary_parameter(4, 4)], betas=betas)
 
 
@@ -310,3 +310,92 @@ def test_a_star_import_leaves_nn_alone():
         exec("from torch import nn\nfrom geoopt_projunn import *", names)
     assert names["nn"] is torch.nn
     assert names["LowRankUnitary"] is LowRankUnitary
+
+
+# -- options that become unsuitable -------------------------------------------------------
+
+LATER = [
+    (ProjUNNRiemannianAdam, {"foreach": True, "lr": torch.tensor(0.1)}, "with `foreach=True`"),
+    (
+        ProjUNNRiemannianAdam,
+        {"foreach": True, "betas": (torch.tensor(0.5), torch.tensor(0.9))},
+        "with `foreach=True`",
+    ),
+    (ProjUNNRiemannianAdam, {"capturable": True}, "`capturable` needs plain parameters on a GPU"),
+    (
+        ProjUNNRiemannianAdam,
+        {"betas": (0.5, torch.empty((), device="meta"))},
+        "`betas` must have a value",
+    ),
+    (ProjUNNRiemannianAdam, {"eps": torch.empty((), device="meta")}, "`eps` must have a value"),
+    (ProjUNNRiemannianSGD, {"momentum": torch.empty((), device="meta")}, "`momentum` must have"),
+]
+
+
+@pytest.mark.parametrize(("kind", "changes", "match"), LATER)
+def test_an_option_that_becomes_unsuitable_is_refused_before_anything_moves(kind, changes, match):
+    params = [torch.nn.Parameter(torch.randn(3)), torch.nn.Parameter(torch.randn(3))]
+    params.append(unitary_parameter(4, 4))
+    optimizer = kind([{"params": [p]} for p in params])
+    for p in params:
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    optimizer.param_groups[1].update(changes)
+    values = [p.detach().clone() for p in params]
+    state = copy.deepcopy(optimizer.state_dict()["state"])
+    with pytest.raises(ValueError, match=match):
+        optimizer.step()
+    for p, value in zip(params, values, strict=True):
+        assert_same_bits(p, value)
+    for key, entries in optimizer.state_dict()["state"].items():
+        assert_same_state(entries, state[key])
+
+
+def test_a_sparse_gradient_of_fused_steps_is_refused_before_anything_moves():
+    first, weight = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(4, 3))
+    optimizer = ProjUNNRiemannianSGD(
+        [{"params": [first, unitary_parameter(4, 4)]}, {"params": [weight], "fused": True}]
+    )
+    first.grad, weight.grad = torch.ones(3), torch.ones(4, 3).to_sparse()
+    before = Snapshot(optimizer)
+    with pytest.raises(TypeError, match="must be dense with `fused=True`, got a sparse gradient"):
+        optimizer.step()
+    before.assert_unchanged()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (ProjUNNRiemannianAdam, "eps"),
+        (ProjUNNRiemannianAdam, "weight_decay"),
+        (ProjUNNRiemannianSGD, "weight_decay"),
+        (ProjUNNRiemannianSGD, "dampening"),
+    ],
+)
+def test_other_options_may_be_a_tensor_of_any_shape_of_one_number(kind, name):
+    sphere = geoopt.Sphere()
+    params = [torch.nn.Parameter(torch.randn(3)), unitary_parameter(4, 4)]
+    params.append(geoopt.ManifoldParameter(sphere.random(2, 3), manifold=sphere))
+    others = [copy.deepcopy(p) for p in params]
+    more = {"momentum": 0.9} if kind is ProjUNNRiemannianSGD else {}
+    optimizers = [
+        kind(params, lr=0.1, **more, **{name: torch.full((1, 1), 0.25)}),
+        kind(others, lr=0.1, **more, **{name: 0.25}),
+    ]
+    step_alike(list(zip(params, others, strict=True)), optimizers)
+    for p, q in zip(params, others, strict=True):
+        assert_within(p, q, 1e-6)
+
+
+def test_amsgrad_may_be_switched_on_for_every_kind_of_parameter():
+    sphere = geoopt.Sphere()
+    params = [torch.nn.Parameter(torch.randn(3)), unitary_parameter(4, 4)]
+    params.append(geoopt.ManifoldParameter(sphere.random(2, 3), manifold=sphere))
+    optimizer = ProjUNNRiemannianAdam(params, lr=0.1)
+    for amsgrad in (False, True, True):
+        optimizer.param_groups[0]["amsgrad"] = amsgrad
+        for p in params:
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+    for p in params:
+        assert (optimizer.state[p]["max_exp_avg_sq"] >= optimizer.state[p]["exp_avg_sq"]).all()

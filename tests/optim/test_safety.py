@@ -27,7 +27,7 @@ from ._helpers import (
 
 pytestmark = [
     pytest.mark.usefixtures("each_way"),
-    pytest.mark.filterwarnings("ignore:A step of a parameter .* was left out"),
+    pytest.mark.filterwarnings("ignore:A step of a parameter .* was skipped"),
 ]
 
 SETTINGS = [

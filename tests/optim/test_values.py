@@ -72,7 +72,10 @@ def test_a_point_far_off_is_named_within_a_hundred_steps_once(kind, change, dela
         change(p)
     match = r"Parameter `far` .* off its manifold.*project_"
     with pytest.warns(UserWarning, match=match) as record:
-        take(optimizer, 4 * STEPS)
+        take(optimizer, STEPS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        take(optimizer, 3 * STEPS)
     assert len(record) == 1
     assert record[0].filename == __file__
 
@@ -153,9 +156,7 @@ def test_on_a_cpu_the_first_skipped_step_is_named_at_once(kind):
     feed(optimizer, p, gradients(p, 3))
     (bad,) = gradients(p, 1)
     bad[1, 0, 0] = torch.inf
-    with pytest.warns(
-        UserWarning, match=r"A step of a parameter of shape \(2, 6, 6\) was left out"
-    ):
+    with pytest.warns(UserWarning, match=r"A step of a parameter of shape \(2, 6, 6\) was skipped"):
         feed(optimizer, p, [bad])
 
 
@@ -184,7 +185,47 @@ def test_skips_are_listed_by_name_or_by_number(kind):
     assert named.skipped_steps_by_parameter() == {"p": 0, "plain": 0, "q": 0}
     for optimizer in (named, numbered):
         p.grad, q.grad, plain.grad = (grad.clone() for grad in grads)
-        with pytest.warns(UserWarning, match="left out"):
+        with pytest.warns(UserWarning, match="skipped"):
             optimizer.step()
     assert named.skipped_steps_by_parameter() == {"p": 1, "plain": 0, "q": 0}
     assert numbered.skipped_steps_by_parameter() == {0: 1, 1: 0, 2: 0}
+
+
+@pytest.mark.parametrize("phase", [0, 1])
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_parameters_whose_gradients_come_in_turn_are_watched_too(kind, phase, monkeypatch):
+    wait_as_a_gpu_would(monkeypatch, 3)
+    p, q = unitary_parameter(6, 6, sweep=0), unitary_parameter(6, 6)
+    optimizer = kind([("p", p), ("q", q)], lr=1e-3)
+    take_in_turn(optimizer, p, q, phase, 4)
+    with torch.no_grad():
+        p.mul_(3)
+    with pytest.warns(UserWarning, match=r"Parameter `p` of shape .* is off its manifold"):
+        take_in_turn(optimizer, p, q, phase, STEPS)
+
+
+@pytest.mark.parametrize("phase", [0, 1])
+def test_skips_of_parameters_whose_gradients_come_in_turn_are_told(phase, monkeypatch):
+    wait_as_a_gpu_would(monkeypatch, 3)
+    p, q = unitary_parameter(6, 6), unitary_parameter(6, 6)
+    optimizer = ProjUNNRiemannianAdam([("p", p), ("q", q)], lr=1e-3)
+    take_in_turn(optimizer, p, q, phase, 4)
+    with pytest.warns(UserWarning, match=r"A step of parameter `p` of shape .* was skipped"):
+        take_in_turn(optimizer, p, q, phase, STEPS, bad=torch.full((6, 6), torch.nan))
+
+
+def take_in_turn(optimizer, p, q, phase, steps, bad=None):
+    for step in range(steps):
+        p.grad = q.grad = None
+        if step % 2 == phase:
+            p.grad = torch.randn_like(p) if bad is None else bad
+        else:
+            q.grad = torch.randn_like(q)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_parameters_of_one_name_are_listed_by_number(kind):
+    modules = [OrthogonalRNN(3, 4), OrthogonalRNN(3, 4)]
+    optimizer = kind([{"params": module.named_parameters()} for module in modules])
+    assert list(optimizer.skipped_steps_by_parameter()) == list(range(10))
