@@ -19,6 +19,10 @@ def check_range(name: str, value: Any, low: float, high: float = float("inf")) -
             raise ValueError(f"`{name}` must be one number, got a tensor of {value.numel()}.")
         if value.is_complex() or value.dtype == torch.bool:
             raise TypeError(f"`{name}` must be a real number, got a tensor of {value.dtype}.")
+        if value.is_meta:
+            raise ValueError(
+                f"`{name}` must have a value, but is on the meta device; use a number."
+            )
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"`{name}` must be a number, got {value!r}.")
@@ -35,19 +39,6 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     else:
         *most, last = map(repr, choices)
         raise ValueError(f"`{name}` must be {', '.join(most)} or {last}, got {value!r}.")
-
-
-def check_have_values(group: dict[str, Any]) -> None:
-    """Raise an error if an option is on the meta device and a parameter is not."""
-    for name, value in group.items():
-        for number in value if name == "betas" else (value,):
-            if isinstance(number, torch.Tensor) and number.is_meta:
-                if all(p.is_meta for p in group["params"]):
-                    continue
-                raise ValueError(
-                    f"`{name}` must have a value, but is on the meta device; use a number, or a "
-                    "tensor on the device of the parameters."
-                )
 
 
 def warn_of_misspelt(group: dict[str, Any], known: Iterable[str]) -> None:

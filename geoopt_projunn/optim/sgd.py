@@ -192,6 +192,7 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
     def _validate(self, group: dict[str, Any]) -> None:
         super()._validate(group)
         check_range("momentum", group["momentum"], 0.0)
+        check_range("dampening", group["dampening"], -float("inf"))
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
             raise ValueError(
                 "`nesterov` needs momentum > 0 and dampening = 0, got "
