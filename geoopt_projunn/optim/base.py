@@ -15,7 +15,7 @@ from .kinds import Parts, check_kind, kind_of, manifold_of
 from .lost import look_for_lost_manifolds
 from .messages import capitalized, described
 from .nonfinite import SKIP_NONFINITE, AllOrNothing
-from .options import check_choice, check_range, warn_of_misspelt
+from .options import check_choice, check_have_values, check_range, warn_of_misspelt
 from .others import Others, check_plain
 from .rank_k import step_kinds
 from .rules import Buffers, UpdateRule
@@ -219,6 +219,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         parts = []
         for group in self.param_groups:
             self._validate(group)
+            check_have_values(group)
             with _as_tensors():
                 parts.append(self._sort(group, fresh))
         if not self._looked_for_lost:

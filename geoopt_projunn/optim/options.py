@@ -19,10 +19,6 @@ def check_range(name: str, value: Any, low: float, high: float = float("inf")) -
             raise ValueError(f"`{name}` must be one number, got a tensor of {value.numel()}.")
         if value.is_complex() or value.dtype == torch.bool:
             raise TypeError(f"`{name}` must be a real number, got a tensor of {value.dtype}.")
-        if value.is_meta:
-            raise ValueError(
-                f"`{name}` must have a value, but is on the meta device; use a number."
-            )
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"`{name}` must be a number, got {value!r}.")
@@ -39,6 +35,22 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     else:
         *most, last = map(repr, choices)
         raise ValueError(f"`{name}` must be {', '.join(most)} or {last}, got {value!r}.")
+
+
+def check_have_values(group: dict[str, Any]) -> None:
+    """Raise an error if an option is on the meta device and a parameter is not."""
+    betas = group.get("betas", ())
+    # This runs in every step.
+    if torch.Tensor not in map(type, group.values()) and torch.Tensor not in map(type, betas):
+        return
+    names = [*group, *("betas" for _ in betas)]
+    for name, value in zip(names, [*group.values(), *betas], strict=True):
+        if isinstance(value, torch.Tensor) and value.is_meta:
+            if not all(p.is_meta for p in group["params"]):
+                raise ValueError(
+                    f"`{name}` must have a value, but is on the meta device; use a number, or a "
+                    "tensor on the device of the parameters."
+                )
 
 
 def warn_of_misspelt(group: dict[str, Any], known: Iterable[str]) -> None:
