@@ -45,12 +45,12 @@ def check_have_values(group: dict[str, Any]) -> None:
         return
     names = [*group, *("betas" for _ in betas)]
     for name, value in zip(names, [*group.values(), *betas], strict=True):
-        if isinstance(value, torch.Tensor) and value.is_meta:
-            if not all(p.is_meta for p in group["params"]):
-                raise ValueError(
-                    f"`{name}` must have a value, but is on the meta device; use a number, or a "
-                    "tensor on the device of the parameters."
-                )
+        has_value = not (isinstance(value, torch.Tensor) and value.is_meta)
+        if not has_value and not all(p.is_meta for p in group["params"]):
+            raise ValueError(
+                f"`{name}` must have a value, but is on the meta device; use a number, or a tensor "
+                "on the device of the parameters."
+            )
 
 
 def warn_of_misspelt(group: dict[str, Any], known: Iterable[str]) -> None:
