@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test lint docs clean
 
-$(READY): pyproject.toml constraints.txt setup.py $(wildcard geoopt_projunn/csrc/*)
+$(READY): pyproject.toml constraints.txt setup.py $(wildcard geoopt_projunn/backends/cpu/csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
@@ -24,7 +24,7 @@ test: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(wildcard geoopt_projunn/csrc/*)
+	$(BIN)/clang-format --dry-run --Werror $(wildcard geoopt_projunn/backends/cpu/csrc/*)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -32,4 +32,4 @@ docs: $(READY)
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf geoopt_projunn/linalg/*.so $(VENV) site build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf geoopt_projunn/backends/cpu/*.so $(VENV) site build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

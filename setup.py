@@ -15,9 +15,9 @@ limited = not sysconfig.get_config_var("Py_GIL_DISABLED")
 setup(
     ext_modules=[
         Extension(
-            "geoopt_projunn.linalg._kernels",
-            ["geoopt_projunn/csrc/module.cpp"],
-            depends=sorted(glob("geoopt_projunn/csrc/*.h")),
+            "geoopt_projunn.backends.cpu._kernels",
+            ["geoopt_projunn/backends/cpu/csrc/module.cpp"],
+            depends=sorted(glob("geoopt_projunn/backends/cpu/csrc/*.h")),
             # -Wno-psabi: vectors are passed between inlined functions only.
             extra_compile_args=[
                 "-std=c++17",

@@ -2,15 +2,20 @@ r"""Drift control: keep rounding from adding up, in :math:`O(n^2)` a step."""
 
 import torch
 
-from .linalg import stages
-from .linalg.rows import row_norms, set_columns_, times, times_adjoint
+from .linalg import rows as in_torch
+from .linalg.rows import Products, row_norms, set_columns_
 from .rotation import Rotation
 
 _CONVERGES = 0.1
 
 
 def turn_(
-    x: torch.Tensor, rotation: Rotation, sweep: int, counter: torch.Tensor, active: torch.Tensor
+    x: torch.Tensor,
+    rotation: Rotation,
+    sweep: int,
+    counter: torch.Tensor,
+    active: torch.Tensor,
+    products: Products = in_torch,
 ) -> torch.Tensor:
     r"""Rotate x and sweep some of its columns, in place.
 
@@ -26,6 +31,8 @@ def turn_(
         (b,), int64, the number of the step
     active : torch.Tensor
         (b,), bool; where it is False, or the rotation is not finite, x stays as it is, bit for bit
+    products : Products
+        how to multiply a few rows with ``x``
 
     Returns
     -------
@@ -34,20 +41,21 @@ def turn_(
 
     Notes
     -----
-    Two passes over x, four by torch's own products: what is left of :math:`x^H x - I` the
-    rotation does not change, so that one pass finds it and what the rotation turns.
+    Four passes over x, two of them for the sweep.
     """
-    if rotation.rows is not None and stages.serve(x):
-        return stages.turn_(x, rotation.rows, rotation.delta, sweep, counter, active)
     finite = active & rotation.is_finite()
-    rotation.where(finite).apply_(x)
+    rotation.where(finite).apply_(x, products)
     if sweep:
-        sweep_columns_(x, sweep, counter, finite)
+        sweep_columns_(x, sweep, counter, finite, products)
     return finite
 
 
 def sweep_columns_(
-    x: torch.Tensor, count: int, counter: torch.Tensor, active: torch.Tensor
+    x: torch.Tensor,
+    count: int,
+    counter: torch.Tensor,
+    active: torch.Tensor,
+    products: Products = in_torch,
 ) -> None:
     r"""Orthonormalize the next few columns of x against all others, in place.
 
@@ -77,12 +85,12 @@ def sweep_columns_(
     turn = torch.add(index, counter.unsqueeze(-1), alpha=count).remainder_(n)
     pick = turn.unsqueeze(-2).expand(-1, n, -1)
     rows = x.gather(-1, pick).mH.contiguous()
-    product = times(rows, x)
+    product = products.times(rows, x)
     own = turn.unsqueeze(-1)
     # Not scatter_add, which has no deterministic kernel on every device.
     error = product.scatter(-1, own, product.gather(-1, own) - 1)
     within = error.gather(-1, turn.unsqueeze(-2).expand(-1, count, -1))
-    mended = torch.baddbmm(rows - times_adjoint(error, x), within, rows, alpha=0.5)
+    mended = torch.baddbmm(rows - products.times_adjoint(error, x), within, rows, alpha=0.5)
     # Far from the manifold, where a parameter was overwritten, the correction would diverge.
     near = torch.linalg.vector_norm(row_norms(error), dim=(-2, -1)) < _CONVERGES
     set_columns_(x, pick, torch.where((active & near)[:, None, None], mended, rows).mH)

@@ -8,15 +8,12 @@ from typing import Any, TypeVar
 import torch
 from geoopt.manifolds.base import Manifold
 
-from .drift import turn_
-from .linalg import stages
-from .linalg.batch import Pieces
-from .linalg.directions import Direction
+from .backends import choose
+from .backends.contract import StepSpec
 from .linalg.hashing import bits_of_row
 from .linalg.precision import full_precision
 from .retractions import RETRACTIONS
-from .rotation import Rotation
-from .sketches import SKETCHES, Sketched, exact, full_range
+from .sketches import SKETCHES
 from .unitary import UnitaryGeometry
 
 __all__ = ["LowRankUnitary"]
@@ -145,109 +142,10 @@ class LowRankUnitary(UnitaryGeometry):
         swept = "" if self.sweep == 1 else f", sweep={self.sweep}"
         return f"k={self.k}, retraction={self.retraction}, sketch={self.sketch}{swept}"
 
-    # -- steps -------------------------------------------------------------------------
-
-    @full_precision
-    def sketch_direction(self, x: torch.Tensor, d: torch.Tensor, counter: torch.Tensor) -> Sketched:
-        r"""Sketch the generator of the step along an ambient direction.
-
-        Parameters
-        ----------
-        x, d : torch.Tensor
-            (b, n, n), point and direction
-        counter : torch.Tensor
-            (b,), int64, the number of the step
-
-        Returns
-        -------
-        Sketched
-            basis and core of :math:`\operatorname{skewh}(d x^H)`, for :meth:`rotation`
-        """
-        if self.k is None:
-            return exact(x, d)
-        return SKETCHES[self.sketch](x, d, self.k, counter)
-
-    def rotation(
-        self, sketched: Sketched, step: float | torch.Tensor, dtype: torch.dtype
-    ) -> Rotation:
-        """Retract a sketched generator times ``step``, a number or a (b, 1, 1) tensor."""
-        delta = RETRACTIONS[self.retraction](step * sketched.core)
-        return Rotation(None if sketched.rows is None else sketched.rows.to(dtype), delta)
-
-    def steps_whole(self, x: Pieces, d: Pieces) -> bool:
-        """Return whether :meth:`step_whole_` takes points and directions that lie like these."""
-        return (
-            self.k is not None
-            and self.retraction in stages.RETRACTIONS
-            and self.sketch in ("tangent", "lsi")
-            and stages.serve_sketch(x[0], d[0], self.k)
-        )
-
-    def step_whole_(
-        self,
-        x: Pieces,
-        d: Direction,
-        length: float | torch.Tensor,
-        step: Pieces,
-        skipped: Pieces,
-    ) -> None:
-        r"""Take and count whole steps by the package's extension, in place.
-
-        Parameters
-        ----------
-        x : sequence of torch.Tensor
-            points, in tensors of one shape, (*, n, n)
-        d : Direction
-            of as many matrices, made of tensors that lie alike
-        length : float or torch.Tensor
-            what the direction is multiplied with
-        step, skipped : sequence of torch.Tensor
-            (*,), steps taken before this one, int64, and steps that were not finite; where this one
-            is not, the point and what its direction is made of stay as they are, bit for bit
-        """
-        number = torch.as_tensor(length, dtype=torch.float64, device=x[0].device).reshape(())
-        sweep = min(self.sweep, x[0].shape[-1])
-        how = self.k, self.sketch == "lsi", self.retraction, number, sweep
-        d.step_whole_(x, step, skipped, *how)
-
-    @full_precision
-    def step_(
-        self,
-        x: torch.Tensor,
-        d: torch.Tensor | Sketched,
-        length: float | torch.Tensor,
-        counter: torch.Tensor,
-        active: torch.Tensor,
-    ) -> torch.Tensor:
-        r"""Step points along an ambient direction and sweep some of their columns, in place.
-
-        Parameters
-        ----------
-        x : torch.Tensor
-            (b, n, n), changed in place
-        d : torch.Tensor or Sketched
-            the direction, (b, n, n), or what :meth:`sketch_direction` made of it
-        length : float or torch.Tensor
-            what the direction is multiplied with, a number or (b, 1, 1)
-        counter : torch.Tensor
-            (b,), int64, the number of the step
-        active : torch.Tensor
-            (b,), bool; where it is False, or the step is not finite, x stays as it is, bit for bit
-
-        Returns
-        -------
-        torch.Tensor
-            (b,), bool; where x was stepped
-        """
-        sketched = self.sketch_direction(x, d, counter) if isinstance(d, torch.Tensor) else d
-        sweep = min(self.sweep, x.shape[-1])
-        return turn_(x, self.rotation(sketched, length, x.dtype), sweep, counter, active)
-
-    def _rotation_along(self, x: torch.Tensor, u: torch.Tensor) -> Rotation:
-        if self.k is None:
-            return self.rotation(exact(x, u), 1.0, x.dtype)
-        # 2k test vectors span the range of any u that egrad2rgrad can return.
-        return self.rotation(full_range(x, u, 2 * self.k), 1.0, x.dtype)
+    @property
+    def spec(self) -> StepSpec:
+        """What a backend has to know about steps."""
+        return StepSpec(self.k, self.sketch, self.retraction, self.sweep)
 
     # -- geoopt's contract -------------------------------------------------------------
 
@@ -273,9 +171,11 @@ class LowRankUnitary(UnitaryGeometry):
             return self.proju(x, u)
         (x, u), shape = self._flatten(x=x, u=u)
         # No step is numbered here; the bits of u change from one gradient to the next.
-        sketched = self.sketch_direction(x, u, bits_of_row(u))
+        backend = choose(x)
+        sketched = backend.sketch(x, u, self.spec, bits_of_row(u))
         assert sketched.rows is not None
-        return (sketched.rows.to(x.dtype).mH @ sketched.velocity(x)).view(shape)
+        velocity = sketched.velocity(x, backend.products)
+        return (sketched.rows.to(x.dtype).mH @ velocity).view(shape)
 
     @_step
     def retr(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
@@ -298,7 +198,8 @@ class LowRankUnitary(UnitaryGeometry):
             (*, n, n), a point
         """
         (x, u), shape = self._flatten(x=x, u=u)
-        return self._rotation_along(x, u)(x).view(shape)
+        (y,) = self._turned(x, u, x)
+        return y.view(shape)
 
     @_step
     def retr_transp(
@@ -321,14 +222,22 @@ class LowRankUnitary(UnitaryGeometry):
             the new point and the transported vector, (*, n, n) each
         """
         (x, u, v), shape = self._flatten(x=x, u=u, v=v)
-        rotation = self._rotation_along(x, u)
-        return rotation(x).view(shape), rotation(v).view(shape)
+        y, carried = self._turned(x, u, x, v)
+        return y.view(shape), carried.view(shape)
 
     @_step
     def transp_follow_retr(self, x: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Transport v along the retraction of u, as :meth:`retr_transp` does."""
         (x, u, v), shape = self._flatten(x=x, u=u, v=v)
-        return self._rotation_along(x, u)(v).view(shape)
+        (carried,) = self._turned(x, u, v)
+        return carried.view(shape)
+
+    def _turned(self, x: torch.Tensor, u: torch.Tensor, *vs: torch.Tensor) -> list[torch.Tensor]:
+        """Turn some vectors as the step along u turns x."""
+        backend = choose(x)
+        sketched = backend.sketch_tangent(x, u, self.spec)
+        rotation = backend.rotation(sketched, 1.0, self.spec, x.dtype)
+        return [rotation(v, backend.products) for v in vs]
 
     def _check_shape(self, shape: tuple[int, ...], name: str) -> tuple[bool, str | None]:
         ok, reason = super()._check_shape(shape, name)

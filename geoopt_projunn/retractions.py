@@ -15,7 +15,6 @@ from collections.abc import Callable
 
 import torch
 
-from .linalg import stages
 from .linalg.dense import skewh
 
 Retraction = Callable[[torch.Tensor], torch.Tensor]
@@ -56,8 +55,6 @@ def exponential(core: torch.Tensor) -> torch.Tensor:
     Anal. Appl. 26, 2005.
     """
     batch = _as_batch(core)
-    if stages.serve_cores(batch):
-        return stages.retract(batch, "exponential").view(core.shape)
     a = _shortened(skewh(batch), _LONGEST_EXPONENTIAL) * 2.0**-_SQUARINGS
     delta = a
     for degree in range(_TAYLOR_DEGREE, 1, -1):
@@ -96,9 +93,6 @@ def cayley(core: torch.Tensor) -> torch.Tensor:
     A generator longer than 1e8 is shortened to that length, which leaves its planes within
     4e-8 of half a turn.
     """
-    batch = _as_batch(core)
-    if stages.serve_cores(batch):
-        return stages.retract(batch, "cayley").view(core.shape)
     s = _shortened(skewh(core), _LONGEST_CAYLEY)
     eye = torch.eye(core.shape[-1], dtype=core.dtype, device=core.device)
     delta = _solve(eye - s / 2, s)
@@ -127,9 +121,6 @@ def polar(core: torch.Tensor) -> torch.Tensor:
     ----------
     Kiani et al., arXiv:2203.05483, Theorem 3.1. Higham, SIAM J. Sci. Stat. Comput. 7, 1986.
     """
-    batch = _as_batch(core)
-    if stages.serve_cores(batch):
-        return stages.retract(batch, "polar").view(core.shape)
     eye = torch.eye(core.shape[-1], dtype=core.dtype, device=core.device)
     # The nudge makes an exactly singular I + K invertible, below the rounding of the rest.
     norm = torch.linalg.matrix_norm(core, keepdim=True)

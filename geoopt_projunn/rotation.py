@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import torch
 
-from .linalg.rows import add_product_, times
+from .linalg import rows as in_torch
+from .linalg.rows import Products
 
 
 class Rotation(NamedTuple):
@@ -20,18 +21,19 @@ class Rotation(NamedTuple):
     delta: torch.Tensor
     """(b, r, r), :math:`P - I`, float64 or complex128."""
 
-    def __call__(self, v: torch.Tensor) -> torch.Tensor:
+    def __call__(self, v: torch.Tensor, products: Products = in_torch) -> torch.Tensor:
         """Return :math:`Rv` for v of shape (b, n, p), in :math:`4rnp` flops."""
         if self.rows is None:
             return v + self._turned(v)
-        return torch.baddbmm(v, self.rows.mH, self._turned(times(self.rows, v)))
+        return torch.baddbmm(v, self.rows.mH, self._turned(products.times(self.rows, v)))
 
-    def apply_(self, x: torch.Tensor) -> None:
+    def apply_(self, x: torch.Tensor, products: Products = in_torch) -> None:
         """Replace x of shape (b, n, p) by :math:`Rx`; nothing of its size is created."""
         if self.rows is None:
             x.add_(self._turned(x))
         else:
-            add_product_(x, self.rows, self._turned(times(self.rows, x)))
+            turned = self._turned(products.times(self.rows, x))
+            products.add_product_(x, self.rows, turned)
 
     def is_finite(self) -> torch.Tensor:
         """Return for each matrix of the batch whether its rotation is finite, (b,), bool."""

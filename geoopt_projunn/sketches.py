@@ -17,20 +17,12 @@ from typing import NamedTuple
 
 import torch
 
-from .linalg import stages
+from .linalg import rows as in_torch
 from .linalg.basis import orthonormalize
 from .linalg.dense import skewh
 from .linalg.hashing import uniform
 from .linalg.precision import WIDE
-from .linalg.rows import (
-    add_product_,
-    both_sides,
-    generator_rows,
-    row_norms,
-    squared_column_norms,
-    times,
-    times_adjoint,
-)
+from .linalg.rows import Products, generator_rows, row_norms, squared_column_norms
 
 # Rows or columns of the gradient for each test vector of the tangent sketch, combined by all of
 # them. All rows would cost one more pass over the gradient and save no steps.
@@ -48,28 +40,36 @@ class Sketched(NamedTuple):
     core: torch.Tensor
     """(b, r, r), float64 or complex128."""
 
-    def velocity(self, x: torch.Tensor) -> torch.Tensor:
+    def velocity(self, x: torch.Tensor, products: Products = in_torch) -> torch.Tensor:
         r"""Return :math:`\operatorname{skewh}(K) W^H x`, (b, r, n) in the dtype of x.
 
         :math:`W` times this is the velocity of :math:`x` in a step of unit length.
         """
         generator = skewh(self.core)
-        small = x if self.rows is None else times(self.rows.to(x.dtype), x)
+        small = x if self.rows is None else products.times(self.rows.to(x.dtype), x)
         return torch.bmm(generator, small.to(generator.dtype)).to(x.dtype)
 
-    def add_velocity_(self, v: torch.Tensor, x: torch.Tensor, scale: float) -> None:
+    def add_velocity_(
+        self, v: torch.Tensor, x: torch.Tensor, scale: float, products: Products = in_torch
+    ) -> None:
         """Add ``scale`` times the velocity of x to v, (b, n, n), in place."""
-        velocity = scale * self.velocity(x)
+        velocity = scale * self.velocity(x, products)
         if self.rows is None:
             v.add_(velocity)
         else:
-            add_product_(v, self.rows.to(x.dtype), velocity)
+            products.add_product_(v, self.rows.to(x.dtype), velocity)
 
 
-Sketch = Callable[[torch.Tensor, torch.Tensor, int, torch.Tensor], Sketched]
+Sketch = Callable[[torch.Tensor, torch.Tensor, int, torch.Tensor, Products], Sketched]
 
 
-def tangent(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> Sketched:
+def tangent(
+    x: torch.Tensor,
+    d: torch.Tensor,
+    k: int,
+    counter: torch.Tensor,
+    products: Products = in_torch,
+) -> Sketched:
     r"""Sketch the tangent step itself: everything in it that touches k directions.
 
     With :math:`Q = \operatorname{orth}(\Omega T)` for k test vectors :math:`T` and
@@ -93,6 +93,8 @@ def tangent(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> 
         number of test vectors
     counter : torch.Tensor
         (b,), int64, the number of the step
+    products : Products
+        how to multiply a few rows with ``x`` and ``d``
 
     Returns
     -------
@@ -104,8 +106,6 @@ def tangent(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> 
     Four passes over ``x`` and two over ``d``, four by torch's own products;
     :math:`16kn^2 + 8k^2n` flops.
     """
-    if stages.serve_sketch(x, d, k):
-        return Sketched(*stages.tangent(x, d, k, counter))
     n = x.shape[-1]
     count = min(_IN_TURN * k, n)
     turn = torch.arange(count, device=x.device).add(counter.unsqueeze(-1), alpha=count)
@@ -114,29 +114,31 @@ def tangent(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> 
     if k == 1:
         few = d.gather(-2, turn.unsqueeze(-1).expand(-1, -1, n))
         mixed = _mostly(torch.bmm(some, few), anywhere)
-        test = times_adjoint(mixed, x)
-        moved, back = both_sides(test, mixed, d)
+        test = products.times_adjoint(mixed, x)
+        moved, back = products.both_sides(test, mixed, d)
         # The rows choose a subspace and no more: here alone xᴴx may be taken for I.
-        return _touching(x, d, back - times_adjoint(moved, x))
+        return _touching(x, d, back - products.times_adjoint(moved, x), products)
     few = d.gather(-1, turn.unsqueeze(-2).expand(-1, n, -1)).mH
-    return _touching(x, d, generator_rows(_mostly(torch.bmm(some, few), anywhere), x, d))
+    test = _mostly(torch.bmm(some, few), anywhere)
+    return _touching(x, d, generator_rows(test, x, d, products), products)
 
 
-def full_range(x: torch.Tensor, u: torch.Tensor, k: int) -> Sketched:
+def full_range(x: torch.Tensor, u: torch.Tensor, k: int, products: Products = in_torch) -> Sketched:
     r"""Sketch a tangent vector, exactly if its rank is at most k.
 
     Like :func:`tangent` with random test vectors :math:`T = H`, which reach all of the range
     of :math:`\Omega` alike, however different its singular values are.
     """
     counter = torch.zeros(x.shape[:1], dtype=torch.int64, device=x.device)
-    return _touching(x, u, generator_rows(_test_rows(x, k, counter, x.shape[-1]), x, u))
+    test = _test_rows(x, k, counter, x.shape[-1])
+    return _touching(x, u, generator_rows(test, x, u, products), products)
 
 
-def _touching(x: torch.Tensor, d: torch.Tensor, rows: torch.Tensor) -> Sketched:
+def _touching(x: torch.Tensor, d: torch.Tensor, rows: torch.Tensor, products: Products) -> Sketched:
     r"""Keep :math:`P\Omega + \Omega P - P\Omega P`, P the projector on the span of ``rows``."""
     wide = WIDE[x.dtype]
     q = orthonormalize(rows.to(wide))
-    z = generator_rows(q.to(x.dtype), x, d).to(wide)
+    z = generator_rows(q.to(x.dtype), x, d, products).to(wide)
     both = torch.cat((q, z), dim=-2)
     w = orthonormalize(both)
     alpha, beta = torch.bmm(w, both.mH).tensor_split(2, dim=-1)
@@ -145,7 +147,13 @@ def _touching(x: torch.Tensor, d: torch.Tensor, rows: torch.Tensor) -> Sketched:
     return Sketched(w, half - half.mH)
 
 
-def lsi(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> Sketched:
+def lsi(
+    x: torch.Tensor,
+    d: torch.Tensor,
+    k: int,
+    counter: torch.Tensor,
+    products: Products = in_torch,
+) -> Sketched:
     r"""Sketch the ambient direction on random rows (the paper's LSI).
 
     :math:`D \approx (DV) V^H` with :math:`V = \operatorname{orth}(D^H H)`, :math:`H` a random
@@ -162,14 +170,18 @@ def lsi(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> Sket
     -----
     Two passes over ``d`` and one over ``x``.
     """
-    if stages.serve_sketch(x, d, k):
-        return Sketched(*stages.lsi(x, d, k, counter))
-    rows = times(_test_rows(x, k, counter, x.shape[-1]), d)
+    rows = products.times(_test_rows(x, k, counter, x.shape[-1]), d)
     v = orthonormalize(rows.to(WIDE[x.dtype])).to(x.dtype)
-    return _ambient(x, times_adjoint(v, d), v)
+    return _ambient(x, products.times_adjoint(v, d), v, products)
 
 
-def column(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> Sketched:
+def column(
+    x: torch.Tensor,
+    d: torch.Tensor,
+    k: int,
+    counter: torch.Tensor,
+    products: Products = in_torch,
+) -> Sketched:
     r"""Sketch the ambient direction on k of its columns (the paper's column sampling).
 
     :math:`D \approx U (U^H D)`, :math:`U` an orthonormal basis of k columns drawn without
@@ -192,7 +204,7 @@ def column(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> S
     chosen = keys.topk(k).indices
     columns = d.gather(-1, chosen.unsqueeze(-2).expand(-1, n, -1)).mH
     u = orthonormalize(columns.to(WIDE[x.dtype])).to(x.dtype)
-    return _ambient(x, u, times(u, d))
+    return _ambient(x, u, products.times(u, d), products)
 
 
 def exact(x: torch.Tensor, d: torch.Tensor) -> Sketched:
@@ -201,13 +213,13 @@ def exact(x: torch.Tensor, d: torch.Tensor) -> Sketched:
     return Sketched(None, skewh(d.to(wide) @ x.to(wide).mH))
 
 
-def _ambient(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> Sketched:
+def _ambient(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, products: Products) -> Sketched:
     r"""Express :math:`a b^H x^H` (rows :math:`a^H`, :math:`b^H`) in the basis orth[a, xb].
 
     With the polar retraction of ``I + core`` this is the matrix nearest to :math:`x + ab^H`.
     """
     wide = WIDE[x.dtype]
-    left, right = a.to(wide), times_adjoint(b, x).to(wide)
+    left, right = a.to(wide), products.times_adjoint(b, x).to(wide)
     rows = orthonormalize(torch.cat((left, right), dim=-2))
     return Sketched(rows, (rows @ left.mH) @ (rows @ right.mH).mH)
 

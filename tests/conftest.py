@@ -10,7 +10,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", ".*torch.jit.script", DeprecationWarning)
     import geoopt  # noqa: F401
 
-    from geoopt_projunn.linalg import extension
+    from geoopt_projunn import backends
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,15 +29,16 @@ def without_gradients():
         yield
 
 
-@pytest.fixture(params=["kernels", "torch"])
+@pytest.fixture(params=["cpu", "reference"])
 def each_way(request):
     """Steps by the compiled kernels, which record no gradients, and by torch's own operations."""
-    if request.param == "kernels":
-        if not extension.BUILT:
-            pytest.skip("the extension is not built")
+    if request.param not in backends.available():
+        pytest.skip("the kernels were not built")
+    if request.param == "cpu":
+        # The kernels where they serve: tests that record gradients get torch's operations.
         yield
     else:
-        with extension.disabled():
+        with backends.use(request.param):
             yield
 
 

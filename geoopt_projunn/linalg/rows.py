@@ -8,9 +8,9 @@ All is in batches with one batch dimension: for small matrices torch.bmm costs h
 torch.matmul, which has to find out what it is given.
 """
 
-import torch
+from typing import Protocol
 
-from . import streams
+import torch
 
 # Measured on a CPU in float32: from n = 512 on, one general product of inner size 2 or 4 is two
 # to four times slower than as many rank-one updates. Below, and from inner size 8, it is faster.
@@ -22,38 +22,45 @@ _REAL_RANK = 2
 _REAL_FROM_BATCH = 8
 
 
+class Products(Protocol):
+    """Products of a few rows with large matrices; this module has them in torch's operations."""
+
+    def times(self, rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Return ``rows @ x``, (b, k, m), for rows (b, k, n) and x (b, n, m)."""
+
+    def times_adjoint(self, rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Return ``rows @ x.mH``, (b, k, n), for rows (b, k, m) and x (b, n, m)."""
+
+    def both_sides(
+        self, left: torch.Tensor, right: torch.Tensor, x: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return ``left @ x`` and ``right @ x.mH``."""
+
+    def add_product_(self, x: torch.Tensor, rows: torch.Tensor, factor: torch.Tensor) -> None:
+        """Add ``rows.mH @ factor`` to ``x`` in place."""
+
+
 def times(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Return ``rows @ x``, (b, k, m), for rows (b, k, n) and x (b, n, m)."""
-    if not streams.serve(x):
-        return torch.bmm(rows, x)
-    if x.is_contiguous():
-        return streams.times(rows, x)
-    return streams.times_adjoint(rows.conj(), x.mT).conj()
+    return torch.bmm(rows, x)
 
 
 def times_adjoint(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Return ``rows @ x.mH``, (b, k, n), for rows (b, k, m) and x (b, n, m)."""
-    if not streams.serve(x):
-        # A lazily conjugated x would be copied as a whole by the batched product.
-        return torch.bmm(rows.conj(), x.mT).conj()
-    if x.is_contiguous():
-        return streams.times_adjoint(rows, x)
-    return streams.times(rows.conj(), x.mT).conj()
+    # A lazily conjugated x would be copied as a whole by the batched product.
+    return torch.bmm(rows.conj(), x.mT).conj()
 
 
 def both_sides(
     left: torch.Tensor, right: torch.Tensor, x: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ``left @ x`` and ``right @ x.mH``, in one pass over x where that is possible."""
-    if not streams.serve(x):
-        return times(left, x), times_adjoint(right, x)
-    if x.is_contiguous():
-        return streams.both_sides(left, right, x)
-    out_right, out_left = streams.both_sides(right.conj(), left.conj(), x.mT)
-    return out_left.conj(), out_right.conj()
+    """Return ``left @ x`` and ``right @ x.mH``."""
+    return times(left, x), times_adjoint(right, x)
 
 
-def generator_rows(rows: torch.Tensor, x: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+def generator_rows(
+    rows: torch.Tensor, x: torch.Tensor, d: torch.Tensor, products: Products
+) -> torch.Tensor:
     r"""Apply the generator of a step to a thin matrix.
 
     With :math:`\Omega = \operatorname{skewh}(d x^H) = \frac12 (d x^H - x d^H)` and
@@ -75,8 +82,8 @@ def generator_rows(rows: torch.Tensor, x: torch.Tensor, d: torch.Tensor) -> torc
     -----
     :math:`8kn^2` flops, two passes over ``x`` and one over ``d``, or two by torch's own products.
     """
-    along, back = both_sides(rows, times(rows, x), d)
-    return (back - times_adjoint(along, x)) / 2
+    along, back = products.both_sides(rows, products.times(rows, x), d)
+    return (back - products.times_adjoint(along, x)) / 2
 
 
 def row_norms(rows: torch.Tensor) -> torch.Tensor:
@@ -130,12 +137,6 @@ def add_product_(x: torch.Tensor, rows: torch.Tensor, factor: torch.Tensor) -> N
     if x.is_complex() and x.is_conj():
         # Torch's own updates, and ours, get the place or the result of such a view wrong.
         add_product_(x.conj(), rows.conj(), factor.conj())
-        return
-    if streams.serve(x):
-        if x.is_contiguous():
-            streams.add_product_(x, rows, factor)
-        else:
-            streams.add_product_(x.mT, factor.conj(), rows.conj())
         return
     rank = rows.shape[-2]
     if _is_faster_real(x, rank):

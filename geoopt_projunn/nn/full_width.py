@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import geoopt
 import torch
 
+from ..backends import choose
 from ..init import INITS
 from ..linalg.precision import WIDE, full_precision
-from ..linalg.rows import times
 from ..manifold import LowRankUnitary
 from .channels import channels_to_pixels, pixels_to_channels
 from .keeping import KeepsManifolds, keep_manifolds
@@ -32,7 +32,9 @@ class _Multiply(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         x, w = ctx.saved_tensors
         # Conjugate the signals and not the matrices, of which there is more.
-        grad_x = times(grad.conj(), w).conj() if ctx.needs_input_grad[0] else None
+        grad_x = (
+            choose(w).products.times(grad.conj(), w).conj() if ctx.needs_input_grad[0] else None
+        )
         grad_w = grad.mT @ x.conj() if ctx.needs_input_grad[1] else None
         return grad_x, grad_w
 

@@ -6,12 +6,9 @@ from typing import Any
 import geoopt
 import torch
 
-from ..linalg import moments
-from ..linalg.batch import Pieces
-from ..linalg.directions import Adam, Direction
+from ..backends.contract import Buffers, NativeRule, Proposal
 from .base import ProjUNNOptimizer
 from .options import check_choice, check_range, on_device
-from .rules import Buffers, Proposal, Remembering
 
 __all__ = ["ProjUNNRiemannianAdam"]
 
@@ -34,22 +31,9 @@ class _Adam:
             for name in self.buffer_names(group)
         }
 
-    def direction(
-        self, grad: Pieces, buffers: Mapping[str, Pieces], group: Mapping[str, Any]
-    ) -> Direction | None:
-        kept = [buffers[name] for name in self.buffer_names(group)]
-        if not moments.serve(grad[0], *(pieces[0] for pieces in kept)):
-            return None
-        first, second, *most = kept
-        beta1, beta2 = group["betas"]
-        return Adam(grad, first, second, most[0] if most else [], beta1, beta2, group["eps"])
-
     def propose(
         self, grad: torch.Tensor, buffers: Buffers, taken: torch.Tensor, group: Mapping[str, Any]
     ) -> Proposal:
-        known = self.direction([grad], {name: [buffer] for name, buffer in buffers.items()}, group)
-        if known is not None:
-            return Remembering(known, taken)
         name = _SECOND_MOMENTS[group["second_moment"]]
         beta1, beta2 = (on_device(beta, grad.device) for beta in group["betas"])
         square = grad.real.square() if not grad.is_complex() else grad.real**2 + grad.imag**2
@@ -69,6 +53,9 @@ class _Adam:
 
     def withdrawn(self, group: Mapping[str, Any]) -> Mapping[str, float]:
         return {}
+
+    def native(self, group: Mapping[str, Any]) -> NativeRule | None:
+        return NativeRule("adam", self.buffer_names(group), (*group["betas"], group["eps"]))
 
 
 def _averaged(

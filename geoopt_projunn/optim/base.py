@@ -9,6 +9,7 @@ import torch
 from geoopt.manifolds.base import Manifold
 from geoopt.optim.mixin import OptimMixin
 
+from ..backends.contract import Buffers, Rule
 from ..linalg.precision import full_precision
 from ..manifold import LowRankUnitary
 from .kinds import Parts, check_kind, kind_of, manifold_of
@@ -18,7 +19,6 @@ from .nonfinite import SKIP_NONFINITE, AllOrNothing
 from .options import check_choice, check_have_values, check_range, warn_of_misspelt
 from .others import Others, check_plain
 from .rank_k import step_kinds
-from .rules import Buffers, UpdateRule
 from .skips import skipped_by_parameter, total_skipped
 from .state import check_supported, first_state, mend_loaded_state, probe
 from .watch import Watch
@@ -38,7 +38,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
     the state of those has after a step.
     """
 
-    _rule: ClassVar[UpdateRule]
+    _rule: ClassVar[Rule]
     _plain: ClassVar[type[torch.optim.Optimizer]]
     _riemannian: ClassVar[type[torch.optim.Optimizer]]
     _takes_sparse: ClassVar[bool]

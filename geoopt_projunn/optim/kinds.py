@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from geoopt.manifolds.base import Manifold
 
+from ..backends.contract import StepSpec
 from ..linalg.precision import WIDE
 from ..manifold import LowRankUnitary
 from .messages import described
@@ -42,6 +43,13 @@ def manifold_of(p: torch.Tensor) -> Manifold | None:
     manifold = getattr(p, "manifold", None)
     # Of an abstract class the check takes longer than of the very class.
     return manifold if isinstance(manifold, (LowRankUnitary, Manifold)) else None
+
+
+def spec_of(p: torch.Tensor) -> StepSpec:
+    """Return what the manifold of a parameter on LowRankUnitary says about its steps."""
+    manifold = manifold_of(p)
+    assert isinstance(manifold, LowRankUnitary)
+    return manifold.spec
 
 
 def kind_of(

@@ -6,12 +6,9 @@ from typing import Any
 import geoopt
 import torch
 
-from ..linalg import moments
-from ..linalg.batch import Pieces
-from ..linalg.directions import Direction, Given, Momentum
+from ..backends.contract import Buffers, NativeRule, Proposal
 from .base import ProjUNNOptimizer
 from .options import check_range
-from .rules import Buffers, Proposal, Remembering
 
 __all__ = ["ProjUNNRiemannianSGD"]
 
@@ -30,18 +27,6 @@ class _Momentum:
             for name in self.buffer_names(group)
         }
 
-    def direction(
-        self, grad: Pieces, buffers: Mapping[str, Pieces], group: Mapping[str, Any]
-    ) -> Direction | None:
-        if group["error_feedback"] is not None:
-            return None
-        if group["momentum"] == 0:
-            return Given(grad)
-        before = buffers["momentum_buffer"]
-        if not moments.serve(grad[0], before[0]):
-            return None
-        return Momentum(grad, before, group["momentum"], group["dampening"], group["nesterov"])
-
     def propose(
         self, grad: torch.Tensor, buffers: Buffers, taken: torch.Tensor, group: Mapping[str, Any]
     ) -> Proposal:
@@ -49,9 +34,8 @@ class _Momentum:
         if feedback is not None:
             direction = buffers["feedback_buffer"] + grad
             return Proposal(direction, {"feedback_buffer": direction * feedback})
-        known = self.direction([grad], {name: [buffer] for name, buffer in buffers.items()}, group)
-        if known is not None:
-            return Remembering(known, taken)
+        if momentum == 0:
+            return Proposal(grad, {})
         before = buffers["momentum_buffer"]
         # As in torch, the first step of a parameter takes the gradient undamped.
         share = (1 - group["dampening"] * (taken > 0).double()).to(grad.real.dtype)
@@ -63,6 +47,14 @@ class _Momentum:
         if group["error_feedback"] is None:
             return {}
         return {"feedback_buffer": group["error_feedback"] - group["momentum"]}
+
+    def native(self, group: Mapping[str, Any]) -> NativeRule | None:
+        if group["error_feedback"] is not None:
+            return None
+        if group["momentum"] == 0:
+            return NativeRule("gradient", (), ())
+        numbers = group["momentum"], group["dampening"], group["nesterov"]
+        return NativeRule("momentum", ("momentum_buffer",), numbers)
 
 
 class ProjUNNRiemannianSGD(ProjUNNOptimizer):

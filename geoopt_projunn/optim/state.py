@@ -6,19 +6,19 @@ from typing import Any
 
 import torch
 
+from ..backends.contract import Buffers, Rule
 from ..linalg.dense import estimate_orthogonality_error
 from ..manifold import LowRankUnitary
 from .kinds import manifold_of
 from .messages import capitalized, described
 from .nonfinite import COUNTER
-from .rules import Buffers, UpdateRule
 
 OFF_MANIFOLD = 1e-4
 """The largest ‖xᴴx − I‖ / √n to step from: above the error of float32 data and of any init."""
 
 
 def first_state(
-    p: torch.Tensor, rule: UpdateRule, group: Mapping[str, Any], found: Mapping[str, Any]
+    p: torch.Tensor, rule: Rule, group: Mapping[str, Any], found: Mapping[str, Any]
 ) -> Buffers:
     """Return the state of a parameter that this optimizer has not stepped yet.
 

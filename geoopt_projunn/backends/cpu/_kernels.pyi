@@ -59,23 +59,7 @@ def turn(
     /,
 ) -> None: ...
 
-# kind, b, n, k, is_lsi, retraction, by_columns, sweep, threads, length; tables, each with
-# its length: x, d, steps, skipped
+# kind, b, n, k, is_lsi, retraction, by_columns, sweep, threads, length; tables, each with its
+# length: x, grad, steps, skipped; rule, numbers; tables of what the rule keeps, each with its
+# length: the first buffer, the second, the third; whether the second is one number a matrix.
 def step(*numbers: int) -> None: ...
-
-# ...; table of buffers, its length; nesterov, numbers: d is the gradient.
-def momentum_step(*numbers: int) -> None: ...
-
-# ...; is_scalar; tables, each with its length: first, second, most, which may be empty; numbers:
-# d is the gradient.
-def adam_step(*numbers: int) -> None: ...
-
-# kind, b, entries, is_scalar, threads; grad, first, second, most or 0, taken, numbers; and
-# directions and finite, or active.
-def adam_direction(*numbers: int) -> None: ...
-def adam_moments(*numbers: int) -> None: ...
-
-# kind, b, entries, nesterov, threads; grad, buffer, taken, numbers; and directions and finite, or
-# active.
-def momentum_direction(*numbers: int) -> None: ...
-def momentum_buffer(*numbers: int) -> None: ...

@@ -39,64 +39,37 @@ FOR_TYPE(float)
 FOR_TYPE(double)
 #undef FOR_TYPE
 
-// Of b matrices of `count` entries each.
-template <typename T>
-struct Momentum {
-  Index b, parts, count, threads;
-  const T* g;
-  T* m;
-  const Index* taken;
-  double keep, dampening;
-  bool nesterov;
-
-  // Write the directions, and whether the momenta that made them are finite.
-  void propose(T* out, bool* finite) const {
-    std::fill_n(finite, b, true);
-    Finite all(b, count, finite);
-    for_each_piece([&](Index i, Index begin, Index length, Index piece) {
-      const Index at = parts * (i * count + begin);
-      all.of_piece[piece] = direction(i, at, parts * length, out + at);
-    });
-    all.gather();
-  }
-
-  // Numbers of the direction of matrix i.
-  bool direction(Index i, Index at, Index length, T* to) const {
-    return blend_of(m + at, g + at, static_cast<T>(keep), share(i), nesterov, length, to);
-  }
-
-  // Take the next momenta of the matrices that are active.
-  void commit(const bool* active) const {
-    for_each_piece([&](Index i, Index begin, Index length, Index) {
-      const Index at = parts * (i * count + begin);
-      if (active[i]) blend_in_place(m + at, g + at, static_cast<T>(keep), share(i), parts * length);
-    });
-  }
-
- private:
-  // The first step of each takes the gradient undamped.
-  T share(Index i) const { return static_cast<T>(taken[i] > 0 ? 1 - dampening : 1); }
-
-  template <typename Work>
-  void for_each_piece(const Work& work) const {
-    for_each_piece_of<T>(b, count, parts, threads, work);
-  }
-};
-
+// Of a matrix of `count` entries.
 template <typename T>
 class MomentumMemory final : public Memory<T> {
  public:
-  explicit MomentumMemory(const Momentum<T>& of_one) : one_(of_one) {}
+  struct Kept {
+    Index parts, count, threads;
+    const T* g;
+    T* m;
+    Index taken;
+    double keep, dampening;
+    bool nesterov;
+  };
+  explicit MomentumMemory(const Kept& kept)
+      : k_(kept),
+        keep_(static_cast<T>(kept.keep)),
+        // The first step takes the gradient undamped.
+        share_(static_cast<T>(kept.taken > 0 ? 1 - kept.dampening : 1)) {}
+
   void advance() override {
-    const bool active = true;
-    one_.commit(&active);
+    for_each_piece_of<T>(k_.count, k_.parts, k_.threads, [&](Index begin, Index length, Index) {
+      const Index at = k_.parts * begin;
+      blend_in_place(k_.m + at, k_.g + at, keep_, share_, k_.parts * length);
+    });
   }
 
  private:
   bool direction(Index begin, Index count, T* to) const override {
-    return one_.direction(0, begin, count, to);
+    return blend_of(k_.m + begin, k_.g + begin, keep_, share_, k_.nesterov, count, to);
   }
-  Momentum<T> one_;
+  Kept k_;
+  T keep_, share_;
 };
 
 }  // namespace

@@ -189,120 +189,39 @@ void step_each(const Index* v, const Along& along) {
   });
 }
 
+// What rules are called.
+enum : Index { gradient_rule, momentum_rule, adam_rule };
+
+// ...; rule, numbers; tables of what it keeps, each with its length: the first buffer, the second
+// and the third, which may be empty; whether the second is one number for each matrix.
 template <typename T>
 void step(const Index* v) {
-  const double length = *at<double>(v[9]);
-  step_each<T>(v, [&](Stepper<T>* stepper, View<T> x, const T* d, Index, Index* taken, Index) {
-    return (*stepper)(x, View<const T>{d, (v[6] & 2) != 0}, *taken, length);
-  });
-}
-
-PyObject* py_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Index v[18];
-  if (!parse(args, count, 18, v)) return nullptr;
-  return without_lock([&] { is_double(v[0]) ? step<double>(v) : step<float>(v); });
-}
-
-// ...; table of buffers, its length; nesterov, numbers. d is the gradient.
-template <typename T>
-void momentum_step(const Index* v) {
-  const Index entries = v[2] * v[2], parts = parts_of(v[0]);
-  const double length = *at<double>(v[9]), *numbers = at<double>(v[21]);
-  const Pieces buffers(v[18], v[19], v[1]);
+  const Index b = v[1], entries = v[2] * v[2], parts = parts_of(v[0]), rule = v[18];
+  const double length = *at<double>(v[9]), *numbers = at<double>(v[19]);
+  const Pieces first(v[20], v[21], b), second(v[22], v[23], b), third(v[24], v[25], b);
+  const bool has_third = v[25] != 0, is_scalar = v[26] != 0;
+  const Index seconds = is_scalar ? 1 : entries;
   step_each<T>(v, [&](Stepper<T>* stepper, View<T> x, const T* g, Index i, Index* taken,
                       Index threads) {
-    MomentumMemory<T> memory({1, parts, entries, threads, g, buffers.matrix<T>(i, parts * entries),
-                              taken, numbers[0], numbers[1], v[20] != 0});
+    if (rule == gradient_rule)
+      return (*stepper)(x, View<const T>{g, (v[6] & 2) != 0}, *taken, length);
+    if (rule == momentum_rule) {
+      MomentumMemory<T> memory({parts, entries, threads, g, first.matrix<T>(i, parts * entries),
+                                *taken, numbers[0], numbers[1], numbers[2] != 0});
+      return (*stepper)(x, &memory, *taken, length);
+    }
+    AdamMemory<T> memory({parts, entries, threads, is_scalar, g,
+                          first.matrix<T>(i, parts * entries), second.matrix<T>(i, seconds),
+                          has_third ? third.matrix<T>(i, seconds) : nullptr, *taken, numbers[0],
+                          numbers[1], numbers[2]});
     return (*stepper)(x, &memory, *taken, length);
   });
 }
 
-PyObject* py_momentum_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Index v[22];
-  if (!parse(args, count, 22, v)) return nullptr;
-  return without_lock(
-      [&] { is_double(v[0]) ? momentum_step<double>(v) : momentum_step<float>(v); });
-}
-
-// ...; is_scalar; tables, each with its length: first, second, most, which may be empty; numbers.
-// d is the gradient.
-template <typename T>
-void adam_step(const Index* v) {
-  const bool is_scalar = v[18] != 0, has_most = v[24] != 0;
-  const Index entries = v[2] * v[2], parts = parts_of(v[0]), seconds = is_scalar ? 1 : entries;
-  const double length = *at<double>(v[9]), *numbers = at<double>(v[25]);
-  const Pieces first(v[19], v[20], v[1]), second(v[21], v[22], v[1]), most(v[23], v[24], v[1]);
-  step_each<T>(
-      v, [&](Stepper<T>* stepper, View<T> x, const T* g, Index i, Index* taken, Index threads) {
-        AdamMemory<T> memory({1, parts, entries, threads, is_scalar, g,
-                              first.matrix<T>(i, parts * entries), second.matrix<T>(i, seconds),
-                              has_most ? most.matrix<T>(i, seconds) : nullptr, taken, numbers[0],
-                              numbers[1], numbers[2]});
-        return (*stepper)(x, &memory, *taken, length);
-      });
-}
-
-PyObject* py_adam_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Index v[26];
-  if (!parse(args, count, 26, v)) return nullptr;
-  return without_lock([&] { is_double(v[0]) ? adam_step<double>(v) : adam_step<float>(v); });
-}
-
-// kind, b, entries, is_scalar, threads; g, first, second, most or 0, taken, numbers
-template <typename T>
-Adam<T> adam(const Index* v) {
-  const double* numbers = at<double>(v[10]);
-  return {v[1],        parts_of(v[0]), v[2],        v[4],        v[3] != 0,
-          at<T>(v[5]), at<T>(v[6]),    at<T>(v[7]), at<T>(v[8]), at<Index>(v[9]),
-          numbers[0],  numbers[1],     numbers[2]};
-}
-
-// ...; directions, finite
-PyObject* py_adam_direction(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Index v[13];
-  if (!parse(args, count, 13, v)) return nullptr;
-  return without_lock([&] {
-    is_double(v[0]) ? adam<double>(v).propose(at<double>(v[11]), at<bool>(v[12]))
-                    : adam<float>(v).propose(at<float>(v[11]), at<bool>(v[12]));
-  });
-}
-
-// ...; active
-PyObject* py_adam_moments(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Index v[12];
-  if (!parse(args, count, 12, v)) return nullptr;
-  return without_lock([&] {
-    is_double(v[0]) ? adam<double>(v).commit(at<bool>(v[11]))
-                    : adam<float>(v).commit(at<bool>(v[11]));
-  });
-}
-
-// kind, b, entries, nesterov, threads; g, m, taken, numbers
-template <typename T>
-Momentum<T> momentum(const Index* v) {
-  const double* numbers = at<double>(v[8]);
-  return {v[1],        parts_of(v[0]),  v[2],       v[4],       at<T>(v[5]),
-          at<T>(v[6]), at<Index>(v[7]), numbers[0], numbers[1], v[3] != 0};
-}
-
-// ...; directions, finite
-PyObject* py_momentum_direction(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Index v[11];
-  if (!parse(args, count, 11, v)) return nullptr;
-  return without_lock([&] {
-    is_double(v[0]) ? momentum<double>(v).propose(at<double>(v[9]), at<bool>(v[10]))
-                    : momentum<float>(v).propose(at<float>(v[9]), at<bool>(v[10]));
-  });
-}
-
-// ...; active
-PyObject* py_momentum_buffer(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Index v[10];
-  if (!parse(args, count, 10, v)) return nullptr;
-  return without_lock([&] {
-    is_double(v[0]) ? momentum<double>(v).commit(at<bool>(v[9]))
-                    : momentum<float>(v).commit(at<bool>(v[9]));
-  });
+PyObject* py_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Index v[27];
+  if (!parse(args, count, 27, v)) return nullptr;
+  return without_lock([&] { is_double(v[0]) ? step<double>(v) : step<float>(v); });
 }
 
 #define METHOD(name)                                                                             \
@@ -315,12 +234,6 @@ PyMethodDef methods[] = {METHOD(both_sides),
                          METHOD(retract),
                          METHOD(turn),
                          METHOD(step),
-                         METHOD(momentum_step),
-                         METHOD(adam_step),
-                         METHOD(momentum_direction),
-                         METHOD(momentum_buffer),
-                         METHOD(adam_direction),
-                         METHOD(adam_moments),
                          {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef module = {

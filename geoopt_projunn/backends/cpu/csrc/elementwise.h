@@ -1,4 +1,4 @@
-// Work on all entries of a batch of matrices.
+// Work on all entries of a matrix.
 
 #pragma once
 
@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
-#include <vector>
 
 #include "passes.h"
 #include "threads.h"
@@ -44,33 +43,17 @@ INLINE bool all_finite(const T* numbers, Index count) {
 
 inline Index pieces_of(Index count) { return (count + piece_entries - 1) / piece_entries; }
 
-// Call work(matrix, begin, length, piece) for all pieces of b matrices of `count` entries.
+// Call work(begin, length, piece) for all pieces of `count` entries.
 template <typename T, typename Work>
-void for_each_piece_of(Index b, Index count, Index parts, Index threads, const Work& work) {
-  const Index pieces = pieces_of(count), bytes = b * count * parts * static_cast<Index>(sizeof(T));
-  in_parts(b * pieces, std::min(threads, 1 + bytes / bytes_for_a_thread),
+void for_each_piece_of(Index count, Index parts, Index threads, const Work& work) {
+  const Index bytes = count * parts * static_cast<Index>(sizeof(T));
+  in_parts(pieces_of(count), std::min(threads, 1 + bytes / bytes_for_a_thread),
            [&](Index piece, Index last) {
              for (; piece < last; ++piece) {
-               const Index begin = piece % pieces * piece_entries;
-               work(piece / pieces, begin, std::min(piece_entries, count - begin), piece);
+               const Index begin = piece * piece_entries;
+               work(begin, std::min(piece_entries, count - begin), piece);
              }
            });
 }
-
-// Whether all of a matrix is finite; by pieces, for two threads may work on one matrix.
-struct Finite {
-  std::vector<char> of_piece;
-  Index pieces;
-  bool* of_matrix;
-
-  // `of_matrix` says what is known beforehand.
-  Finite(Index b, Index count, bool* of_matrix)
-      : of_piece(b * pieces_of(count), 1), pieces(pieces_of(count)), of_matrix(of_matrix) {}
-
-  void gather() const {
-    for (std::size_t piece = 0; piece < of_piece.size(); ++piece)
-      if (!of_piece[piece]) of_matrix[static_cast<Index>(piece) / pieces] = false;
-  }
-};
 
 }  // namespace

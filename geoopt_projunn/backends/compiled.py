@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
-from ..manifold import LowRankUnitary
-
 # From here on, updates in place are compiled into copies of the whole matrix.
 _COPIES_FROM = 512
 # torch's own limit, 8, is for functions that were meant to be compiled once.
@@ -19,14 +17,9 @@ _NOT_OF_THE_STEP = ("params", "param_names", "name", "lr", "initial_lr", "step",
 Step = Callable[..., None]
 
 
-def pays(manifold: LowRankUnitary, x: torch.Tensor, grad: torch.Tensor) -> bool:
-    """Return whether compiling makes steps of x faster, and the compiler knows its dtype.
-
-    It does not where the extension takes steps whole, which leaves little to launch.
-    """
-    small = x.shape[-1] < _COPIES_FROM
-    known = not x.is_complex() and not x.is_meta
-    return small and known and not manifold.steps_whole([x], [grad])
+def pays(x: torch.Tensor) -> bool:
+    """Return whether compiling makes steps of x faster, and the compiler knows its dtype."""
+    return x.shape[-1] < _COPIES_FROM and not x.is_complex() and not x.is_meta
 
 
 @functools.cache
@@ -42,15 +35,15 @@ def compiled(step: Step) -> Step:
     works = True
 
     @functools.wraps(step)
-    def take(manifold: LowRankUnitary, *rest: Any, group: Mapping[str, Any]) -> None:
+    def take(*arguments: Any, group: Mapping[str, Any]) -> None:
         nonlocal works
         if not works:
-            return step(manifold, *rest, group=group)
+            return step(*arguments, group=group)
         constants = {name: group[name] for name in group.keys() - _NOT_OF_THE_STEP}
         # A number would be compiled in.
         lr = torch.as_tensor(group["lr"], dtype=torch.float64).reshape(())
         try:
-            fast(_one_for_all(manifold), *rest, group={**constants, "lr": lr})
+            fast(*arguments, group={**constants, "lr": lr})
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             works = False
             warnings.warn(
@@ -58,12 +51,6 @@ def compiled(step: Step) -> Step:
                 f"{str(error).strip().splitlines()[0]}",
                 stacklevel=2,
             )
-            step(manifold, *rest, group=group)
+            step(*arguments, group=group)
 
     return take
-
-
-@functools.cache
-def _one_for_all(manifold: LowRankUnitary) -> LowRankUnitary:
-    """Return the first manifold equal to this one: another would be compiled anew."""
-    return manifold

@@ -125,119 +125,79 @@ FOR_TYPE(float)
 FOR_TYPE(double)
 #undef FOR_TYPE
 
-// What Adam keeps of b matrices of `count` entries each. With `is_scalar` the second moment and
-// the largest so far are one number for each matrix.
-template <typename T>
-struct Adam {
-  Index b, parts, count, threads;
-  bool is_scalar;
-  const T* g;
-  T *first, *second, *most;
-  const Index* taken;
-  double beta1, beta2, epsilon;
-
-  // Write the directions, and whether the moments that made them are finite.
-  void propose(T* out, bool* finite) const {
-    const std::vector<double> divisors = scalar_divisors();
-    for (Index i = 0; i < b; ++i) finite[i] = std::isfinite(divisors[i]);
-    Finite all(b, count, finite);
-    for_each_piece([&](Index i, Index begin, Index length, Index piece) {
-      const Index at = i * count + begin;
-      all.of_piece[piece] = direction(numbers(i), divisors[i], at, length, out + parts * at);
-    });
-    all.gather();
-  }
-
-  // What divides all of a matrix, not finite where the moment is not; 0 where there is none such.
-  std::vector<double> scalar_divisors() const {
-    std::vector<double> divisors(b);
-    if (!is_scalar) return divisors;
-    const std::vector<T> moments = next_scalars();
-    for (Index i = 0; i < b; ++i) {
-      const AdamNumbers a = numbers(i);
-      const T moment = most == nullptr ? moments[i] : std::max(moments[i], most[i]);
-      divisors[i] = std::isfinite(moments[i]) ? a.scale * std::sqrt(moment) + a.least
-                                              : static_cast<double>(moments[i]);
-    }
-    return divisors;
-  }
-
-  // Some entries of the directions, all of one matrix.
-  bool direction(const AdamNumbers& a, double divisor, Index at, Index length, T* to) const {
-    return direction_of(g + parts * at, first + parts * at, elementwise(second, at),
-                        elementwise(most, at), divisor, a, parts, length, to);
-  }
-
-  // Take the next moments of the matrices that are active.
-  void commit(const bool* active) const {
-    if (is_scalar) {
-      const std::vector<T> moments = next_scalars();
-      for (Index i = 0; i < b; ++i) {
-        if (!active[i]) continue;
-        second[i] = moments[i];
-        if (most != nullptr) most[i] = std::max(most[i], moments[i]);
-      }
-    }
-    for_each_piece([&](Index i, Index begin, Index length, Index) {
-      const Index at = i * count + begin;
-      if (active[i])
-        advance_of(g + parts * at, first + parts * at, elementwise(second, at),
-                   elementwise(most, at), numbers(i), parts, length);
-    });
-  }
-
-  AdamNumbers numbers(Index i) const {
-    const double step = static_cast<double>(taken[i]) + 1;
-    const double correction1 = 1 - std::pow(beta1, step), correction2 = 1 - std::pow(beta2, step);
-    return {beta1, beta2, correction1 / std::sqrt(correction2), epsilon * correction1};
-  }
-
- private:
-  Index pieces() const { return pieces_of(count); }
-
-  template <typename Work>
-  void for_each_piece(const Work& work) const {
-    for_each_piece_of<T>(b, count, parts, threads, work);
-  }
-
-  T* elementwise(T* moments, Index at) const {
-    return is_scalar || moments == nullptr ? nullptr : moments + at;
-  }
-
-  std::vector<T> next_scalars() const {
-    std::vector<double> totals(b * pieces());
-    for_each_piece([&](Index i, Index begin, Index length, Index piece) {
-      totals[piece] = sum_of_squares_of(g + parts * (i * count + begin), parts, length);
-    });
-    std::vector<T> moments(b);
-    for (Index i = 0; i < b; ++i) {
-      double total = 0;
-      for (Index piece = 0; piece < pieces(); ++piece) total += totals[i * pieces() + piece];
-      moments[i] = mixed(second[i], static_cast<T>(total), static_cast<T>(1 - beta2));
-    }
-    return moments;
-  }
-};
-
+// What Adam keeps of a matrix of `count` entries. With `is_scalar` the second moment and the largest
+// so far are one number.
 template <typename T>
 class AdamMemory final : public Memory<T> {
  public:
-  explicit AdamMemory(const Adam<T>& of_one)
-      : one_(of_one), numbers_(one_.numbers(0)), divisor_(one_.scalar_divisors().front()) {}
+  struct Kept {
+    Index parts, count, threads;
+    bool is_scalar;
+    const T* g;
+    T *first, *second, *most;
+    Index taken;
+    double beta1, beta2, epsilon;
+  };
+  explicit AdamMemory(const Kept& kept) : k_(kept), numbers_(numbers_of(kept)) {
+    if (!k_.is_scalar) return;
+    next_scalar_ = next_scalar();
+    const T moment = k_.most == nullptr ? next_scalar_ : std::max(next_scalar_, *k_.most);
+    divisor_ = std::isfinite(next_scalar_) ? numbers_.scale * std::sqrt(moment) + numbers_.least
+                                           : static_cast<double>(next_scalar_);
+  }
+
   void advance() override {
-    const bool active = true;
-    one_.commit(&active);
+    if (k_.is_scalar) {
+      *k_.second = next_scalar_;
+      if (k_.most != nullptr) *k_.most = std::max(*k_.most, next_scalar_);
+    }
+    for_each_piece([&](Index begin, Index length, Index) {
+      const Index at = k_.parts * begin;
+      advance_of(k_.g + at, k_.first + at, elementwise(k_.second, begin),
+                 elementwise(k_.most, begin), numbers_, k_.parts, length);
+    });
   }
 
  private:
+  static AdamNumbers numbers_of(const Kept& k) {
+    const double step = static_cast<double>(k.taken) + 1;
+    const double correction1 = 1 - std::pow(k.beta1, step),
+                 correction2 = 1 - std::pow(k.beta2, step);
+    return {k.beta1, k.beta2, correction1 / std::sqrt(correction2), k.epsilon * correction1};
+  }
+
   bool direction(Index begin, Index count, T* to) const override {
-    const Index parts = one_.parts;
-    return one_.direction(numbers_, divisor_, begin / parts, count / parts, to) &&
+    const Index entry = begin / k_.parts;
+    return direction_of(k_.g + begin, k_.first + begin, elementwise(k_.second, entry),
+                        elementwise(k_.most, entry), divisor_, numbers_, k_.parts,
+                        count / k_.parts, to) &&
            std::isfinite(divisor_);
   }
-  Adam<T> one_;
+
+  template <typename Work>
+  void for_each_piece(const Work& work) const {
+    for_each_piece_of<T>(k_.count, k_.parts, k_.threads, work);
+  }
+
+  T* elementwise(T* moments, Index entry) const {
+    return k_.is_scalar || moments == nullptr ? nullptr : moments + entry;
+  }
+
+  // Summed piece by piece, so that threads make no difference.
+  T next_scalar() const {
+    std::vector<double> totals(pieces_of(k_.count));
+    for_each_piece([&](Index begin, Index length, Index piece) {
+      totals[piece] = sum_of_squares_of(k_.g + k_.parts * begin, k_.parts, length);
+    });
+    double total = 0;
+    for (double of_piece : totals) total += of_piece;
+    return mixed(*k_.second, static_cast<T>(total), static_cast<T>(1 - k_.beta2));
+  }
+
+  Kept k_;
   AdamNumbers numbers_;
-  double divisor_;
+  T next_scalar_ = 0;
+  double divisor_ = 0;
 };
 
 }  // namespace

@@ -1,0 +1,80 @@
+"""What a step is made of, and what an optimizer says of the direction that it takes."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+Buffers = dict[str, torch.Tensor]
+
+
+class StepSpec(NamedTuple):
+    """What a manifold says about its steps."""
+
+    k: int | None
+    """Rank of the sketch; None for the whole generator."""
+    sketch: str
+    """Name in :data:`geoopt_projunn.sketches.SKETCHES`."""
+    retraction: str
+    """Name in :data:`geoopt_projunn.retractions.RETRACTIONS`."""
+    sweep: int
+    """Columns that are re-orthonormalized after a step."""
+    transform: Callable[[torch.Tensor], torch.Tensor] | None = None
+    """What a core, (b, r, r), becomes between sketch and retraction."""
+
+
+class Proposal(NamedTuple):
+    """The direction of steepest ascent to follow, and the next values of the buffers.
+
+    Nothing has changed yet: where the step is not finite the buffers stay as they are.
+    """
+
+    direction: torch.Tensor
+    """(b, n, p)"""
+    buffers: Buffers
+    """The next values, by name."""
+
+
+class NativeRule(NamedTuple):
+    """A rule by name, for backends that have it in their own code."""
+
+    name: str
+    state: tuple[str, ...]
+    """Its buffers, in the order in which backends expect them."""
+    numbers: tuple[float, ...]
+
+
+class Rule(Protocol):
+    """How a gradient becomes a direction in the ambient space."""
+
+    def buffer_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the names of the state that this group's hyperparameters ask for."""
+
+    def first_buffers(self, x: torch.Tensor, group: Mapping[str, Any]) -> Buffers:
+        """Return that state for a fresh parameter of shape (*, n, p).
+
+        Each tensor's shape begins with the batch dimensions of ``x``; two more follow.
+        """
+
+    def propose(
+        self, grad: torch.Tensor, buffers: Buffers, taken: torch.Tensor, group: Mapping[str, Any]
+    ) -> Proposal:
+        """Return what to do, without doing it: the formula, in torch's operations.
+
+        Parameters
+        ----------
+        grad : torch.Tensor
+            (b, n, p)
+        buffers : dict
+            the state of :meth:`first_buffers`, batch dimensions flattened to b
+        taken : torch.Tensor
+            (b,), int64, steps taken before this one
+        group : mapping
+            hyperparameters
+        """
+
+    def withdrawn(self, group: Mapping[str, Any]) -> Mapping[str, float]:
+        """Return the buffers that lose what a step has carried, and which share of it."""
+
+    def native(self, group: Mapping[str, Any]) -> NativeRule | None:
+        """Return what backends may know this rule by, None for one that only torch has."""

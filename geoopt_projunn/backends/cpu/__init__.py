@@ -1,0 +1,5 @@
+"""Compiled kernels for CPUs."""
+
+from .backend import CPU
+
+__all__ = ["CPU"]

@@ -1,0 +1,100 @@
+"""The kernels as a backend."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import torch
+
+from ...linalg.precision import WIDE
+from ...rotation import Rotation
+from ...sketches import Sketched
+from ..batch import Pieces
+from ..contract import Rule, StepSpec
+from ..reference import Reference
+from . import kernels, operators, steps
+from .products import StreamedProducts
+
+
+class CPU(Reference):
+    """Kernels for CPUs that read each matrix once; torch's operations for what they do not know."""
+
+    name = "cpu"
+    products = StreamedProducts()
+
+    def is_available(self) -> bool:
+        """Return whether the kernels were built."""
+        return kernels.BUILT
+
+    def refusal(self, x: torch.Tensor) -> str | None:
+        """Return why the kernels cannot serve tensors like ``x``."""
+        return kernels.refusal(x)
+
+    def sketch(
+        self, x: torch.Tensor, d: torch.Tensor, spec: StepSpec, counter: torch.Tensor
+    ) -> Sketched:
+        """Sketch by one kernel, where it knows the sketch."""
+        is_square = x.shape[-1] == x.shape[-2]
+        if (
+            spec.sketch in kernels.SKETCHES
+            and spec.k is not None
+            and is_square
+            and spec.k <= min(kernels.MOST_VECTORS, x.shape[-1] // 2)
+            and d.dtype == x.dtype
+            and kernels.is_stored(x)
+            and kernels.is_stored(d)
+        ):
+            return Sketched(*operators.sketch(x, d, spec.k, counter, spec.sketch))
+        return super().sketch(x, d, spec, counter)
+
+    def retract(self, core: torch.Tensor, retraction: str) -> torch.Tensor:
+        """Retract by one kernel, cores of the size that steps have."""
+        is_wide = WIDE.get(core.dtype) == core.dtype
+        is_small = core.shape[-1] <= 2 * kernels.MOST_VECTORS
+        if is_wide and is_small and retraction in kernels.RETRACTIONS:
+            return operators.retract(core, retraction)
+        return super().retract(core, retraction)
+
+    def turn_(
+        self,
+        x: torch.Tensor,
+        rotation: Rotation,
+        sweep: int,
+        counter: torch.Tensor,
+        active: torch.Tensor,
+    ) -> torch.Tensor:
+        """Turn and sweep in two passes: the rotation does not change :math:`x^H x - I`."""
+        is_square = x.shape[-1] == x.shape[-2]
+        if rotation.rows is not None and is_square and kernels.is_stored(x):
+            return operators.turn_(x, rotation.rows, rotation.delta, sweep, counter, active)
+        return super().turn_(x, rotation, sweep, counter, active)
+
+    def step_(
+        self,
+        x: Pieces,
+        grad: Pieces,
+        buffers: Mapping[str, Pieces],
+        rule: Rule,
+        group: Mapping[str, Any],
+        spec: StepSpec,
+    ) -> None:
+        """Take whole steps, each matrix from its gradient to the next point while it is cached.
+
+        Nothing of its size is created, whatever the rule keeps, and nothing is copied: points,
+        gradients and buffers may be in any number of tensors.
+        """
+        native = rule.native(group)
+        if native is not None and spec.k is not None and spec.transform is None:
+            length = torch.as_tensor(group["lr"], dtype=torch.float64).reshape(())
+            state = [piece for name in native.state for piece in buffers[name]]
+            sweep = min(spec.sweep, x[0].shape[-1])
+            # State that was loaded may have any strides: what is refused goes another way.
+            with suppress(kernels.Refused):
+                return steps.step_(
+                    *(list(x), list(grad), state, list(buffers["step"]), list(buffers["skipped"])),
+                    *(native.name, [float(number) for number in native.numbers]),
+                    *(spec.k, spec.sketch, spec.retraction),
+                    length if group["maximize"] else -length,
+                    sweep,
+                )
+        super().step_(x, grad, buffers, rule, group, spec)

@@ -1,0 +1,85 @@
+"""The compiled kernels, and what they take.
+
+They are built with the package if there is a C++ compiler.
+"""
+
+import torch
+
+try:
+    from . import _kernels
+except ImportError:
+    _kernels = None  # type: ignore[assignment]
+
+kernels = _kernels
+BUILT = kernels is not None
+KINDS = {torch.float32: 0, torch.complex64: 1, torch.float64: 2, torch.complex128: 3}
+"""What the kernels call a dtype. Bit 0: complex; bit 1: double precision."""
+SKETCHES = ("tangent", "lsi")
+RETRACTIONS = ("exponential", "cayley", "polar")
+RULES = ("gradient", "momentum", "adam")
+"""Those that the kernels know, in their order."""
+# Above, the blocked factorizations that torch calls orthonormalize faster.
+MOST_VECTORS = 32
+
+
+class Refused(ValueError):
+    """Tensors that the kernels cannot take; nothing has changed."""
+
+
+def refusal(x: torch.Tensor) -> str | None:
+    """Return why the kernels cannot serve a tensor, however it lies in memory, or None."""
+    if not BUILT:
+        return "the kernels were not built, for want of a C++ compiler at installation"
+    if x.device.type != "cpu":
+        return f"the tensors are on {x.device}"
+    if x.dtype not in KINDS:
+        return f"the kernels do not know {x.dtype}"
+    if torch.is_grad_enabled():
+        return "gradients are recorded, which the kernels do not"
+    if torch.compiler.is_compiling():
+        return None if kernels.USES_THREADS else "the kernels were built without OpenMP"
+    if not kernels.USES_THREADS and torch.get_num_threads() > 1:
+        return "the kernels were built without OpenMP, and torch has more than one thread"
+    # Of what torch.func transforms, the derivative and the batch would be lost; so would the
+    # derivative of forward mode.
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "torch.func transforms the tensors"
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "derivatives are taken in forward mode"
+    return "the tensors are negated lazily" if x.is_neg() else None
+
+
+def is_plain(x: torch.Tensor) -> bool:
+    """Return whether the entries of a tensor lie in memory in their order, as they are."""
+    return x.is_contiguous() and not (x.is_complex() and x.is_conj())
+
+
+def is_stored(x: torch.Tensor) -> bool:
+    """Return whether matrices are stored by rows or by columns."""
+    return is_plain(x) or is_plain(x.mT)
+
+
+def check(tensor: torch.Tensor, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Refuse what the kernels, which do not look, would misread."""
+    if tensor.shape != shape or tensor.dtype != dtype or not is_plain(tensor):
+        raise Refused(
+            f"`{name}` must be contiguous, of shape {tuple(shape)} and {dtype}, got shape "
+            f"{tuple(tensor.shape)}, strides {tensor.stride()} and {tensor.dtype}; use "
+            "`LowRankUnitary` and the optimizers, which take all."
+        )
+
+
+def check_choice(name: str, value: str, known: tuple[str, ...]) -> int:
+    """Return the number of one of the names that the kernels know."""
+    if value not in known:
+        raise Refused(f"`{name}` must be one of {known}, got {value!r}.")
+    return known.index(value)
+
+
+def check_numbers(n: int, k: int, sweep: int = 0) -> None:
+    """Refuse a rank or a number of columns that a step of matrices of size n cannot have."""
+    if not 1 <= k <= min(MOST_VECTORS, n // 2):
+        most = min(MOST_VECTORS, n // 2)
+        raise Refused(f"`k` must be between 1 and min({MOST_VECTORS}, n / 2) = {most}, got {k}.")
+    if not 0 <= sweep <= n:
+        raise Refused(f"`sweep` must be between 0 and n = {n}, got {sweep}.")

@@ -1,0 +1,146 @@
+"""Steps in torch's operations: on any device, without data, with derivatives, compiled."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..drift import turn_
+from ..linalg import rows as in_torch
+from ..linalg.rows import Products
+from ..retractions import RETRACTIONS
+from ..rotation import Rotation
+from ..sketches import SKETCHES, Sketched, exact, full_range
+from .batch import Pieces, gather, scatter
+from .compiled import compiled, pays
+from .contract import Buffers, Proposal, Rule, StepSpec
+from .parts import parts_of_batch, parts_of_list
+
+
+class Reference:
+    """The methods of a backend; another one overrides those that it does better.
+
+    Points are (b, n, p), cores (b, r, r), counters (b,), int64: the number of the step.
+    """
+
+    name = "reference"
+    products: Products = in_torch
+    """How it multiplies a few rows with large matrices."""
+
+    def is_available(self) -> bool:
+        """Return whether this backend can serve on this machine."""
+        return True
+
+    def refusal(self, x: torch.Tensor) -> str | None:
+        """Return why this backend cannot serve tensors like ``x`` now, None if it can."""
+        return None
+
+    def sketch(
+        self, x: torch.Tensor, d: torch.Tensor, spec: StepSpec, counter: torch.Tensor
+    ) -> Sketched:
+        """Sketch the generator of a step along the ambient direction ``d``, (b, n, p)."""
+        if spec.k is None:
+            return exact(x, d)
+        return SKETCHES[spec.sketch](x, d, spec.k, counter, self.products)
+
+    def sketch_tangent(self, x: torch.Tensor, u: torch.Tensor, spec: StepSpec) -> Sketched:
+        """Sketch a tangent vector, exactly if :meth:`sketch` may have returned it."""
+        # 2k test vectors span the range of the generator of any such vector.
+        return exact(x, u) if spec.k is None else full_range(x, u, 2 * spec.k, self.products)
+
+    def rotation(
+        self, sketched: Sketched, length: float | torch.Tensor, spec: StepSpec, dtype: torch.dtype
+    ) -> Rotation:
+        """Retract ``length`` times a sketched generator; the rows become of ``dtype``."""
+        core = sketched.core if spec.transform is None else spec.transform(sketched.core)
+        delta = self.retract(length * core, spec.retraction)
+        return Rotation(None if sketched.rows is None else sketched.rows.to(dtype), delta)
+
+    def retract(self, core: torch.Tensor, retraction: str) -> torch.Tensor:
+        """Return the rotation P of a core, as :math:`P - I`."""
+        return RETRACTIONS[retraction](core)
+
+    def turn_(
+        self,
+        x: torch.Tensor,
+        rotation: Rotation,
+        sweep: int,
+        counter: torch.Tensor,
+        active: torch.Tensor,
+    ) -> torch.Tensor:
+        """Rotate x and sweep some of its columns, as :func:`geoopt_projunn.drift.turn_` does."""
+        return turn_(x, rotation, sweep, counter, active, self.products)
+
+    def step_(
+        self,
+        x: Pieces,
+        grad: Pieces,
+        buffers: Mapping[str, Pieces],
+        rule: Rule,
+        group: Mapping[str, Any],
+        spec: StepSpec,
+    ) -> None:
+        """Take one step with every matrix, in place.
+
+        Where the gradient, the direction or the step is not finite, the matrix and its buffers
+        stay as they are, bit for bit, and ``skipped`` counts one more.
+
+        Parameters
+        ----------
+        x, grad : sequence of torch.Tensor
+            tensors of one shape (*, n, p), dtype, device and strides
+        buffers : mapping
+            for each of them ``step`` and ``skipped``, (*,), and the state of the rule
+        rule : Rule
+            what makes a direction of a gradient
+        group : mapping
+            hyperparameters; "lr" is a number, or a tensor of shape () that multiplies on the device
+        spec : StepSpec
+            rank, sketch, retraction and drift control
+        """
+        lead = x[0].dim() - 2
+        for some in parts_of_list(x):
+            points, grads = gather(x[some]), gather(grad[some])
+            kept = {name: gather(pieces[some], lead) for name, pieces in buffers.items()}
+            step = type(self)._step_batch
+            take = compiled(step) if group["compile"] and pays(points) else step
+            for part in parts_of_batch(points):
+                of_part = {name: buffer[part] for name, buffer in kept.items()}
+                take(self, points[part], grads[part], of_part, rule, spec, group=group)
+            scatter(points, x[some])
+            for name, buffer in kept.items():
+                scatter(buffer, buffers[name][some])
+
+    def _step_batch(
+        self,
+        x: torch.Tensor,
+        grad: torch.Tensor,
+        buffers: Buffers,
+        rule: Rule,
+        spec: StepSpec,
+        group: Mapping[str, Any],
+    ) -> None:
+        taken = buffers["step"]
+        proposal = rule.propose(grad, buffers, taken, group)
+        sketched = self.sketch(x, proposal.direction, spec, taken)
+        for name, share in rule.withdrawn(group).items():
+            sketched.add_velocity_(proposal.buffers[name], x, -share, self.products)
+
+        length = group["lr"] if group["maximize"] else -group["lr"]
+        rotation = self.rotation(sketched, length, spec, x.dtype)
+        sweep = min(spec.sweep, x.shape[-1])
+        finite = self.turn_(x, rotation, sweep, taken, _are_finite(proposal, taken))
+        for name, buffer in proposal.buffers.items():
+            torch.where(finite[:, None, None], buffer, buffers[name], out=buffers[name])
+        taken.add_(finite)
+        buffers["skipped"].add_(~finite)
+
+
+def _are_finite(proposal: Proposal, taken: torch.Tensor) -> torch.Tensor:
+    """Return for each matrix whether the next values of its buffers are finite, (b,), bool."""
+    finite = torch.ones_like(taken, dtype=torch.bool)
+    for buffer in proposal.buffers.values():
+        real = torch.view_as_real(buffer).flatten(-2) if buffer.is_complex() else buffer
+        # Two passes that create nothing of the buffer's size; the inf-norm is 20 times slower.
+        finite = finite & torch.isfinite(real.amax((-2, -1))) & torch.isfinite(real.amin((-2, -1)))
+    return finite
