@@ -16,8 +16,7 @@ from timing import timed
 from torch import Tensor
 from update_problem import LENGTH, Problem
 
-from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
-from geoopt_projunn.linalg import extension
+from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD, backends
 
 RANKS = (1, 4, 16)
 OURS = "SGD, k = 1"
@@ -59,11 +58,11 @@ def methods(device: str, compile: bool = False) -> Iterator[Method]:
         yield Method(OURS if k == 1 else f"SGD, k = {k}", "ours", _projunn(sgd, k), k, 2)
     for k in RANKS:
         yield Method(f"SGD, lsi, k = {k}", "ours", _projunn(sgd, k, sketch="lsi"), k, 2)
-    extended = extension.BUILT and device == "cpu"
-    if extended:
+    has_kernels = ("cpu" in backends.available()) and device == "cpu"
+    if has_kernels:
         for k in RANKS:
-            plain = _without_extension(_projunn(sgd, k))
-            yield Method(f"SGD, k = {k}, without the extension", "ours", plain, k, 2)
+            plain = _by_torch(_projunn(sgd, k))
+            yield Method(f"SGD, k = {k}, by torch's operations", "ours", plain, k, 2)
     yield Method("SGD, momentum, k = 1", "ours", _projunn(sgd, 1, momentum=0.9), 1, 2)
     for name in ("polar", "cayley"):
         yield Method(f"SGD, {name}, k = 1", "ours", _projunn(sgd, 1, retraction=name), 1, 2)
@@ -76,8 +75,8 @@ def methods(device: str, compile: bool = False) -> Iterator[Method]:
         faster["Adam, k = 1"] = _projunn(adam, 1, compile=True)
         for name, fast in faster.items():
             k = int(name.rpartition(" ")[2])
-            # What the extension takes is not compiled.
-            name, fast = f"{name}, compiled", _without_extension(fast) if extended else fast
+            # What the kernels take is not compiled.
+            name, fast = f"{name}, compiled", _by_torch(fast) if has_kernels else fast
             yield Method(name, "ours", fast, k, 2, complex=False)
     if device == "cuda":
         for k in RANKS:
@@ -120,12 +119,12 @@ def _projunn(
     return build
 
 
-def _without_extension(build: Callable[[Problem], Update]) -> Callable[[Problem], Update]:
+def _by_torch(build: Callable[[Problem], Update]) -> Callable[[Problem], Update]:
     def built(problem: Problem) -> Update:
         update = build(problem)
 
         def step() -> None:
-            with extension.disabled():
+            with backends.use("reference"):
                 update.step()
 
         return Update(step, update.weight)

@@ -13,7 +13,8 @@ from .backends.contract import StepSpec
 from .linalg.hashing import bits_of_row
 from .linalg.precision import full_precision
 from .retractions import RETRACTIONS
-from .sketches import SKETCHES
+from .rotation import Rotation
+from .sketches import SKETCHES, Sketched
 from .unitary import UnitaryGeometry
 
 __all__ = ["LowRankUnitary"]
@@ -146,6 +147,30 @@ class LowRankUnitary(UnitaryGeometry):
     def spec(self) -> StepSpec:
         """What a backend has to know about steps."""
         return StepSpec(self.k, self.sketch, self.retraction, self.sweep)
+
+    @full_precision
+    def sketch_direction(self, x: torch.Tensor, d: torch.Tensor, counter: torch.Tensor) -> Sketched:
+        r"""Sketch the generator of the step along an ambient direction.
+
+        Parameters
+        ----------
+        x, d : torch.Tensor
+            (b, n, n), point and direction
+        counter : torch.Tensor
+            (b,), int64, the number of the step
+
+        Returns
+        -------
+        Sketched
+            basis and core of :math:`\operatorname{skewh}(d x^H)`, for :meth:`rotation`
+        """
+        return choose(x).sketch(x, d, self.spec, counter)
+
+    def rotation(
+        self, sketched: Sketched, step: float | torch.Tensor, dtype: torch.dtype
+    ) -> Rotation:
+        """Retract a sketched generator times ``step``, a number or a (b, 1, 1) tensor."""
+        return choose(sketched.core).rotation(sketched, step, self.spec, dtype)
 
     # -- geoopt's contract -------------------------------------------------------------
 

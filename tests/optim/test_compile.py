@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from geoopt_projunn import ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
-from geoopt_projunn.linalg import extension
-from geoopt_projunn.optim.compiled import compiled
+from geoopt_projunn import ProjUNNRiemannianAdam, ProjUNNRiemannianSGD, backends
+from geoopt_projunn.backends.compiled import compiled
 
 from ._helpers import (
     OPTIMIZERS,
@@ -47,16 +46,22 @@ KINDS = {
 def _fresh_compiler():
     torch._dynamo.reset()
     counters.clear()
-    # Which takes the steps whole, so that there is nothing to compile.
-    with extension.disabled():
-        yield
+    yield
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def reference():
+    # The kernels take most steps whole, so that there is nothing to compile.
+    with backends.use("reference"):
+        yield
 
 
 def graphs():
     return counters["stats"]["unique_graphs"]
 
 
+@pytest.mark.usefixtures("reference")
 @pytest.mark.parametrize("name", KINDS)
 def test_compiled_steps_are_the_eager_ones(name):
     kind, options, shape, manifold = KINDS[name]
@@ -75,6 +80,7 @@ def test_compiled_steps_are_the_eager_ones(name):
     assert graphs() == 1  # also for the other learning rate
 
 
+@pytest.mark.usefixtures("reference")
 def test_equal_kinds_share_a_compilation_and_others_have_their_own():
     alike = [unitary_parameter(300, 300) for _ in range(2)]
     other = unitary_parameter(280, 280)
@@ -88,6 +94,7 @@ def test_equal_kinds_share_a_compilation_and_others_have_their_own():
         assert orthogonality_error(p) < 1e-4
 
 
+@pytest.mark.usefixtures("reference")
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_what_the_compiler_does_not_speed_up_takes_the_eager_step(kind):
     # Of large matrices, torch's own updates in place would be compiled into copies.
@@ -95,18 +102,16 @@ def test_what_the_compiler_does_not_speed_up_takes_the_eager_step(kind):
         assert_takes_the_eager_step(kind, start)
 
 
-@pytest.mark.skipif(not extension.BUILT, reason="the extension is not built")
+@pytest.mark.skipif("cpu" not in backends.available(), reason="the kernels were not built")
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_steps_that_the_extension_takes_are_not_compiled(kind, monkeypatch):
-    monkeypatch.setattr(extension, "_enabled", True)
+def test_steps_that_the_kernels_take_are_not_compiled(kind):
     assert_takes_the_eager_step(kind, rotation(3, 24, 24))
 
 
-@pytest.mark.skipif(not extension.BUILT, reason="the extension is not built")
+@pytest.mark.skipif("cpu" not in backends.available(), reason="the kernels were not built")
 @pytest.mark.parametrize(("kind", "options"), [(SGD, {}), (SGD, {"momentum": 0.9}), (ADAM, {})])
 @pytest.mark.parametrize("manifold", [{"sketch": "column", "retraction": "polar"}, {"k": None}])
-def test_steps_that_the_extension_takes_in_part_are_compiled(manifold, kind, options, monkeypatch):
-    monkeypatch.setattr(extension, "_enabled", True)
+def test_steps_that_the_kernels_take_in_part_are_compiled(manifold, kind, options):
     start = rotation(3, 24, 24, dtype=torch.float64)
     p, q = (on_manifold(start, **{"k": 1, **manifold}) for _ in range(2))
     grads = gradients(p, 3)
@@ -125,6 +130,7 @@ def assert_takes_the_eager_step(kind, start):
     assert graphs() == 0
 
 
+@pytest.mark.usefixtures("reference")
 def test_where_compilation_fails_a_warning_says_so_and_the_step_is_taken():
     start = [rotation(n, n) for n in (8, 9)]
     eager, others = ([on_manifold(x) for x in start] for _ in range(2))
@@ -145,6 +151,7 @@ def test_where_compilation_fails_a_warning_says_so_and_the_step_is_taken():
         assert_within(q, p, 1e-6)
 
 
+@pytest.mark.usefixtures("reference")
 @pytest.mark.filterwarnings("ignore:A step of a parameter .* was skipped")
 def test_a_compiled_step_that_is_not_finite_is_left_out():
     p = unitary_parameter(2, 8, 8)
@@ -158,6 +165,7 @@ def test_a_compiled_step_that_is_not_finite_is_left_out():
     assert optimizer.skipped_steps == 1
 
 
+@pytest.mark.usefixtures("reference")
 @pytest.mark.parametrize("compile", [False, True])
 def test_a_compiled_training_function_takes_the_riemannian_step(compile):
     start, target = rotation(8, 8, dtype=torch.float64), rotation(8, 8, dtype=torch.float64)

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from geoopt_projunn import ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
-from geoopt_projunn.linalg import extension
-from geoopt_projunn.optim import rank_k
+from geoopt_projunn import ProjUNNRiemannianAdam, ProjUNNRiemannianSGD, backends
+from geoopt_projunn.backends import parts
 from tests._modes import Recorder
 
 from ._helpers import (
@@ -81,7 +80,7 @@ def test_a_step_leaves_every_tensor_where_it_is(kind, options):
         assert all(tensor._base is None for tensor in tensors.values())
 
 
-@pytest.mark.skipif(not extension.BUILT, reason="the extension is not built")
+@pytest.mark.skipif("cpu" not in backends.available(), reason="the kernels were not built")
 @pytest.mark.parametrize("name", ["sgd", "momentum", "adam", "scalar"])
 def test_a_step_of_many_copies_nothing(name):
     kind, options = SETTINGS[name]
@@ -91,7 +90,7 @@ def test_a_step_of_many_copies_nothing(name):
     assert copies_nothing(optimizer)
 
 
-@pytest.mark.skipif(not extension.BUILT, reason="the extension is not built")
+@pytest.mark.skipif("cpu" not in backends.available(), reason="the kernels were not built")
 def test_nor_does_one_of_parameters_stored_by_columns():
     params = alike(3)
     for p in params:
@@ -196,13 +195,13 @@ def test_state_may_be_stored_in_any_way(dtype, shape, kind, options):
             assert_within(optimizer.state[p][name].to(wide), value.to(wide), 1e-12)
 
 
-def test_what_the_extension_refuses_is_stepped_as_without_it():
+def test_what_the_kernels_refuse_is_stepped_as_without_it():
     params = alike(2)
     optimizer = ProjUNNRiemannianSGD(params, lr=0.1, momentum=0.9)
     step(optimizer, params, 0)
     optimizer.state[params[1]]["momentum_buffer"] = torch.zeros(8, 8)
     others = [on_manifold(p.detach()) for p in params]
-    with extension.disabled():
+    with backends.use("reference"):
         reference = ProjUNNRiemannianSGD(others, lr=0.1, momentum=0.9)
         for p, q in zip(params, others, strict=True):
             reference.state[q].update({n: v.clone() for n, v in optimizer.state[p].items()})
@@ -248,12 +247,12 @@ def test_stacks_that_exceed_the_cache_change_nothing(shape, kind, monkeypatch):
     others = [on_manifold(p.detach()) for p in params]
     optimizer, other = kind(params, lr=0.02), kind(others, lr=0.02)
     bytes_of_two = 2 * params[0].numel() * 8
-    with extension.disabled():
+    with backends.use("reference"):
         for number in range(3):
             step(optimizer, params, number)
             with monkeypatch.context() as patch:
-                patch.setattr(rank_k, "_PART_BYTES", bytes_of_two // torch.get_num_threads())
-                assert rank_k._stacks(others) == [slice(0, 2), slice(2, 4), slice(4, 6)]
+                patch.setattr(parts, "_PART_BYTES", bytes_of_two // torch.get_num_threads())
+                assert parts.parts_of_list(others) == [slice(0, 2), slice(2, 4), slice(4, 6)]
                 step(other, others, number)
     for p, q in zip(params, others, strict=True):
         assert_within(p, q, 1e-14)

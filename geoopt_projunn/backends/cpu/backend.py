@@ -84,8 +84,9 @@ class CPU(Reference):
         gradients and buffers may be in any number of tensors.
         """
         native = rule.native(group)
-        if native is not None and spec.k is not None and spec.transform is None:
-            length = torch.as_tensor(group["lr"], dtype=torch.float64).reshape(())
+        are_stored = kernels.is_stored(x[0]) and kernels.is_stored(grad[0])
+        if native and are_stored and spec.k is not None and spec.transform is None:
+            length = torch.as_tensor(group["lr"], dtype=torch.float64, device="cpu").reshape(())
             state = [piece for name in native.state for piece in buffers[name]]
             sweep = min(spec.sweep, x[0].shape[-1])
             # State that was loaded may have any strides: what is refused goes another way.

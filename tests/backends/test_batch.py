@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from geoopt_projunn.linalg.batch import count, gather, scatter
+from geoopt_projunn.backends.batch import count, gather, scatter
 from tests._asserts import assert_bit_equal
 
 

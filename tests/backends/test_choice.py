@@ -1,0 +1,138 @@
+"""Who is chosen, and what is said where a choice cannot serve."""
+
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+import geoopt
+import pytest
+import torch
+from torch.func import vmap
+
+from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianSGD, backends
+from geoopt_projunn.backends import choose
+from geoopt_projunn.backends.cpu import kernels
+from tests._modes import Recorder
+
+from ._cases import threads  # noqa: F401
+
+built = pytest.mark.skipif("cpu" not in backends.available(), reason="the kernels were not built")
+X = torch.eye(4)
+
+
+HEADERS = Path(sysconfig.get_path("include"), "Python.h")
+
+
+# Everything works without them: only here would their loss be seen.
+@pytest.mark.skipif(
+    sys.platform != "linux" or not shutil.which("g++") or not HEADERS.exists(),
+    reason="needs a compiler",
+)
+def test_the_kernels_are_built_where_they_can_be():
+    assert "cpu" in backends.available(), "install the package: `pip install -e .` builds them"
+    assert kernels.kernels.USES_THREADS
+
+
+@built
+def test_without_threads_of_their_own_they_serve_one(monkeypatch, threads):  # noqa: F811
+    class WithoutThreads:
+        USES_THREADS = False
+
+    monkeypatch.setattr(kernels, "kernels", WithoutThreads)
+    with torch.no_grad():
+        threads(1)
+        assert choose(X).name == "cpu"
+        threads(2)
+        assert choose(X).name == "reference"
+
+
+def test_the_reference_is_always_available():
+    assert backends.available()[-1] == "reference"
+
+
+@built
+def test_the_kernels_serve_plain_steps_on_a_cpu():
+    with torch.no_grad():
+        assert choose(X).name == "cpu"
+        with backends.use("reference"):
+            assert choose(X).name == "reference"
+            with backends.use("cpu"):
+                assert choose(X).name == "cpu"
+            assert choose(X).name == "reference"
+        assert choose(X).name == "cpu"
+
+
+def negated():
+    return torch.randn(4, 4, dtype=torch.complex64).conj().imag
+
+
+REASONS = [
+    (lambda: torch.empty(4, 4, device="meta"), "the tensors are on meta"),
+    (lambda: X.bfloat16(), "do not know torch.bfloat16"),
+    (negated, "negated lazily"),
+]
+
+
+@built
+@pytest.mark.parametrize(("build", "reason"), REASONS)
+def test_what_they_cannot_serve_is_left_to_the_reference_or_refused_by_name(build, reason):
+    with torch.no_grad():
+        assert choose(build()).name == "reference"
+        with (
+            backends.use("cpu"),
+            pytest.raises(RuntimeError, match=f"backend 'cpu' .* cannot serve: .*{reason}"),
+        ):
+            choose(build())
+
+
+@built
+def test_nor_do_they_serve_where_derivatives_or_batches_would_be_lost():
+    with torch.enable_grad():
+        assert choose(X).name == "reference"
+        with backends.use("cpu"), pytest.raises(RuntimeError, match="gradients are recorded"):
+            choose(X)
+    with torch.no_grad():
+        names = []
+        vmap(lambda x: (names.append(choose(x).name), x)[1])(torch.randn(2, 4, 4))
+        assert names == ["reference"]
+        with torch.autograd.forward_ad.dual_level():
+            assert choose(X).name == "reference"
+
+
+def test_an_unknown_name_is_refused():
+    with (
+        pytest.raises(ValueError, match=r"`name` must be one of .*'reference'.*, got 'gpu'"),
+        backends.use("gpu"),
+    ):
+        pass
+
+
+def test_the_choice_before_comes_back_after_an_exception():
+    with pytest.raises(KeyError), backends.use("reference"):
+        raise KeyError
+    with torch.no_grad():
+        assert choose(X).name == backends.available()[0]
+
+
+@built
+def test_a_step_of_an_optimizer_that_is_forced_and_cannot_serve_leaves_all_as_it_was():
+    p = geoopt.ManifoldParameter(torch.empty(4, 4, device="meta"), manifold=LowRankUnitary())
+    plain = torch.nn.Parameter(torch.ones(3))
+    optimizer = ProjUNNRiemannianSGD([p], lr=0.1)
+    p.grad, plain.grad = torch.empty_like(p), torch.ones(3)
+    with backends.use("cpu"), pytest.raises(RuntimeError, match="cannot serve"):
+        optimizer.step()
+    assert (plain == 1).all()
+
+
+@built
+def test_a_step_is_one_operator():
+    p = geoopt.ManifoldParameter(LowRankUnitary().random(24, 24), manifold=LowRankUnitary())
+    optimizer = ProjUNNRiemannianSGD([p], lr=0.1, momentum=0.9)
+    p.grad = torch.randn_like(p)
+    optimizer.step()
+    with Recorder() as recorder:
+        optimizer.step()
+    assert "step_" in recorder.operations
+    assert not recorder.operations & {"bmm", "mm", "baddbmm"}

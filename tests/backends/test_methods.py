@@ -1,0 +1,144 @@
+"""The parts of a step: every backend does what the reference does."""
+
+import pytest
+import torch
+
+from geoopt_projunn.backends.contract import StepSpec
+from geoopt_projunn.rotation import Rotation
+from tests._asserts import assert_bit_equal, assert_within
+from tests._matrices import DTYPES, WIDE_DTYPES, eps, skew, unitary, wide
+
+from ._cases import REFERENCE, backend, by_columns, draw, each_other, generator, stretched
+
+pytestmark = pytest.mark.usefixtures("without_gradients")
+dtypes = pytest.mark.parametrize("dtype", DTYPES)
+sketches = pytest.mark.parametrize("sketch", ["tangent", "lsi", "column"])
+# One chunk of rows and several; whole vectors and rests; more vectors than a kernel takes.
+sizes = pytest.mark.parametrize(
+    ("n", "k"), [(2, 1), (5, 1), (5, 2), (24, 1), (64, 4), (65, 32), (70, 33), (260, 1), (260, 3)]
+)
+
+
+def spec(k, sketch="tangent", retraction="exponential", sweep=1):
+    return StepSpec(k, sketch, retraction, sweep)
+
+
+@sizes
+@sketches
+@dtypes
+@each_other
+def test_a_sketch_is_that_of_the_reference(name, dtype, sketch, n, k):
+    x, d, counter = draw(n, dtype)
+    actual = backend(name).sketch(x, d, spec(k, sketch), counter)
+    expected = REFERENCE.sketch(x, d, spec(k, sketch), counter)
+    assert actual.rows.dtype == actual.core.dtype == wide(dtype)
+    assert actual.rows.shape == expected.rows.shape
+    # Where the vectors reach nearly everything the last of them are badly determined.
+    loss = 1e5 if 2 * k > n - 2 else 1e3
+    size = torch.linalg.matrix_norm(generator(expected)).max().item()
+    assert_within(generator(actual), generator(expected), loss * eps(dtype) * size)
+
+
+@pytest.mark.parametrize("layout", [by_columns, stretched, lambda x: x.mH.contiguous().mH])
+@pytest.mark.parametrize("n", [24, 260])
+@sketches
+@dtypes
+@each_other
+def test_layouts_make_no_difference(name, dtype, sketch, n, layout):
+    x, d, counter = draw(n, dtype)
+    own = backend(name)
+    expected = generator(own.sketch(x, d, spec(2, sketch), counter))
+    bound = 1e3 * eps(dtype) * expected.abs().max().item()
+    for point, direction in ((layout(x), d), (x, layout(d)), (layout(x), layout(d))):
+        actual = generator(own.sketch(point, direction, spec(2, sketch), counter))
+        assert_within(actual, expected, bound)
+
+
+@pytest.mark.parametrize("counter", [-1, -7, 2**40, -(2**40), 2**62 + 3, -(2**62) - 3])
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("sketch", ["tangent", "lsi"])
+@each_other
+def test_any_counter_stays_within_its_matrix(name, sketch, k, counter):
+    x, d, _ = draw(9, torch.float64)
+    d[0], d[2] = torch.nan, torch.nan
+    number, own, before = torch.tensor([counter]), backend(name), x.clone()
+    sketched = own.sketch(x[1:2], d[1:2], spec(k, sketch), number)
+    rotation = own.rotation(sketched, 0.1, spec(k), x.dtype)
+    assert own.turn_(x[1:2], rotation, 4, number, torch.ones(1, dtype=torch.bool)).all()
+    assert_bit_equal(x[::2], before[::2])
+    if abs(counter) < 2**60:
+        expected = REFERENCE.sketch(before[1:2], d[1:2], spec(k, sketch), number)
+        assert_within(generator(sketched), generator(expected), 1e-11)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("k", [1, 3])
+@sketches
+@dtypes
+@each_other
+def test_a_direction_that_is_not_finite_shows_in_its_own_result_only(name, dtype, sketch, k, bad):
+    x, d, counter = draw(20, dtype)
+    expected = backend(name).sketch(x, d, spec(k, sketch), counter)
+    d[1, 7, 3] = bad
+    actual = backend(name).sketch(x, d, spec(k, sketch), counter)
+    finite = [bool(part.isfinite().all()) for part in actual.core]
+    assert finite == [True, False, True]
+    assert_within(generator(actual)[::2], generator(expected)[::2], 1e-4)
+
+
+@pytest.mark.parametrize("retraction", ["exponential", "polar", "cayley"])
+@pytest.mark.parametrize("dtype", WIDE_DTYPES)
+@pytest.mark.parametrize("norm", [1e-9, 0.3, 3.0, 160.0, 1e6])
+@pytest.mark.parametrize("r", [2, 7, 64, 66])
+@each_other
+def test_a_core_is_retracted_as_by_the_reference(name, r, norm, dtype, retraction):
+    core = skew(4, r, r, norm=norm, dtype=dtype)
+    core[3] = 0
+    actual, expected = (own.retract(core, retraction) for own in (backend(name), REFERENCE))
+    # Squaring and solving lose what a long generator has of angle.
+    assert_within(actual, expected, 1e-14 * max(1.0, norm) * r + 1e-13 * min(norm, 1.0))
+    assert_bit_equal(actual[3], torch.zeros_like(actual[3]))
+
+
+@pytest.mark.parametrize("sweep", [0, 1, 3])
+@pytest.mark.parametrize(("n", "r"), [(2, 2), (7, 3), (24, 2), (260, 6)])
+@pytest.mark.parametrize("layout", [torch.clone, by_columns])
+@dtypes
+@each_other
+def test_points_are_turned_and_swept_as_by_the_reference(name, dtype, layout, n, r, sweep):
+    x = layout(unitary(4, n, n, dtype=dtype))
+    rows = torch.linalg.qr(torch.randn(4, n, r, dtype=dtype)).Q.mH.contiguous()
+    delta = REFERENCE.retract(skew(4, r, r, norm=0.4, dtype=wide(dtype)), "exponential")
+    delta[2, 0, 0] = torch.nan
+    active, counter = torch.tensor([True, True, True, False]), torch.tensor([0, 3, 5, 2**40 + 1])
+    before, other = x.clone(), x.clone()
+    for own, point in ((backend(name), x), (REFERENCE, other)):
+        turned = own.turn_(point, Rotation(rows, delta), min(sweep, n), counter, active)
+        assert turned.tolist() == [True, True, False, False]
+    assert_within(x, other, 30 * eps(dtype))
+    assert_bit_equal(x[2:], before[2:])
+    assert not torch.equal(x[:2], before[:2])
+
+
+@pytest.mark.parametrize("shape", [(1, 300, 300), (3, 150, 260), (40, 41, 41), (2, 6, 5)])
+@pytest.mark.parametrize("counts", [(1, 0), (0, 2), (3, 5), (16, 1)])
+@pytest.mark.parametrize("layout", [torch.clone, by_columns, torch.conj])
+@dtypes
+@each_other
+def test_products_of_a_few_rows_are_those_of_the_reference(name, dtype, layout, counts, shape):
+    b, n, m = shape
+    x = layout(torch.randn(shape, dtype=dtype))
+    left = torch.randn(b, counts[0], n, dtype=dtype)
+    right = torch.randn(b, counts[1], m, dtype=dtype)
+    own = backend(name).products
+    bound = 50 * eps(dtype) * max(n, m) ** 0.5
+    out_left, out_right = own.both_sides(left, right, x)
+    torch.testing.assert_close(out_left, left @ x, atol=bound, rtol=0)
+    torch.testing.assert_close(out_right, right @ x.mH, atol=bound, rtol=0)
+    torch.testing.assert_close(own.times(left, x), left @ x, atol=bound, rtol=0)
+    torch.testing.assert_close(own.times_adjoint(right, x), right @ x.mH, atol=bound, rtol=0)
+    factor = torch.randn(b, counts[0], m, dtype=dtype)
+    expected = x + left.mH @ factor
+    if counts[0]:
+        own.add_product_(x, left, factor)
+    torch.testing.assert_close(x, expected, atol=20 * eps(dtype) * (1 + counts[0]), rtol=0)

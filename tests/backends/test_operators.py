@@ -1,0 +1,146 @@
+"""The kernels as operators of torch: shapes, flops, refusals."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from geoopt_projunn import backends
+
+from ._cases import draw
+
+if "cpu" not in backends.available():
+    pytest.skip("the kernels were not built", allow_module_level=True)
+
+from geoopt_projunn.backends.cpu import operators, steps
+
+pytestmark = pytest.mark.usefixtures("without_gradients")
+LENGTH = torch.tensor(0.01, dtype=torch.float64)
+STATE = {"gradient": 0, "momentum": 1, "adam": 2, "amsgrad": 3}
+NUMBERS = {"gradient": [], "momentum": [0.9, 0.1, 1.0]}
+
+
+def step_arguments(rule="gradient", b=3, n=6, k=1, sketch="tangent"):
+    x, grad, counter = draw(n, torch.float32, b)
+    state = [torch.rand(b, n, n) for _ in range(STATE[rule])]
+    return {
+        "x": [x],
+        "grad": [grad],
+        "state": state,
+        "step": [counter.clone()],
+        "skipped": [torch.zeros(b)],
+        "rule": rule.replace("amsgrad", "adam"),
+        "numbers": NUMBERS.get(rule, [0.9, 0.99, 1e-8]),
+        "k": k,
+        "sketch": sketch,
+        "retraction": "exponential",
+        "length": LENGTH,
+        "sweep": 1,
+    }
+
+
+@pytest.mark.parametrize("rule", STATE)
+@pytest.mark.parametrize("b", [0, 1])
+def test_steps_are_operators_as_torch_wants_them(b, rule):
+    torch.library.opcheck(steps.step_, tuple(step_arguments(rule, b).values()))
+
+
+@pytest.mark.parametrize("b", [0, 2])
+def test_so_are_the_parts_of_a_step(b):
+    x, d, counter = draw(6, torch.complex64, b)
+    rows, core = operators.sketch(x, d, 2, counter, "lsi")
+    delta = operators.retract(core, "polar")
+    rows, active = rows.to(x.dtype), torch.ones(b, dtype=torch.bool)
+    for operator, arguments in (
+        (operators.sketch, (x, d, 2, counter, "tangent")),
+        (operators.retract, (core, "cayley")),
+        (operators.turn_, (x, rows, delta, 1, counter, active)),
+        (operators.both_sides, (rows, rows[:, :1].contiguous(), x)),
+        (operators.add_product_, (x, rows, rows)),
+    ):
+        torch.library.opcheck(operator, arguments)
+
+
+def flops(operator, *arguments):
+    with FlopCounterMode(display=False) as counter:
+        operator(*arguments)
+    return counter.get_total_flops()
+
+
+def test_flops_are_counted():
+    x, d, counter = draw(24, torch.float32)
+    entries = 3 * 24 * 24
+    rows, core = operators.sketch(x, d, 4, counter, "tangent")
+    active = torch.ones(3, dtype=torch.bool)
+    delta, rows = operators.retract(core, "exponential"), rows.float()
+    assert flops(operators.sketch, x, d, 4, counter, "tangent") == 16 * 4 * entries
+    assert flops(operators.sketch, x, d, 4, counter, "lsi") == 6 * 4 * entries
+    assert flops(operators.turn_, x, rows, delta, 2, counter, active) == 4 * (8 + 2) * entries
+    assert flops(operators.both_sides, rows, rows, x) == 4 * 8 * entries
+    assert flops(operators.add_product_, x, rows, rows) == 2 * 8 * entries
+    assert flops(operators.retract, core, "exponential") == 38 * 8**3 * 3
+    for sketch, of_sketch in (("tangent", 14), ("lsi", 6)):
+        arguments = step_arguments(n=24, k=4, sketch=sketch).values()
+        assert flops(steps.step_, *arguments) == (of_sketch * 4 + 4 * (8 + 1)) * entries
+
+
+def test_nothing_runs_without_data():
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        arguments = step_arguments()
+        arguments["x"] = [torch.zeros(3, 6, 6)]
+        steps.step_(*arguments.values())
+    on_meta = step_arguments()
+    on_meta["step"] = [torch.zeros(3, dtype=torch.int64, device="meta")]
+    with pytest.raises(RuntimeError, match="must be on one device"):
+        steps.step_(*on_meta.values())
+
+
+BY_COLUMNS = r"must be contiguous, .* strides \(36, 1, 6\)"
+WRONG = [
+    ("gradient", "x", lambda x: [x[0], x[1], x[2].mT], r"one shape, strides.*\(1, 6\)"),
+    ("gradient", "x", lambda x: [x[0], x[1].double(), x[2]], r"float32, .*, .*float64"),
+    ("gradient", "x", lambda x: [x[0], x[1, :5], x[2]], r"\(6, 6\).*\(5, 6\)"),
+    ("gradient", "x", lambda x: [x[0, :5]], r"must be contiguous, of shape \(6, 6\)"),
+    ("gradient", "grad", lambda g: [*g[:2]], r"must be 3 matrices, got 2"),
+    ("gradient", "grad", lambda g: [g[:, :5]], r"\(3, 6, 6\).* got shape \(3, 5, 6\)"),
+    ("gradient", "grad", lambda g: [g.double()], r"float32, got .*float64"),
+    ("gradient", "step", lambda s: [s.int()], r"int64, got .*int32"),
+    ("gradient", "step", lambda s: [s[:2]], r"\(3,\) .* got shape \(2,\)"),
+    ("gradient", "step", lambda s: [s, s], r"must be of 3 matrices, got 2 tensors"),
+    ("gradient", "skipped", lambda s: [s.double()], r"float32, got .*float64"),
+    ("momentum", "grad", lambda g: [g.mT.contiguous().mT], r"must be stored by rows"),
+    ("momentum", "state", lambda s: [s.mT], BY_COLUMNS),
+    ("amsgrad", "state", lambda s: [s, s.double(), s], r"got .*float64"),
+    ("amsgrad", "state", lambda s: [s, s, s[:, :1]], r"got shape \(3, 1, 6\)"),
+    ("gradient", "k", lambda _: 0, r"must be between 1 and min\(32, n / 2\) = 3, got 0"),
+    ("gradient", "k", lambda _: 4, r"must be between 1 and .* got 4"),
+    ("gradient", "sketch", lambda _: "column", r"one of .*'lsi'.*, got 'column'"),
+    ("gradient", "retraction", lambda _: "none", r"one of .*'polar'.*, got 'none'"),
+    ("gradient", "rule", lambda _: "none", r"one of .*'adam'.*, got 'none'"),
+    ("gradient", "length", lambda _: torch.tensor(0.1), r"float64, got .*float32"),
+    ("gradient", "sweep", lambda _: -1, r"must be between 0 and n = 6, got -1"),
+]
+
+
+@pytest.mark.parametrize(("rule", "name", "spoil", "message"), WRONG)
+def test_what_does_not_fit_is_refused_before_anything_changes(rule, name, spoil, message):
+    arguments = step_arguments(rule)
+    tensors = [t for value in arguments.values() if isinstance(value, list) for t in value]
+    before = [t.clone() for t in tensors if isinstance(t, torch.Tensor)]
+    old = arguments[name]
+    wrong = spoil(old[0]) if isinstance(old, list) and old else spoil(old)
+    with pytest.raises(ValueError, match=f"`{name}` .*{message}"):
+        steps.step_(**{**arguments, name: wrong})
+    for t, value in zip((t for t in tensors if isinstance(t, torch.Tensor)), before, strict=True):
+        assert torch.equal(t, value)
+
+
+def test_an_entry_is_rounded_once_however_many_terms_are_added():
+    """Terms that cancel leave the entry as it was, bit for bit."""
+    x = 1e6 * torch.randn(1, 19, 23)
+    rows = torch.randn(1, 16, 19)
+    factor = torch.randn(1, 16, 23)
+    before = x.clone()
+    both = torch.cat((rows, -rows), 1), torch.cat((factor, factor), 1)
+    operators.add_product_(x, *both)
+    assert (x - before).abs().max() <= 1e-5 * rows.abs().max() * factor.abs().max() * 16
