@@ -8,14 +8,16 @@ from geoopt_projunn.drift import sweep_columns_
 from geoopt_projunn.linalg.basis import orthonormalize
 from geoopt_projunn.linalg.dense import skewh
 from geoopt_projunn.linalg.hashing import uniform
-from geoopt_projunn.linalg.rows import generator_rows, squared_column_norms
+from geoopt_projunn.linalg.rows import Products, generator_rows, squared_column_norms
 from geoopt_projunn.sketches import SKETCHES, Sketch, Sketched
 
 
 def powers(more: int, first: Callable[..., torch.Tensor]) -> Sketch:
     """Keep what touches orth(Ω^(1 + more) T), T the given test vectors."""
 
-    def sketch(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> Sketched:
+    def sketch(
+        x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor, products: Products
+    ) -> Sketched:
         rows = first(x, d, k, counter)
         for _ in range(1 + more):
             rows = generator_rows(orthonormalize(rows.double()).to(x.dtype), x, d)
@@ -87,7 +89,9 @@ class LastBasis:
     def __init__(self, mixed: bool) -> None:
         self.mixed = mixed
 
-    def __call__(self, x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> Sketched:
+    def __call__(
+        self, x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor, products: Products
+    ) -> Sketched:
         if int(counter.max()) == 0:
             self.rows = random_vectors(x, d, k, counter)
         test = self.rows
@@ -101,15 +105,19 @@ class LastBasis:
         return sketched
 
 
-def best_possible(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> Sketched:
+def best_possible(
+    x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor, products: Products
+) -> Sketched:
     """Keep the k largest pairs of singular values of the generator, O(n³)."""
     generator = skewh(d.double() @ x.double().mT)
     vectors = torch.linalg.eigh(1j * generator).eigenvectors[..., -k:]
     return touching(x, d, vectors.real.mT.to(x.dtype))
 
 
-def twice_as_wide(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> Sketched:
-    return SKETCHES["tangent"](x, d, 2 * k, counter)
+def twice_as_wide(
+    x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor, products: Products
+) -> Sketched:
+    return SKETCHES["tangent"](x, d, 2 * k, counter, products)
 
 
 ALTERNATIVES: dict[str, Sketch] = {

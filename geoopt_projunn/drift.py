@@ -2,8 +2,7 @@ r"""Drift control: keep rounding from adding up, in :math:`O(n^2)` a step."""
 
 import torch
 
-from .linalg import rows as in_torch
-from .linalg.rows import Products, row_norms, set_columns_
+from .linalg.rows import IN_TORCH, Products, row_norms, set_columns_
 from .rotation import Rotation
 
 _CONVERGES = 0.1
@@ -15,7 +14,7 @@ def turn_(
     sweep: int,
     counter: torch.Tensor,
     active: torch.Tensor,
-    products: Products = in_torch,
+    products: Products = IN_TORCH,
 ) -> torch.Tensor:
     r"""Rotate x and sweep some of its columns, in place.
 
@@ -55,7 +54,7 @@ def sweep_columns_(
     count: int,
     counter: torch.Tensor,
     active: torch.Tensor,
-    products: Products = in_torch,
+    products: Products = IN_TORCH,
 ) -> None:
     r"""Orthonormalize the next few columns of x against all others, in place.
 

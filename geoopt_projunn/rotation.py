@@ -4,8 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from .linalg import rows as in_torch
-from .linalg.rows import Products
+from .linalg.rows import IN_TORCH, Products
 
 
 class Rotation(NamedTuple):
@@ -21,13 +20,13 @@ class Rotation(NamedTuple):
     delta: torch.Tensor
     """(b, r, r), :math:`P - I`, float64 or complex128."""
 
-    def __call__(self, v: torch.Tensor, products: Products = in_torch) -> torch.Tensor:
+    def __call__(self, v: torch.Tensor, products: Products = IN_TORCH) -> torch.Tensor:
         """Return :math:`Rv` for v of shape (b, n, p), in :math:`4rnp` flops."""
         if self.rows is None:
             return v + self._turned(v)
         return torch.baddbmm(v, self.rows.mH, self._turned(products.times(self.rows, v)))
 
-    def apply_(self, x: torch.Tensor, products: Products = in_torch) -> None:
+    def apply_(self, x: torch.Tensor, products: Products = IN_TORCH) -> None:
         """Replace x of shape (b, n, p) by :math:`Rx`; nothing of its size is created."""
         if self.rows is None:
             x.add_(self._turned(x))

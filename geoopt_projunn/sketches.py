@@ -17,12 +17,11 @@ from typing import NamedTuple
 
 import torch
 
-from .linalg import rows as in_torch
 from .linalg.basis import orthonormalize
 from .linalg.dense import skewh
 from .linalg.hashing import uniform
 from .linalg.precision import WIDE
-from .linalg.rows import Products, generator_rows, row_norms, squared_column_norms
+from .linalg.rows import IN_TORCH, Products, generator_rows, row_norms, squared_column_norms
 
 # Rows or columns of the gradient for each test vector of the tangent sketch, combined by all of
 # them. All rows would cost one more pass over the gradient and save no steps.
@@ -40,7 +39,7 @@ class Sketched(NamedTuple):
     core: torch.Tensor
     """(b, r, r), float64 or complex128."""
 
-    def velocity(self, x: torch.Tensor, products: Products = in_torch) -> torch.Tensor:
+    def velocity(self, x: torch.Tensor, products: Products = IN_TORCH) -> torch.Tensor:
         r"""Return :math:`\operatorname{skewh}(K) W^H x`, (b, r, n) in the dtype of x.
 
         :math:`W` times this is the velocity of :math:`x` in a step of unit length.
@@ -50,7 +49,7 @@ class Sketched(NamedTuple):
         return torch.bmm(generator, small.to(generator.dtype)).to(x.dtype)
 
     def add_velocity_(
-        self, v: torch.Tensor, x: torch.Tensor, scale: float, products: Products = in_torch
+        self, v: torch.Tensor, x: torch.Tensor, scale: float, products: Products = IN_TORCH
     ) -> None:
         """Add ``scale`` times the velocity of x to v, (b, n, n), in place."""
         velocity = scale * self.velocity(x, products)
@@ -68,7 +67,7 @@ def tangent(
     d: torch.Tensor,
     k: int,
     counter: torch.Tensor,
-    products: Products = in_torch,
+    products: Products = IN_TORCH,
 ) -> Sketched:
     r"""Sketch the tangent step itself: everything in it that touches k directions.
 
@@ -123,7 +122,7 @@ def tangent(
     return _touching(x, d, generator_rows(test, x, d, products), products)
 
 
-def full_range(x: torch.Tensor, u: torch.Tensor, k: int, products: Products = in_torch) -> Sketched:
+def full_range(x: torch.Tensor, u: torch.Tensor, k: int, products: Products = IN_TORCH) -> Sketched:
     r"""Sketch a tangent vector, exactly if its rank is at most k.
 
     Like :func:`tangent` with random test vectors :math:`T = H`, which reach all of the range
@@ -152,7 +151,7 @@ def lsi(
     d: torch.Tensor,
     k: int,
     counter: torch.Tensor,
-    products: Products = in_torch,
+    products: Products = IN_TORCH,
 ) -> Sketched:
     r"""Sketch the ambient direction on random rows (the paper's LSI).
 
@@ -180,7 +179,7 @@ def column(
     d: torch.Tensor,
     k: int,
     counter: torch.Tensor,
-    products: Products = in_torch,
+    products: Products = IN_TORCH,
 ) -> Sketched:
     r"""Sketch the ambient direction on k of its columns (the paper's column sampling).
 

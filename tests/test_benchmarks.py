@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from geoopt_projunn.linalg.rows import IN_TORCH
 from geoopt_projunn.sketches import SKETCHES
 from tests._benchmarks import load
 
@@ -188,11 +189,11 @@ def test_the_best_alternative_keeps_the_largest_speeds():
     speeds = torch.linalg.svdvals(generator)[0]
     counter = torch.zeros(1, dtype=torch.int64)
     for k in (1, 2):
-        kept = alternatives.best_possible(x, d, k, counter).core.square().sum()
+        kept = alternatives.best_possible(x, d, k, counter, IN_TORCH).core.square().sum()
         assert kept == pytest.approx(float(speeds[: 2 * k].square().sum()), rel=1e-9)
         for name, sketch in alternatives.ALTERNATIVES.items():
             if name != "2k wide":
-                assert sketch(x, d, k, counter).core.square().sum() <= kept * (1 + 1e-9)
+                assert sketch(x, d, k, counter, IN_TORCH).core.square().sum() <= kept * (1 + 1e-9)
 
 
 def test_every_recurrent_matrix_is_trained_from_the_same_start(tmp_path, capsys):

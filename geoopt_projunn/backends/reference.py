@@ -6,8 +6,7 @@ from typing import Any
 import torch
 
 from ..drift import turn_
-from ..linalg import rows as in_torch
-from ..linalg.rows import Products
+from ..linalg.rows import IN_TORCH, Products
 from ..retractions import RETRACTIONS
 from ..rotation import Rotation
 from ..sketches import SKETCHES, Sketched, exact, full_range
@@ -24,7 +23,7 @@ class Reference:
     """
 
     name = "reference"
-    products: Products = in_torch
+    products: Products = IN_TORCH
     """How it multiplies a few rows with large matrices."""
 
     def is_available(self) -> bool:

@@ -6,7 +6,7 @@ import torch
 
 from .hashing import uniform
 from .precision import WIDE
-from .rows import times, times_adjoint
+from .rows import IN_TORCH
 
 _PROBES = 4
 
@@ -37,7 +37,7 @@ def estimate_orthogonality_error(x: torch.Tensor) -> torch.Tensor:
     rows = (uniform(counter, _PROBES * n) * math.sqrt(3.0)).unflatten(-1, (_PROBES, n))
     batch = x.reshape(math.prod(x.shape[:-2]), n, n)
     rows = rows.to(x.dtype).expand(len(batch), -1, -1)
-    error = times(times_adjoint(rows, batch), batch) - rows
+    error = IN_TORCH.times(IN_TORCH.times_adjoint(rows, batch), batch) - rows
     return (torch.linalg.matrix_norm(error) / math.sqrt(_PROBES)).view(x.shape[:-2])
 
 

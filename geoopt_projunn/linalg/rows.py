@@ -8,8 +8,6 @@ All is in batches with one batch dimension: for small matrices torch.bmm costs h
 torch.matmul, which has to find out what it is given.
 """
 
-from typing import Protocol
-
 import torch
 
 # Measured on a CPU in float32: from n = 512 on, one general product of inner size 2 or 4 is two
@@ -22,44 +20,65 @@ _REAL_RANK = 2
 _REAL_FROM_BATCH = 8
 
 
-class Products(Protocol):
-    """Products of a few rows with large matrices; this module has them in torch's operations."""
+class Products:
+    """Products of a few rows with large matrices, in torch's operations.
+
+    A backend may have better ones.
+    """
 
     def times(self, rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Return ``rows @ x``, (b, k, m), for rows (b, k, n) and x (b, n, m)."""
+        return torch.bmm(rows, x)
 
     def times_adjoint(self, rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Return ``rows @ x.mH``, (b, k, n), for rows (b, k, m) and x (b, n, m)."""
+        # A lazily conjugated x would be copied as a whole by the batched product.
+        return torch.bmm(rows.conj(), x.mT).conj()
 
     def both_sides(
         self, left: torch.Tensor, right: torch.Tensor, x: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return ``left @ x`` and ``right @ x.mH``."""
+        return self.times(left, x), self.times_adjoint(right, x)
 
     def add_product_(self, x: torch.Tensor, rows: torch.Tensor, factor: torch.Tensor) -> None:
-        """Add ``rows.mH @ factor`` to ``x`` in place."""
+        r"""Add :math:`\text{rows}^H \text{factor}` to ``x`` in place; neither may overlap it.
+
+        Parameters
+        ----------
+        x : torch.Tensor
+            (b, n, n), changed in place
+        rows, factor : torch.Tensor
+            (b, r, n)
+        """
+        if x.is_complex() and x.is_conj():
+            # Torch's own update gets the place or the result of such a view wrong.
+            self.add_product_(x.conj(), rows.conj(), factor.conj())
+            return
+        rank = rows.shape[-2]
+        if _is_faster_real(x, rank):
+            # With rows = u + iv, rowsᴴ factor is uᵀ factor - i vᵀ factor.
+            rows = torch.cat((rows.real, rows.imag), dim=-2)
+            factor = torch.view_as_real(torch.cat((factor, -1j * factor), dim=-2)).flatten(-2)
+            torch.view_as_real(x).flatten(-2).baddbmm_(rows.mT, factor)
+            return
+        left = rows.mH
+        one_by_one = (
+            x.device.type == "cpu"
+            and x.shape[-1] >= _RANK_ONE_FROM_SIZE
+            and rank <= _MOST_RANK_ONE_UPDATES
+        )
+        width = 1 if one_by_one else rank
+        for start in range(0, rank, width):
+            part = slice(start, start + width)
+            x.baddbmm_(left[..., part], factor[..., part, :])
 
 
-def times(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Return ``rows @ x``, (b, k, m), for rows (b, k, n) and x (b, n, m)."""
-    return torch.bmm(rows, x)
-
-
-def times_adjoint(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Return ``rows @ x.mH``, (b, k, n), for rows (b, k, m) and x (b, n, m)."""
-    # A lazily conjugated x would be copied as a whole by the batched product.
-    return torch.bmm(rows.conj(), x.mT).conj()
-
-
-def both_sides(
-    left: torch.Tensor, right: torch.Tensor, x: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ``left @ x`` and ``right @ x.mH``."""
-    return times(left, x), times_adjoint(right, x)
+IN_TORCH = Products()
 
 
 def generator_rows(
-    rows: torch.Tensor, x: torch.Tensor, d: torch.Tensor, products: Products
+    rows: torch.Tensor, x: torch.Tensor, d: torch.Tensor, products: Products = IN_TORCH
 ) -> torch.Tensor:
     r"""Apply the generator of a step to a thin matrix.
 
@@ -122,39 +141,6 @@ def _is_faster_real(x: torch.Tensor, rank: int) -> bool:
         and x.shape[0] >= _REAL_FROM_BATCH
         and rank == _REAL_RANK
     )
-
-
-def add_product_(x: torch.Tensor, rows: torch.Tensor, factor: torch.Tensor) -> None:
-    r"""Add :math:`\text{rows}^H \text{factor}` to ``x`` in place; neither may overlap it.
-
-    Parameters
-    ----------
-    x : torch.Tensor
-        (b, n, n), changed in place
-    rows, factor : torch.Tensor
-        (b, r, n)
-    """
-    if x.is_complex() and x.is_conj():
-        # Torch's own updates, and ours, get the place or the result of such a view wrong.
-        add_product_(x.conj(), rows.conj(), factor.conj())
-        return
-    rank = rows.shape[-2]
-    if _is_faster_real(x, rank):
-        # With rows = u + iv, rowsᴴ factor is uᵀ factor - i vᵀ factor.
-        rows = torch.cat((rows.real, rows.imag), dim=-2)
-        factor = torch.view_as_real(torch.cat((factor, -1j * factor), dim=-2)).flatten(-2)
-        torch.view_as_real(x).flatten(-2).baddbmm_(rows.mT, factor)
-        return
-    left = rows.mH
-    one_by_one = (
-        x.device.type == "cpu"
-        and x.shape[-1] >= _RANK_ONE_FROM_SIZE
-        and rank <= _MOST_RANK_ONE_UPDATES
-    )
-    width = 1 if one_by_one else rank
-    for start in range(0, rank, width):
-        part = slice(start, start + width)
-        x.baddbmm_(left[..., part], factor[..., part, :])
 
 
 def set_columns_(x: torch.Tensor, index: torch.Tensor, columns: torch.Tensor) -> None:

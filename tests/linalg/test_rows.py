@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from geoopt_projunn.linalg import rows as in_torch
-from geoopt_projunn.linalg.rows import add_product_, generator_rows, row_norms, times_adjoint
+from geoopt_projunn.linalg.rows import IN_TORCH, generator_rows, row_norms
 from tests._asserts import assert_same_to_rounding, assert_within
 from tests._matrices import DTYPES, eps, hermitian, skewh, unitary
 from tests._modes import Recorder
@@ -12,14 +11,14 @@ from tests._modes import Recorder
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_times_adjoint_multiplies_by_the_adjoint(dtype, batch):
     rows, x = torch.randn(batch, 3, 7, dtype=dtype), torch.randn(batch, 7, 7, dtype=dtype)
-    assert_same_to_rounding(times_adjoint(rows, x), rows @ x.mH)
+    assert_same_to_rounding(IN_TORCH.times_adjoint(rows, x), rows @ x.mH)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_times_adjoint_makes_no_copy_of_the_large_factor(dtype):
     rows, x = torch.randn(2, 3, 40, dtype=dtype), torch.randn(2, 40, 40, dtype=dtype)
     with Recorder() as recorder:
-        times_adjoint(rows, x)
+        IN_TORCH.times_adjoint(rows, x)
     assert recorder.largest == rows.numel()
 
 
@@ -29,7 +28,7 @@ def test_generator_rows_are_the_adjoint_of_the_generator_times_a_thin_matrix(dty
     x, d = unitary(batch, 7, 7, dtype=dtype), torch.randn(batch, 7, 7, dtype=dtype)
     a = torch.randn(batch, 7, 3, dtype=dtype)
     expected = (skewh(d @ x.mH) @ a).mH
-    assert_same_to_rounding(generator_rows(a.mH.contiguous(), x, d, in_torch), expected)
+    assert_same_to_rounding(generator_rows(a.mH.contiguous(), x, d), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -37,7 +36,7 @@ def test_generator_rows_of_a_normal_direction_are_rounding(dtype):
     x = unitary(1, 9, 9, dtype=dtype)
     normal = hermitian(torch.randn(9, 9, dtype=dtype)) @ x
     rows = torch.randn(1, 2, 9, dtype=dtype)
-    assert_within(generator_rows(rows, x, normal, in_torch), 0, 100 * eps(dtype))
+    assert_within(generator_rows(rows, x, normal), 0, 100 * eps(dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -46,7 +45,7 @@ def test_generator_rows_create_nothing_of_the_size_of_the_point(dtype):
         torch.randn(*size, dtype=dtype) for size in ((1, 40, 40), (1, 40, 40), (1, 3, 40))
     )
     with Recorder() as recorder:
-        generator_rows(rows, x, d, in_torch)
+        generator_rows(rows, x, d)
     assert recorder.largest == rows.numel()
 
 
@@ -59,7 +58,7 @@ def test_add_product_adds_in_place_and_creates_nothing_of_the_size_of_x(dtype, b
     rows, factor = (torch.randn(batch, rank, n, dtype=dtype) for _ in range(2))
     expected, place = x + rows.mH @ factor, x.data_ptr()
     with Recorder() as recorder:
-        add_product_(x, rows, factor)
+        IN_TORCH.add_product_(x, rows, factor)
     assert x.data_ptr() == place
     assert recorder.largest < x.numel()
     assert_same_to_rounding(x, expected)
@@ -71,7 +70,7 @@ def test_add_product_takes_matrices_of_any_layout(dtype):
     wide, square = torch.randn(9, 20, 40, dtype=dtype), torch.randn(9, 20, 20, dtype=dtype)
     for x in (wide[..., :20], wide[..., ::2], wide[..., 20:].mT, square.conj()):
         expected = x + rows.mH @ factor
-        add_product_(x, rows, factor)
+        IN_TORCH.add_product_(x, rows, factor)
         assert_same_to_rounding(x, expected)
 
 

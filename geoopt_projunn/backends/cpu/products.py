@@ -6,7 +6,6 @@ each side.
 
 import torch
 
-from ...linalg import rows as in_torch
 from ...linalg.rows import Products
 from . import kernels, operators
 
@@ -20,13 +19,13 @@ class StreamedProducts(Products):
     def times(self, rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Return ``rows @ x``."""
         if not _pays(x):
-            return in_torch.times(rows, x)
+            return super().times(rows, x)
         return self.both_sides(rows, rows.new_empty(len(x), 0, x.shape[2]), x)[0]
 
     def times_adjoint(self, rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Return ``rows @ x.mH``."""
         if not _pays(x):
-            return in_torch.times_adjoint(rows, x)
+            return super().times_adjoint(rows, x)
         return self.both_sides(rows.new_empty(len(x), 0, x.shape[1]), rows, x)[1]
 
     def both_sides(
@@ -34,7 +33,7 @@ class StreamedProducts(Products):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return ``left @ x`` and ``right @ x.mH`` in one pass over x."""
         if not _pays(x):
-            return in_torch.both_sides(left, right, x)
+            return super().both_sides(left, right, x)
         if x.is_contiguous():
             return operators.both_sides(left, right, x)
         out_right, out_left = operators.both_sides(right.conj(), left.conj(), x.mT)
@@ -43,7 +42,7 @@ class StreamedProducts(Products):
     def add_product_(self, x: torch.Tensor, rows: torch.Tensor, factor: torch.Tensor) -> None:
         """Add ``rows.mH @ factor`` to ``x`` in place."""
         if not _pays(x):
-            in_torch.add_product_(x, rows, factor)
+            super().add_product_(x, rows, factor)
         elif x.is_contiguous():
             operators.add_product_(x, rows, factor)
         else:
