@@ -1,5 +1,6 @@
 """Train unitary and orthogonal matrices by rank-k steps, as a plugin for geoopt."""
 
+from . import backends as backends
 from . import nn as nn
 from .manifold import LowRankUnitary
 from .optim import ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
