@@ -125,8 +125,8 @@ FOR_TYPE(float)
 FOR_TYPE(double)
 #undef FOR_TYPE
 
-// What Adam keeps of a matrix of `count` entries. With `is_scalar` the second moment and the largest
-// so far are one number.
+// What Adam keeps of a matrix of `count` entries. With `is_scalar` the second moment and the
+// largest so far are one number.
 template <typename T>
 class AdamMemory final : public Memory<T> {
  public:
@@ -169,8 +169,8 @@ class AdamMemory final : public Memory<T> {
   bool direction(Index begin, Index count, T* to) const override {
     const Index entry = begin / k_.parts;
     return direction_of(k_.g + begin, k_.first + begin, elementwise(k_.second, entry),
-                        elementwise(k_.most, entry), divisor_, numbers_, k_.parts,
-                        count / k_.parts, to) &&
+                        elementwise(k_.most, entry), divisor_, numbers_, k_.parts, count / k_.parts,
+                        to) &&
            std::isfinite(divisor_);
   }
 

@@ -201,21 +201,21 @@ void step(const Index* v) {
   const Pieces first(v[20], v[21], b), second(v[22], v[23], b), third(v[24], v[25], b);
   const bool has_third = v[25] != 0, is_scalar = v[26] != 0;
   const Index seconds = is_scalar ? 1 : entries;
-  step_each<T>(v, [&](Stepper<T>* stepper, View<T> x, const T* g, Index i, Index* taken,
-                      Index threads) {
-    if (rule == gradient_rule)
-      return (*stepper)(x, View<const T>{g, (v[6] & 2) != 0}, *taken, length);
-    if (rule == momentum_rule) {
-      MomentumMemory<T> memory({parts, entries, threads, g, first.matrix<T>(i, parts * entries),
-                                *taken, numbers[0], numbers[1], numbers[2] != 0});
-      return (*stepper)(x, &memory, *taken, length);
-    }
-    AdamMemory<T> memory({parts, entries, threads, is_scalar, g,
-                          first.matrix<T>(i, parts * entries), second.matrix<T>(i, seconds),
-                          has_third ? third.matrix<T>(i, seconds) : nullptr, *taken, numbers[0],
-                          numbers[1], numbers[2]});
-    return (*stepper)(x, &memory, *taken, length);
-  });
+  step_each<T>(
+      v, [&](Stepper<T>* stepper, View<T> x, const T* g, Index i, Index* taken, Index threads) {
+        if (rule == gradient_rule)
+          return (*stepper)(x, View<const T>{g, (v[6] & 2) != 0}, *taken, length);
+        if (rule == momentum_rule) {
+          MomentumMemory<T> memory({parts, entries, threads, g, first.matrix<T>(i, parts * entries),
+                                    *taken, numbers[0], numbers[1], numbers[2] != 0});
+          return (*stepper)(x, &memory, *taken, length);
+        }
+        AdamMemory<T> memory({parts, entries, threads, is_scalar, g,
+                              first.matrix<T>(i, parts * entries), second.matrix<T>(i, seconds),
+                              has_third ? third.matrix<T>(i, seconds) : nullptr, *taken, numbers[0],
+                              numbers[1], numbers[2]});
+        return (*stepper)(x, &memory, *taken, length);
+      });
 }
 
 PyObject* py_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
