@@ -12,8 +12,11 @@ from ..unitary import dtype_rule
 
 
 def is_plain(p: Any) -> bool:
-    """Return whether a value is a parameter on no manifold, other than torch's FakeTensors."""
+    """Return whether a value is a parameter that could be put on a manifold."""
     if not isinstance(p, torch.nn.Parameter) or isinstance(p, FakeTensor):
+        return False
+    # It traces no change of a class. What a traced functional_call sets, it sets back.
+    if torch.compiler.is_compiling():
         return False
     return not hasattr(p, "manifold")
 

@@ -11,8 +11,6 @@ from geoopt.manifolds.base import Manifold
 
 from .placing import assert_kind, assert_whole, dtype_misfit, is_plain, misfit, put_on, take_off
 
-Pair = tuple["weakref.ref[Any]", "weakref.ref[Any]"]
-
 
 class Record(dict[str, Any]):
     """Takes the place of ``module._parameters`` and puts parameters back on their manifolds.
@@ -55,8 +53,11 @@ class Record(dict[str, Any]):
         super().__init__(parameters)
         self.owner, self.path, self.counterpart = owner, path, counterpart
         self.manifolds: dict[str, Manifold] = dict(manifolds or {})
-        # What was put on a manifold by name, and what it has replaced; the last one last.
-        self._borrowed: dict[str, list[Pair]] = {}
+        # By name, what has been replaced, the last one last, and the id of what came for it if
+        # that was put on the manifold. A weak reference to the latter would forbid its swap.
+        self._history: dict[str, list[tuple[weakref.ref[Any], int | None]]] = {}
+        # Names of parameters that do not fit, and are there for one call.
+        self._unfit: set[str] = set()
         self.note()
 
     def __reduce__(self) -> Any:
@@ -65,25 +66,31 @@ class Record(dict[str, Any]):
 
     def __setitem__(self, name: str, p: Any) -> None:
         manifold = self.manifold(name)
-        if manifold is not None and p is not None:
-            self._give_back(name, p)
-            if is_plain(p):
-                assert_whole(self.describe(name), p, manifold)
-                self._borrow(name, p, manifold)
+        if manifold is not None:
+            self._replace(name, p, manifold)
         super().__setitem__(name, p)
         self.manifold(name)
 
     def __delitem__(self, name: str) -> None:
         super().__delitem__(name)
         self.manifolds.pop(name, None)
-        self._borrowed.pop(name, None)
+        self._history.pop(name, None)
+        self._unfit.discard(name)
 
     # dict's own methods would go past the two above.
     update = MutableMapping.update
-    pop = MutableMapping.pop
     popitem = MutableMapping.popitem
     setdefault = MutableMapping.setdefault
     clear = MutableMapping.clear
+
+    def pop(self, name: str, *default: Any) -> Any:
+        """Remove a name and return its parameter, or the default."""
+        if name not in self and default:
+            (value,) = default
+            return value
+        value = self[name]
+        del self[name]
+        return value
 
     def __ior__(self, other: Any) -> Any:  # type: ignore[misc]
         self.update(other)
@@ -97,9 +104,6 @@ class Record(dict[str, Any]):
         """Return names and parameters, which stay on their manifolds if a loop swaps them."""
         if not self.manifolds:
             return super().items()
-        if torch.__future__.get_swap_module_params_on_conversion():
-            # Parameters with weak references to them cannot be swapped.
-            self._borrowed.clear()
         return _Items(self)
 
     def manifold(self, name: str) -> Manifold | None:
@@ -120,13 +124,12 @@ class Record(dict[str, Any]):
     def restore(self, name: str) -> None:
         """Put a parameter back that torch.utils.swap_tensors has made plain, if it fits."""
         p: Any = self.get(name)
-        manifold = self.manifold(name)
-        if manifold is not None and is_plain(p) and self.misfit(name, p) is None:
-            put_on(p, manifold)
+        if name in self.manifolds and is_plain(p) and self.misfit(name, p) is None:
+            self.put_back(name, p, self.manifold(name))
 
     def put_back(self, name: str, p: Any, manifold: Manifold | None) -> None:
         """Put a parameter back that has been swapped, or raise TypeError if it cannot be."""
-        if manifold is not None and is_plain(p):
+        if manifold is not None and is_plain(p) and name not in self._unfit:
             assert_kind(self.describe(name), p, manifold)
             put_on(p, manifold)
 
@@ -189,27 +192,28 @@ class Record(dict[str, Any]):
         """Return what error messages call a parameter, with the path of its module if known."""
         return f"`{self.path if path is None else path}{name}` of {self.owner}"
 
-    def _borrow(self, name: str, p: torch.nn.Parameter, manifold: Manifold) -> None:
-        """Put a parameter on a manifold until what it replaces is set again."""
-        if self.misfit(name, p) is not None:
-            return
-        put_on(p, manifold)
+    def _replace(self, name: str, p: Any, manifold: Manifold) -> None:
+        """Put p on the manifold, or make plain again what p had been replaced by."""
         old = self.get(name)
-        if old is not None:
-            self._borrowed.setdefault(name, []).append((weakref.ref(p), weakref.ref(old)))
-
-    def _give_back(self, name: str, p: Any) -> None:
-        """Make plain again what had replaced p, and what had replaced that in turn."""
-        if name not in self._borrowed:
-            return
-        pairs = [(new, old) for new, old in self._borrowed[name] if new() is not None]
-        for index, (_, old) in enumerate(pairs):
-            if old() is p:
-                for new, _ in pairs[index:]:
-                    take_off(new())
-                del pairs[index:]
-                break
-        self._borrowed[name] = pairs
+        if is_plain(p):
+            assert_whole(self.describe(name), p, manifold)
+        self._unfit.discard(name)
+        history = [entry for entry in self._history.pop(name, ()) if entry[0]() is not None]
+        back = next((i for i, (earlier, _) in enumerate(history) if earlier() is p), None)
+        if back is not None:
+            if history[-1][1] == id(old):
+                take_off(old)
+            del history[back:]
+        else:
+            fits = is_plain(p) and self.misfit(name, p) is None
+            if fits:
+                put_on(p, manifold)
+            elif is_plain(p):
+                self._unfit.add(name)
+            if old is not None and (fits or history):
+                history.append((weakref.ref(old), id(p) if fits else None))
+        if history:
+            self._history[name] = history
 
 
 class _Items(ItemsView[str, Any]):
