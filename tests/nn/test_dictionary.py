@@ -1,7 +1,6 @@
 """Whatever is done to ``module._parameters``, nothing fails and nothing leaves unnoticed."""
 
 import copy
-import gc
 from collections import OrderedDict
 
 import pytest
@@ -16,7 +15,6 @@ from tests.nn._kept import (
     owner_of,
     treated,
     untouched,
-    values,
 )
 
 SETTERS = {
@@ -86,49 +84,6 @@ def test_what_is_taken_out_is_forgotten(name, taker):
     assert leaf not in dict(owner.named_parameters())
     owner.register_parameter(leaf, p)
     assert type(untouched(module)[names[0]]) is torch.nn.Parameter
-
-
-def clone(module):
-    """Clone a module as learn2learn does."""
-    other = module.__new__(type(module))
-    other.__dict__ = module.__dict__.copy()
-    other._parameters = other._parameters.copy()
-    other._buffers = other._buffers.copy()
-    other._modules = {n: clone(part) for n, part in module._modules.items()}
-    if isinstance(other, torch.nn.RNNBase):
-        other._flat_weights = list(other._flat_weights)
-    return other
-
-
-@every_module
-def test_a_clone_of_the_dictionary_is_on_its_own(name):
-    make, names = MODULES[name]
-    module = make()
-    before = untouched(module)
-    other = clone(module)
-    for n in names:
-        owner, leaf = owner_of(other, n)
-        setattr(owner, leaf, plain(getattr(owner, leaf)))
-    assert_kept(other, names)
-    assert all(p is before[n] for n, p in untouched(module).items())
-    state = {n: 2 * value for n, value in values(other).items()}
-    del module
-    gc.collect()
-    other.load_state_dict(state, assign=True)
-    assert_kept(other, names)
-    for n, p in untouched(other).items():
-        assert torch.equal(p, state[n])
-
-
-@every_module
-def test_a_clone_takes_tensors_with_a_history(name):
-    make, names = MODULES[name]
-    other = clone(make())
-    for n in names:
-        owner, leaf = owner_of(other, n)
-        value = 1 * getattr(owner, leaf)
-        owner._parameters[leaf] = value
-        assert owner._parameters[leaf] is value
 
 
 @every_module
