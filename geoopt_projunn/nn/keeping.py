@@ -43,8 +43,8 @@ def keep_manifolds(module: torch.nn.Module, path: str = "") -> Record | None:
     record = Record(record, type(module).__name__, path, counterpart)
     module._parameters = record
     if counterpart is None and _after_load not in module._load_state_dict_post_hooks.values():
-        # Not by register_load_state_dict_pre_hook, which refers to the module weakly: a shallow
-        # copy of the module has the same hooks, and could not load once the original is gone.
+        # register_load_state_dict_pre_hook would refer to this module weakly. Shallow copies share
+        # the hooks of the original, and could not load once the original is gone.
         module._register_load_state_dict_pre_hook(record.detach_loaded)
         module.register_load_state_dict_post_hook(_after_load)
     return record
@@ -72,6 +72,7 @@ register_module_parameter_registration_hook(_register)
 
 
 def _after_load(module: torch.nn.Module, _: Any) -> None:
+    """Put back what a load has swapped."""
     record = keep_manifolds(module)
     if record is not None:
         record.restore_all()

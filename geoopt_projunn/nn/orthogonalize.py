@@ -48,9 +48,9 @@ def orthogonalize_(
     Returns
     -------
     geoopt.ManifoldParameter
-        The same object as before, so that optimizers and modules that share it hold it still.
-        Step it with an optimizer of this package or of geoopt; torch's would leave the manifold.
-        One that has stepped it before should be made anew.
+        The same object as before: optimizers and modules that share it need not be told. Step it
+        with an optimizer of this package or of geoopt; those of torch would leave the manifold.
+        Make an optimizer anew if it has stepped the weight before.
 
     Raises
     ------
@@ -85,8 +85,8 @@ def orthogonalize_(
     nothing to do, such as ``.cpu()`` on a CPU, raises a RuntimeError. This is torch's behaviour
     for every parameter of geoopt.
 
-    If other objects than ``module`` refer to the weight, modules outside it that share it are
-    looked for among all objects of the process, which takes some 0.2 s for a million of them.
+    Modules outside ``module`` may share the weight. To find them, this looks through all objects
+    of the process: 0.1 to 0.3 s for a million of them.
 
     Examples
     --------
@@ -131,7 +131,7 @@ def _holders(weight: torch.nn.Parameter, modules: list[torch.nn.Module]) -> list
     inside = [module for module in modules if _holds(module, weight)]
     known = {id(module._parameters) for module in inside}
     if any(isinstance(d, dict) and id(d) not in known for d in gc.get_referrers(weight)):
-        # A parameter does not know its modules. isinstance would ask proxies for their class.
+        # A parameter does not know its modules. type(), since isinstance runs code of proxies.
         everything = (o for o in gc.get_objects() if issubclass(type(o), torch.nn.Module))
         return [module for module in everything if _holds(module, weight)]
     return inside

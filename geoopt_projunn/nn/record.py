@@ -53,10 +53,10 @@ class Record(dict[str, Any]):
         super().__init__(parameters)
         self.owner, self.path, self.counterpart = owner, path, counterpart
         self.manifolds: dict[str, Manifold] = dict(manifolds or {})
-        # By name, what has been replaced, the last one last, and the id of what came for it if
-        # that was put on the manifold. A weak reference to the latter would forbid its swap.
+        # The parameters that a name had before, oldest first. Beside each, the id of the one that
+        # came for it, if that was plain. No reference: swap_tensors refuses what has weak ones.
         self._history: dict[str, list[tuple[weakref.ref[Any], int | None]]] = {}
-        # Names of parameters that do not fit, and are there for one call.
+        # Names whose parameter does not fit, but may be there for one call only.
         self._unfit: set[str] = set()
         self.note()
 
@@ -77,7 +77,7 @@ class Record(dict[str, Any]):
         self._history.pop(name, None)
         self._unfit.discard(name)
 
-    # dict's own methods would go past the two above.
+    # Those of dict would not call the two methods above.
     update = MutableMapping.update
     popitem = MutableMapping.popitem
     setdefault = MutableMapping.setdefault
@@ -193,12 +193,12 @@ class Record(dict[str, Any]):
         return f"`{self.path if path is None else path}{name}` of {self.owner}"
 
     def _replace(self, name: str, p: Any, manifold: Manifold) -> None:
-        """Put p on the manifold, or make plain again what p had been replaced by."""
-        old = self.get(name)
+        """Put p on the manifold; or, if p was here before, make plain what had come for it."""
         if is_plain(p):
             assert_whole(self.describe(name), p, manifold)
-        self._unfit.discard(name)
+        old = self.get(name)
         history = [entry for entry in self._history.pop(name, ()) if entry[0]() is not None]
+        self._unfit.discard(name)
         back = next((i for i, (earlier, _) in enumerate(history) if earlier() is p), None)
         if back is not None:
             if history[-1][1] == id(old):
@@ -232,5 +232,6 @@ class _Items(ItemsView[str, Any]):
             manifold, kept = record.manifold(name), isinstance(p, geoopt.ManifoldTensor)
             yield name, p
             if kept and not isinstance(p, geoopt.ManifoldTensor) and record.get(name) is p:
-                # Of any dtype: a conversion has been checked before it began.
+                # The dtype needs no check: `_apply` of our own modules has made one, and other
+                # modules may have any dtype.
                 record.put_back(name, p, manifold)

@@ -123,6 +123,14 @@ def test_a_geoopt_parameter_on_another_manifold_changes_nothing():
     assert not module._load_state_dict_post_hooks
 
 
+def test_a_manifold_that_comes_later_is_kept_once_the_parameter_is_set_anew():
+    module = torch.nn.Module()
+    module.turn = geoopt.ManifoldParameter(torch.eye(8), manifold=geoopt.Euclidean())
+    module.turn.manifold = MANIFOLD
+    module.turn = module.turn  # as the page on conversions says
+    assert_kept(module.to("meta"), ["turn"])
+
+
 @pytest.mark.parametrize("module", [torch.nn.Linear(2, 2), torch.nn.LSTM(2, 2)])
 def test_modules_without_such_a_parameter_stay_as_torch_has_made_them(module):
     assert type(module._parameters) is dict
