@@ -229,9 +229,10 @@ class _Items(ItemsView[str, Any]):
                 continue
             if not isinstance(p, geoopt.ManifoldTensor):
                 record.restore(name)
-            manifold, kept = record.manifold(name), isinstance(p, geoopt.ManifoldTensor)
+            manifold = getattr(p, "manifold", None)
             yield name, p
-            if kept and not isinstance(p, geoopt.ManifoldTensor) and record.get(name) is p:
+            swapped = manifold is not None and not isinstance(p, geoopt.ManifoldTensor)
+            if swapped and record.get(name) is p:
                 # The dtype needs no check: `_apply` of our own modules has made one, and other
                 # modules may have any dtype.
                 record.put_back(name, p, manifold)

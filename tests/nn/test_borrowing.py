@@ -82,6 +82,29 @@ def test_fast_weights_are_used_and_stay_plain(name):
 
 
 @every_module
+def test_a_loop_over_parameters_that_goes_on_after_the_call(name):
+    make, names = MODULES[name]
+    module = make()
+    fast = fast_weights(module)
+    loops = []
+    # Each name on a manifold in turn is where the loop stands when the call ends.
+    for n in names:
+        part = module.get_submodule(n.rpartition(".")[0])
+
+        def begin(_, part=part, leaf=n.split(".")[-1]):
+            loop = part.named_parameters(recurse=False, remove_duplicate=False)
+            loops.append(loop)
+            return next(name for name, _ in loop if name == leaf)
+
+        call(module, fast, begin)
+        assert_plain(fast)
+    for loop in loops:
+        list(loop)
+    assert_plain(fast)
+    assert_kept(module, names)
+
+
+@every_module
 def test_calls_inside_calls(name):
     make, names = MODULES[name]
     module = make()

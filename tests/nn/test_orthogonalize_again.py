@@ -5,13 +5,24 @@ import pytest
 import torch
 
 from geoopt_projunn import LowRankUnitary
-from geoopt_projunn.nn import OrthogonalRNN, orthogonalize_
+from geoopt_projunn.nn import OrthogonalRNN, orthogonality_errors, orthogonalize_, project_
 
 
 class Holder(torch.nn.Module):
     def __init__(self, weight):
         super().__init__()
         self.weight = torch.nn.Parameter(weight)
+
+
+def test_values_are_put_back_without_naming_weights():
+    layer = OrthogonalRNN(3, 8, k=2, nonlinearity="tanh")
+    layer.load_state_dict(torch.nn.RNN(3, 8).state_dict())
+    others = {n: p.detach().clone() for n, p in layer.named_parameters() if n != "weight_hh_l0"}
+    project_(layer)
+    assert orthogonality_errors(layer)["weight_hh_l0"] < 1e-5
+    assert layer.weight_hh_l0.manifold == LowRankUnitary(2)
+    for n, value in others.items():
+        assert torch.equal(layer.get_parameter(n), value)
 
 
 SET = LowRankUnitary(2, retraction="polar", sketch="lsi", sweep=3)
