@@ -230,6 +230,8 @@ class _Items(ItemsView[str, Any]):
             if not isinstance(p, geoopt.ManifoldTensor):
                 record.restore(name)
             manifold = getattr(p, "manifold", None)
+            if isinstance(manifold, Manifold):
+                manifolds[name] = manifold
             yield name, p
             swapped = manifold is not None and not isinstance(p, geoopt.ManifoldTensor)
             if swapped and record.get(name) is p:

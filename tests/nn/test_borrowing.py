@@ -89,9 +89,10 @@ def test_a_loop_over_parameters_that_goes_on_after_the_call(name):
     loops = []
     # Each name on a manifold in turn is where the loop stands when the call ends.
     for n in names:
-        part = module.get_submodule(n.rpartition(".")[0])
+        path, _, leaf = n.rpartition(".")
+        part = module.get_submodule(path)
 
-        def begin(_, part=part, leaf=n.split(".")[-1]):
+        def begin(_, part=part, leaf=leaf):
             loop = part.named_parameters(recurse=False, remove_duplicate=False)
             loops.append(loop)
             return next(name for name, _ in loop if name == leaf)
