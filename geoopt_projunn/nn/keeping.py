@@ -1,4 +1,8 @@
-"""Modules whose parameters stay on their manifolds, whatever torch does to them."""
+"""Modules whose parameters stay on their manifolds, whatever torch does to them.
+
+On import, this registers a hook of torch's that sees every parameter that a module registers.
+It acts on parameters on LowRankUnitary, and on those that take the place of one.
+"""
 
 from collections import OrderedDict
 from collections.abc import Callable
