@@ -61,7 +61,7 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
     def _fused(self) -> bool:
         """Whether to run torch's kernels; on a CPU those are slower than ours and keep more."""
         known = not self.is_complex and self.nonlinearity != "modrelu"
-        # A conversion may find that the weight is away for the moment.
+        # During a conversion the weight may not be there.
         weight = getattr(self, "weight_hh_l0", None)
         return known and weight is not None and weight.is_cuda
 
@@ -69,7 +69,7 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
         try:
             super().__setattr__(name, value)
         except (TypeError, ValueError):
-            # torch.nn.RNN has put it among its flat weights by then.
+            # By then torch.nn.RNN has put the value among its flat weights.
             self._init_flat_weights()
             raise
 
@@ -79,7 +79,8 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
             super().flatten_parameters()
 
     def _load_from_state_dict(self, *args: Any) -> None:
-        # Weak references, which torch.nn.RNN keeps here, forbid the swap of parameters.
+        # torch.nn.RNN keeps weak references to its parameters, and torch.utils.swap_tensors raises
+        # for a parameter that has one.
         self._flat_weight_refs = []
         try:
             super()._load_from_state_dict(*args)

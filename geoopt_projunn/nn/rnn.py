@@ -74,11 +74,14 @@ class OrthogonalRNN(RecurrentLayer):
     What the layer returns may be changed in place. If the states have been, the backward pass
     computes them again.
 
-    Conversions and loads never lose the manifold; one to half or complex precision is an error.
-    Like torch's, ``.to("meta")``, ``to_empty`` and ``load_state_dict(assign=True)`` make new
-    parameters, and an optimizer made before holds the old ones. After ``to_empty`` call
-    ``reset_parameters`` or load. The weights of a torch.nn.RNN can be loaded, and are then off
-    the manifold: call ``orthogonalize_(layer, "weight_hh_l0")``.
+    Conversions and loads keep the manifold. A conversion to half precision or to a complex dtype
+    is an error. ``.to("meta")``, ``to_empty`` and ``load_state_dict(assign=True)`` make new
+    parameters, as in every module; make the optimizer afterwards. After ``to_empty`` call
+    ``reset_parameters`` or load.
+
+    The weights of a torch.nn.RNN can be loaded. They are not orthogonal: call
+    ``project_(layer)`` (:func:`project_`), which moves them to the nearest orthogonal matrices and
+    changes nothing else.
 
     Examples
     --------
