@@ -23,16 +23,12 @@ class _RealConv(FullWidthConv):
     _complex = False
     weight_real: geoopt.ManifoldParameter
 
-    @property
-    def _dtype(self) -> torch.dtype:
-        return self.weight_real.dtype
-
     def _counts(self) -> dict[str, int]:
         own = math.prod([1 if n % 2 else 2 for n in self.grid])
         return {"weight_real": own, "weight": (math.prod(self.grid) - own) // 2}
 
     def _coordinates(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return analyse(x)
+        return analyse(x, self.grid)
 
     def _signal(self, coordinates: Sequence[torch.Tensor]) -> torch.Tensor:
         own, pairs = coordinates
@@ -41,10 +37,6 @@ class _RealConv(FullWidthConv):
 
 class _ComplexConv(FullWidthConv):
     _complex = True
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return self.weight.dtype
 
     def _counts(self) -> dict[str, int]:
         return {"weight": math.prod(self.grid)}

@@ -13,7 +13,7 @@ from ..linalg.rows import times
 from ..manifold import LowRankUnitary
 from .channels import channels_to_pixels, pixels_to_channels
 from .keeping import KeepsManifolds, keep_manifolds
-from .transforms import recorded, transformed
+from .transforms import is_exported, needs_plain_operations
 
 __all__ = ["FullWidthConv"]
 
@@ -38,7 +38,7 @@ class _Multiply(torch.autograd.Function):
 
 
 def _multiply(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    if transformed(x, w):
+    if needs_plain_operations(x, w):
         return x @ w.mT
     return _Multiply.apply(x, w)  # type: ignore[no-untyped-call]
 
@@ -197,7 +197,9 @@ class FullWidthConv(KeepsManifolds):
 
     @property
     def _dtype(self) -> torch.dtype:
-        raise NotImplementedError
+        """The dtype of signals: of the first parameter, real or complex as they are."""
+        dtype: torch.dtype = getattr(self, next(iter(self._counts()))).dtype
+        return dtype
 
     def _counts(self) -> dict[str, int]:
         """Return the names of the parameters on the manifold, and how many matrices each has."""
@@ -262,8 +264,9 @@ class FullWidthConv(KeepsManifolds):
             )
         if x.numel() == 0:
             raise ValueError(f"`{name}` must not be empty, got {tuple(x.shape)}; skip the batch.")
-        for axis, n in zip(range(-self._dims, 0), size, strict=True) if recorded() else ():
-            # A program of torch.jit.trace has lost the checks above; it keeps this.
+        for axis, n in zip(range(-self._dims, 0), size, strict=True) if is_exported() else ():
+            # torch.jit.trace records operations, and none of the checks above: a split is one,
+            # and raises for another size.
             (x,) = x.split([n], axis)
         return x if x.dim() > len(shape) else x.unsqueeze(0)
 
