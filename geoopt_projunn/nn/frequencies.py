@@ -71,7 +71,7 @@ def stored_frequencies(
 
 
 def analyse(
-    x: torch.Tensor, grid: tuple[int, ...], weight: float = 1.0
+    x: torch.Tensor, grid: tuple[int, ...], weight: float = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the coordinates of a real signal.
 
@@ -82,7 +82,8 @@ def analyse(
     grid : tuple of int
         Given, since torch.compile and torch.export may know the sizes of x by name only.
     weight : float
-        multiplies the coordinates of the pairs
+        Multiplies the coordinates of the pairs. An integer by default:
+        ``torch.compile(dynamic=True)`` would take 1.0 for a number that changes.
 
     Returns
     -------
@@ -97,7 +98,7 @@ def analyse(
 
 
 def synthesise(
-    own: torch.Tensor, pairs: torch.Tensor, grid: tuple[int, ...], weight: float = 1.0
+    own: torch.Tensor, pairs: torch.Tensor, grid: tuple[int, ...], weight: float = 1
 ) -> torch.Tensor:
     """Return the real signal, (b, c, *grid), of the coordinates ``own`` and ``weight * pairs``."""
     if needs_plain_operations(own, pairs):

@@ -29,6 +29,7 @@ class _Multiply(torch.autograd.Function):
         return x @ w.mT
 
     @staticmethod
+    @full_precision
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         x, w = ctx.saved_tensors
         # Conjugate the signals and not the matrices, of which there is more.
@@ -229,7 +230,7 @@ class FullWidthConv(KeepsManifolds):
     @full_precision
     def _convolve_back(self, y: torch.Tensor) -> torch.Tensor:
         pairs = zip(self._coordinates(y), self._blocks(), strict=True)
-        x = self._signal([(part.conj() @ block).conj() for part, block in pairs])
+        x = self._signal([_multiply(part.conj(), block.mT).conj() for part, block in pairs])
         return channels_to_pixels(x, self.stride)
 
     def _checked(

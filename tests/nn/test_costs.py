@@ -68,16 +68,37 @@ def test_that_is_less_than_torch_keeps():
 
 
 @cases
-def test_nothing_that_grows_with_time_is_allocated_but_the_states_and_their_gradient(
+def test_nothing_that_grows_with_time_is_allocated_but_the_states_a_copy_and_their_gradient(
     kind, nonlinearity
 ):
     layer = LAYERS[kind](INPUTS, HIDDEN, nonlinearity=nonlinearity)
     with Recorder() as recorder:
         states = run(layer)
         states.backward(torch.ones_like(states))
-    # Twice through the loop: the projected input becomes the states, a gradient that of it.
-    assert recorder.created.count(states.numel()) == 2 + 1  # and the gradient of the test
+    # The projected input becomes the states, a gradient that of it; users get a copy.
+    assert recorder.created.count(states.numel()) == 3 + 1  # and the gradient of the test
     assert recorder.largest == states.numel()
+
+
+@cases
+def test_of_a_long_sequence_the_backward_pass_has_an_eighth_of_the_gradients_at_a_time(
+    kind, nonlinearity
+):
+    layer = LAYERS[kind](INPUTS, 64, nonlinearity=nonlinearity)
+    x = torch.randn(128, 32, INPUTS, dtype=layer.weight_ih_l0.dtype)
+    states = layer(x)[0]
+    gradient = torch.ones_like(states)
+    with Recorder() as recorder:
+        states.backward(gradient)
+    assert recorder.largest == states.numel() / 8
+
+
+@cases
+def test_without_gradients_the_states_are_all_that_grows_with_time(kind, nonlinearity):
+    layer = LAYERS[kind](INPUTS, HIDDEN, nonlinearity=nonlinearity)
+    with torch.no_grad(), Recorder() as recorder:
+        states = run(layer)
+    assert recorder.created.count(states.numel()) == 1
 
 
 @cases

@@ -1,4 +1,8 @@
-"""What a layer returns may be changed in place: the gradients are as without."""
+"""What is changed in place between forward and backward pass: gradients are right, or it raises.
+
+What a layer returns may be changed. Of its arguments and parameters, whatever the gradients do not
+depend on may be changed, as with torch.nn.RNN.
+"""
 
 import pytest
 import torch
@@ -123,6 +127,52 @@ def test_a_change_without_gradients_leaves_those_of_what_was_computed_before(kin
     assert_same(ours, gradients(lambda x: (2 * layer(x)[0], layer(x)[1]), x, layer.parameters()))
 
 
+def by_data(t):
+    t.data.mul_(5)
+
+
+def by_an_array(t):
+    t.detach().numpy()[:] = 7
+
+
+def by_a_version_less_alias(t):
+    torch.from_numpy(t.detach().numpy()).zero_()
+
+
+@pytest.mark.parametrize("change", [by_data, by_an_array, by_a_version_less_alias])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@every_nonlinearity
+@every_kind
+def test_so_does_a_change_that_no_version_counts(kind, nonlinearity, bidirectional, change):
+    layer = make(kind, 2, nonlinearity, bidirectional=bidirectional)
+    x = torch.randn(T, N, INPUTS, dtype=wide(kind), requires_grad=True)
+    states, last = layer(x)
+    value = loss(2 * states, 2 * last)
+    change(states)
+    change(last)
+    ours = torch.autograd.grad(value, [x, *layer.parameters()])
+
+    def without(x):
+        states, last = layer(x)
+        return 2 * states, 2 * last
+
+    assert_same(ours, gradients(without, x, layer.parameters()))
+
+
+@pytest.mark.parametrize("form", ["batch", "batch_first", "packed", "bidirectional", "single"])
+@every_kind
+def test_states_can_be_detached_in_place(kind, form):
+    layer = make(kind, 2, bidirectional=form == "bidirectional", batch_first=form == "batch_first")
+    x = torch.randn(*((T, INPUTS) if form == "single" else (T, N, INPUTS)), dtype=wide(kind))
+    states, last = layer(packed_like(x) if form == "packed" else x)
+    states = states.data if form == "packed" else states
+    kept = 3 * states
+    assert states.detach_() is states
+    assert not states.requires_grad
+    (last.abs().sum() + kept.abs().sum()).backward()
+    assert all(p.grad is not None for p in layer.parameters())
+
+
 @every_kind
 def test_a_second_backward_pass_finds_the_same(kind):
     layer = make(kind)
@@ -144,17 +194,27 @@ def through_hooks(run, x):
         return run(x)
 
 
+def through_arrays(run, x):
+    # These come back as aliases, at version 0.
+    hooks = torch.autograd.graph.saved_tensors_hooks(
+        lambda t: t.detach().resolve_conj().numpy(), torch.from_numpy
+    )
+    with hooks:
+        return run(x)
+
+
 def through_copies(run, x):
     with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda t: t):
         return run(x)
 
 
-@pytest.mark.parametrize("through", [through_checkpoint, through_hooks, through_copies])
+@pytest.mark.parametrize("through", [through_checkpoint, through_hooks, through_arrays, through_copies])
 @pytest.mark.parametrize("inside", [False, True])
+@every_nonlinearity
 @every_kind
-def test_hooks_of_saved_tensors_change_nothing(kind, inside, through):
-    """Torch does not check what it gets from them."""
-    layer = make(kind)
+def test_hooks_of_saved_tensors_change_nothing(kind, nonlinearity, inside, through):
+    """Torch does not check the versions of what it gets from them."""
+    layer = make(kind, 1, nonlinearity)
     x = torch.randn(T, N, INPUTS, dtype=wide(kind), requires_grad=True)
 
     def run(x, change):
@@ -180,6 +240,105 @@ def test_a_weight_that_was_changed_in_place_is_noticed(kind):
             layer.weight_hh_l0.mul_(2)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             padded(states).abs().sum().backward()
+
+
+def build(rnn, only):
+    for name, p in rnn.named_parameters():
+        p.requires_grad_(name.startswith(only))
+    return rnn
+
+
+def after_a_change(rnn, change, grads=("weight", "bias", "offset"), **options):
+    """Return the gradients of a backward pass after a change of the arguments."""
+    torch.manual_seed(1)
+    x = torch.randn(T, N, INPUTS, dtype=rnn.weight_ih_l0.dtype)
+    h0 = torch.randn(1, N, HIDDEN, dtype=rnn.weight_ih_l0.dtype)
+    arguments = {"x": x, "h0": h0, **dict(rnn.named_parameters())}
+    leaves = [p for p in rnn.parameters() if p.requires_grad]
+    value = loss(*rnn(x, h0))
+    if change is not None:
+        with torch.no_grad():
+            arguments[change].add_(1)
+    found = torch.autograd.grad(value, leaves, **options)
+    if change is not None:
+        with torch.no_grad():
+            arguments[change].sub_(1)
+    return found
+
+
+# What is trained alone, and what may then change: no gradient depends on its values.
+UNREAD = [
+    ("bias", "bias_ih_l0"),
+    ("bias", "bias_hh_l0"),
+    ("bias", "weight_ih_l0"),
+    ("bias", "x"),
+    ("bias", "h0"),
+    ("weight_ih", "weight_ih_l0"),
+    ("weight_ih", "bias_hh_l0"),
+    ("weight_ih", "h0"),
+    ("weight_hh", "x"),
+    ("weight_hh", "weight_ih_l0"),
+    ("", "bias_ih_l0"),
+    ("", "weight_ih_l0"),
+]
+
+
+@pytest.mark.parametrize(("trained", "change"), UNREAD)
+@every_nonlinearity
+@every_kind
+def test_what_no_gradient_depends_on_may_change(kind, nonlinearity, trained, change):
+    """As an optimizer changes the biases where only they are trained."""
+    layer = build(make(kind, 1, nonlinearity), trained)
+    assert_same(after_a_change(layer, change), after_a_change(layer, None))
+    if kind == "real" and nonlinearity != "modrelu":
+        theirs = torch.nn.RNN(INPUTS, HIDDEN, nonlinearity=nonlinearity).double()
+        theirs.load_state_dict(layer.state_dict())
+        assert_same(after_a_change(layer, change), after_a_change(build(theirs, trained), change))
+
+
+def test_the_offset_of_a_real_modrelu_may_change():
+    layer = make("real")
+    assert_same(after_a_change(layer, "offset_l0"), after_a_change(layer, None))
+
+
+@pytest.mark.parametrize(
+    ("kind", "trained", "change"),
+    [
+        ("complex", "bias", "offset_l0"),
+        *((kind, "weight_ih", "x") for kind in KINDS),
+        *((kind, "weight_hh", "h0") for kind in KINDS),
+        *((kind, "bias", "weight_hh_l0") for kind in KINDS),
+    ],
+)
+def test_what_a_gradient_depends_on_may_not(kind, trained, change):
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        after_a_change(build(make(kind), trained), change)
+
+
+@pytest.mark.parametrize("options", [{"create_graph": True}, {"is_grads_batched": True}])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [("bias_ih_l0", "bias_ih"), ("weight_ih_l0", "ih"), ("x", "the input"), ("h0", "the first")],
+)
+@every_kind
+def test_a_pass_that_runs_the_recurrence_again_needs_all_as_it_was(kind, change, said, options):
+    layer = build(make(kind), "bias")
+    if "is_grads_batched" in options:
+        options = {**options, "grad_outputs": torch.ones(2, dtype=torch.float64)}
+    with pytest.raises(RuntimeError, match=f"modified by an inplace operation: {said}"):
+        after_a_change(layer, change, **options)
+    after_a_change(layer, None, **options)
+
+
+@every_kind
+def test_biases_train_on_an_input_that_has_no_versions(kind):
+    """A tensor of torch.inference_mode."""
+    layer = build(make(kind), "bias")
+    with torch.inference_mode():
+        x = torch.ones(T, N, INPUTS, dtype=wide(kind))
+    biases = [layer.bias_ih_l0, layer.bias_hh_l0]
+    ours = torch.autograd.grad(loss(*layer(x)), biases)
+    assert_same(ours, torch.autograd.grad(loss(*layer(x.clone())), biases))
 
 
 @every_kind
