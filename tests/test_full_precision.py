@@ -102,6 +102,7 @@ METHODS = {
     "retr_transp": lambda m, x, y, u, v: m.retr_transp(x, u, v),
     "transp_follow_retr": lambda m, x, y, u, v: m.transp_follow_retr(x, u, v),
     "orthogonality_error": lambda m, x, y, u, v: m.orthogonality_error(x),
+    "estimate_orthogonality_error": lambda m, x, y, u, v: m.estimate_orthogonality_error(x),
     "a check of a point": lambda m, x, y, u, v: m.assert_check_point_on_manifold(x),
     "a check of a vector": lambda m, x, y, u, v: m.assert_check_vector_on_tangent(x, u, atol=1e-4),
 }

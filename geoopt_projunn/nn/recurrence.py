@@ -51,9 +51,9 @@ def recur(
 
     Notes
     -----
-    Besides the states no memory grows with the number of steps; the backward pass needs up to one
-    more buffer of their size, in a long sequence a quarter. With ``create_graph=True``, and for a
-    batch of gradients, it differentiates the unrolled loop instead.
+    The backward pass needs memory for the gradients of the states, of a long sequence a quarter
+    at a time. With ``create_graph=True``, and for a batch of gradients, it runs the recurrence
+    again as a loop of torch's operations and differentiates that.
     """
     order = Order(batch_sizes, reverse)
     given = (x, h0, *weights)
@@ -61,7 +61,7 @@ def recur(
         return unrolled(x, h0, weights, nonlinearity, order)
     run = _Run(nonlinearity, order)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
-        return _Recurrence.apply(run, *given)  # type: ignore[no-untyped-call, no-any-return]
+        return _Recurrence.apply(run, *given)  # type: ignore[no-untyped-call]
     return _forward(run, x, h0, weights)
 
 
@@ -80,8 +80,8 @@ class _Recurrence(torch.autograd.Function):
         ctx.save_for_backward(
             states, *(t if used else None for t, used in zip(given, is_read, strict=True))
         )
-        # The rest is for a loop that runs again. Autograd would refuse that it changes; where no
-        # loop runs again, a change does no harm.
+        # The other tensors are needed only if the loop runs again. They may change if it does not,
+        # which autograd would not allow of what it saves.
         ctx.others = [
             None if used or t is None else (t, _version(t))
             for t, used in zip(given, is_read, strict=True)
@@ -169,7 +169,9 @@ def _differentiable_backward(
         assert x is not None
         outputs = unrolled(x, h0, Weights(*weights), run.nonlinearity, run.order)  # type: ignore[arg-type]
     pairs = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None]
-    wanted = [t for t, need in zip((x, h0, *weights), needed, strict=True) if need and t is not None]
+    wanted = [
+        t for t, need in zip((x, h0, *weights), needed, strict=True) if need and t is not None
+    ]
     found = iter(
         torch.autograd.grad(
             [y for y, _ in pairs],

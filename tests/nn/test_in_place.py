@@ -208,7 +208,9 @@ def through_copies(run, x):
         return run(x)
 
 
-@pytest.mark.parametrize("through", [through_checkpoint, through_hooks, through_arrays, through_copies])
+@pytest.mark.parametrize(
+    "through", [through_checkpoint, through_hooks, through_arrays, through_copies]
+)
 @pytest.mark.parametrize("inside", [False, True])
 @every_nonlinearity
 @every_kind
