@@ -38,7 +38,7 @@ def backpropagate(
     states : torch.Tensor
         (rows, n), of all steps
     x, h0, weights
-        of the recurrence; :func:`read` says which of them may be None
+        of the recurrence; :func:`which_are_read` says which of them may be None
     grads : tuple of torch.Tensor or None
         of the states and of the last states
     needed : tuple of bool
@@ -51,11 +51,11 @@ def backpropagate(
     return passes.gradients()
 
 
-def read(needed: tuple[bool, ...], is_complex: bool) -> tuple[bool, ...]:
-    """Return of x, h0 and each of the weights whether :func:`backpropagate` reads its values."""
+def which_are_read(needed: tuple[bool, ...], is_complex: bool) -> tuple[bool, ...]:
+    """Return, for x, h0 and each weight, whether :func:`backpropagate` needs its values."""
     need_x, _, *need = needed
     needs = Weights(*need)  # type: ignore[arg-type]
-    # Of a modReLU, only the complex one's derivative depends on the offset.
+    # The derivative of a complex modReLU depends on the offset, that of a real one does not.
     return bool(needs.ih), bool(needs.hh), need_x, True, False, False, is_complex
 
 

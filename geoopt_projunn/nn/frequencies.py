@@ -1,8 +1,9 @@
 r"""The coordinates of a signal on a torus: one vector of channels for each frequency.
 
-Of a real signal the discrete Fourier transform satisfies :math:`X(-f) = \overline{X(f)}`. A
-frequency that is its own mirror (0, and half of an even size, on every axis) has a real value; of
-every other pair one is stored, with a complex value. The transform is orthonormal, so that
+The discrete Fourier transform of a real signal satisfies :math:`X(-f) = \overline{X(f)}`. Where a
+frequency is its own mirror (0 or half of an even size on every axis), the value is real. All other
+frequencies form pairs, and one of each pair is stored, a complex value. The transform is
+orthonormal, so that
 
 .. math:: \lVert x \rVert^2 = \sum_{f = -f} |X(f)|^2 + 2 \sum_{\text{pairs}} |X(f)|^2 .
 
@@ -119,7 +120,8 @@ def synthesise_complex(coordinates: torch.Tensor, grid: tuple[int, ...]) -> torc
 
 
 # The backward of torch's own rfftn transforms the whole spectrum, at twice the cost and memory.
-# The adjoint of either function is the other, but that each pair counts twice in the norm.
+# Each of the two functions is the adjoint of the other, up to a factor of 2 for the pairs, which
+# count twice in the norm.
 
 
 class _Analysis(torch.autograd.Function):

@@ -32,7 +32,7 @@ class _Multiply(torch.autograd.Function):
     @full_precision
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         x, w = ctx.saved_tensors
-        # Conjugate the signals and not the matrices, of which there is more.
+        # Conjugates of the signals, which take less memory than those of the matrices.
         grad_x = times(grad.conj(), w).conj() if ctx.needs_input_grad[0] else None
         grad_w = grad.mT @ x.conj() if ctx.needs_input_grad[1] else None
         return grad_x, grad_w
@@ -165,7 +165,7 @@ class FullWidthConv(KeepsManifolds):
         """
         count = self.out_channels
         factory: dict[str, Any] = {"dtype": self._dtype, "device": self.weight.device}
-        # What the output at the origin sees of each input: a row of the layer's matrix.
+        # How the output at the origin depends on each input: a row of the layer's matrix.
         unit = torch.zeros(count, count, *self.grid, **factory)
         unit.flatten(2)[..., 0] = torch.eye(count, **factory)
         rows = self.adjoint(unit).conj()
@@ -198,7 +198,7 @@ class FullWidthConv(KeepsManifolds):
 
     @property
     def _dtype(self) -> torch.dtype:
-        """The dtype of signals: of the first parameter, real or complex as they are."""
+        """The dtype of signals, which is that of the first parameter."""
         dtype: torch.dtype = getattr(self, next(iter(self._counts()))).dtype
         return dtype
 
@@ -213,10 +213,10 @@ class FullWidthConv(KeepsManifolds):
         raise NotImplementedError
 
     def _blocks(self) -> list[torch.Tensor]:
-        """Return what the layer uses of its matrices: fewer rows or columns in one channel count.
+        """Return the part of the matrices that the layer uses.
 
-        The columns that are left out would meet channels of zeros; of the rows that are left out
-        nobody sees the result.
+        With fewer channels at one end, there are fewer rows or columns. The columns left out would
+        multiply channels of zeros, and the results of the rows left out would be cut off.
         """
         used = self.in_channels * self.stride**self._dims
         return [getattr(self, name)[:, : self.out_channels, :used] for name in self._counts()]

@@ -144,7 +144,8 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
             outputs = [states.transpose(0, 1) for states in outputs]
         return _joined(outputs), last
 
-    # torch.compile leaves torch.nn.RNN out as well, but looks inside its subclasses.
+    # torch.compile leaves out a function that calls a torch.nn.RNN, but would compile what this
+    # calls, the loop over all time steps.
     _call_outside = torch.compiler.disable(_call)
 
     def _run_packed(self, packed: PackedSequence, hx: Tensor | None) -> Any:

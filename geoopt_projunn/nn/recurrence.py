@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..linalg.precision import full_precision
-from .backpropagation import backpropagate, read, rows_of
+from .backpropagation import backpropagate, rows_of, which_are_read
 from .pointwise import POINTWISE
 from .transforms import needs_plain_operations
 from .unrolled import Order, Weights, unrolled
@@ -76,7 +76,7 @@ class _Recurrence(torch.autograd.Function):
         x, h0, *weights = given
         assert x is not None
         states, final = _forward(run, x, h0, Weights(*weights))  # type: ignore[arg-type]
-        is_read = read(ctx.needs_input_grad[1:], states.is_complex())
+        is_read = which_are_read(ctx.needs_input_grad[1:], states.is_complex())
         ctx.save_for_backward(
             states, *(t if used else None for t, used in zip(given, is_read, strict=True))
         )
@@ -108,7 +108,7 @@ class _Recurrence(torch.autograd.Function):
 
 
 def _version(t: Tensor) -> int | None:
-    """Return how often a tensor was changed in place; torch does not count for some."""
+    """Return how often a tensor was changed in place, or None if torch does not count that."""
     return None if t.is_inference() else t._version
 
 

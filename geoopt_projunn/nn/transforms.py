@@ -1,4 +1,4 @@
-"""Who needs plain operations of torch instead of a function with a backward pass of its own."""
+"""Which calls must consist of torch's own operations, without our own backward functions."""
 
 import functools
 from collections.abc import Callable, Hashable
@@ -38,7 +38,7 @@ def constant(function: Callable[..., T]) -> Callable[..., T]:
     """Compute each value of a function once; torch.compile takes it as a constant."""
     cached = functools.lru_cache(function)
 
-    # Without this wrapper torch.compile would look into lru_cache, and warn.
+    # torch.compile would look into lru_cache itself, and warn.
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     @functools.wraps(function)
     def wrapped(*args: Hashable) -> T:

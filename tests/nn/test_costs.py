@@ -150,3 +150,19 @@ def test_the_flops_are_those_of_the_products(kind, nonlinearity):
     read = 2 * LENGTH * BATCH * INPUTS * HIDDEN  # forward, and for the gradient of its weight
     turn = 2 * (LENGTH - 1) * BATCH * HIDDEN**2  # and for the gradient of the states
     assert counter.get_total_flops() == 2 * read + 3 * turn
+
+
+@cases
+def test_in_both_directions_the_gradient_of_a_weight_is_one_product_over_all_steps(
+    kind, nonlinearity
+):
+    layer = LAYERS[kind](INPUTS, HIDDEN, nonlinearity=nonlinearity, bidirectional=True)
+    products = []
+    for length in (10, 20):
+        states = run(layer, length)
+        gradient = torch.ones_like(states)
+        with Count() as backward:
+            states.backward(gradient)
+        products.append(sum(backward.operations[name] for name in ("mm", "addmm_")))
+    # One for every step and direction, which turns its gradient back.
+    assert products[1] - products[0] == 2 * 10
