@@ -8,6 +8,7 @@ of what torch has allocated during a step, beyond what was there before.
 
     python benchmarks/rnn.py                  # the table of the documentation, about 10 minutes
     python benchmarks/rnn.py --smoke          # seconds, for a test
+    python benchmarks/rnn.py --transformed    # the loop that transforms run, about 2 minutes
 
 geotorch and torch-eunn take part where they are installed (the extra "bench").
 """
@@ -19,12 +20,14 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from memory import peak_bytes
 from torch import Tensor
+from torch.autograd.forward_ad import dual_level
 from torch.nn.utils import parametrizations, parametrize
 from tqdm import tqdm
 
@@ -155,6 +158,55 @@ def measure_memory(name: str, size: Size) -> float:
     return peak_bytes(runner.step) / 2**20
 
 
+def compare_loop(layer: torch.nn.Module, x: Tensor, rounds: int) -> tuple[float, float]:
+    """Return the ratios of the loop of torch's operations to the layer's own path.
+
+    Of the time of forward and backward pass, the median over the rounds, and of the memory that
+    the forward pass keeps for the backward pass. An open level of forward mode asks for the loop,
+    as torch.func does; there are no tangents.
+    """
+    times: dict[bool, list[float]] = {True: [], False: []}
+    kept: dict[bool, int] = {}
+    for number in range(rounds + 2):
+        for loop in times:
+            sizes: dict[int, int] = {}
+
+            def keep(t: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
+                sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+                return t
+
+            hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t)
+            with dual_level() if loop else nullcontext():
+                with hooks if number == 0 else nullcontext():
+                    start = time.process_time()
+                    states = layer(x)[0]
+                states.backward(torch.ones_like(states))
+            if number == 0:
+                kept[loop] = sum(sizes.values())
+            elif number > 1:
+                times[loop].append(time.process_time() - start)
+    ratios = [a / b for a, b in zip(times[True], times[False], strict=True)]
+    return statistics.median(ratios), kept[True] / kept[False]
+
+
+def loop_table(options: argparse.Namespace) -> str:
+    hidden, inputs = options.hidden, Size.inputs
+    head = "| layer |" + "".join(f" H = {h}: time | kept |" for h in hidden)
+    lines = [head, "|---|" + "---|---|" * len(hidden)]
+    kinds = [(k, n) for k in (OrthogonalRNN, UnitaryRNN) for n in ("modrelu", "relu", "tanh")]
+    for kind, nonlinearity in tqdm(kinds, unit="layer"):
+        cells = ""
+        for h in hidden:
+            torch.manual_seed(0)
+            layer = kind(inputs, h, nonlinearity=nonlinearity)
+            x = torch.randn(options.length, options.batch, inputs, dtype=layer.weight_ih_l0.dtype)
+            time_ratio, memory_ratio = compare_loop(layer, x, options.rounds)
+            cells += f" {time_ratio:.2f} | {memory_ratio:.2f} |"
+        lines.append(f"| {kind.__name__}, {nonlinearity} |{cells}")
+    said = f"T = {options.length}, batch {options.batch}, {inputs} inputs, CPU."
+    return "\n".join([*lines, "", said]) + "\n"
+
+
 def available() -> tuple[list[str], list[str]]:
     """Part the methods into those that can be built here and those whose package is absent."""
     known, absent = [], []
@@ -194,10 +246,17 @@ def main(arguments: list[str] | None = None) -> list[Result]:
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="all by default")
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder to write to")
     parser.add_argument("--smoke", action="store_true", help="a few seconds, for a test")
+    parser.add_argument("--transformed", action="store_true", help="the loop of transforms only")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if options.smoke:
         options.hidden, options.length, options.batch, options.rounds = [16], 5, 4, 2
+    options.output.mkdir(parents=True, exist_ok=True)
+    if options.transformed:
+        text = loop_table(options)
+        (options.output / "rnn_transformed.md").write_text(text)
+        print(text)
+        return []
     known, absent = available()
     if options.methods:
         known = [name for name in known if name in {BASELINE, *options.methods}]
@@ -209,7 +268,6 @@ def main(arguments: list[str] | None = None) -> list[Result]:
             result.memory = measure_memory(result.method, size)
         results += measured
     text = table(results, absent, options)
-    options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "rnn.md").write_text(text)
     (options.output / "rnn.json").write_text(json.dumps([asdict(r) for r in results], indent=1))
     print(text)

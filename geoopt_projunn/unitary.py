@@ -256,13 +256,13 @@ class UnitaryGeometry(Manifold):
         ok, reason = (x.dtype in WIDE), None
         if ok:
             return super().check_point(x, explain=explain)
-        reason = _dtype_rule("x", x.dtype)
+        reason = dtype_rule("x", x.dtype)
         return (ok, reason) if explain else ok
 
     def assert_check_point(self, x: torch.Tensor) -> None:
         """Raise TypeError for an unsupported dtype, ValueError for an unsupported shape."""
         if x.dtype not in WIDE:
-            raise TypeError(_dtype_rule("x", x.dtype))
+            raise TypeError(dtype_rule("x", x.dtype))
         super().assert_check_point(x)
 
     @full_precision
@@ -270,7 +270,7 @@ class UnitaryGeometry(Manifold):
         self, x: torch.Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
     ) -> tuple[bool, str | None]:
         if x.dtype not in WIDE:
-            return False, _dtype_rule("x", x.dtype)
+            return False, dtype_rule("x", x.dtype)
         eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
         product = x.mH @ x
         if torch.allclose(product, eye.expand_as(product), atol=atol, rtol=rtol):
@@ -296,7 +296,7 @@ class UnitaryGeometry(Manifold):
     def _created(self, size: tuple[int, ...], dtype: torch.dtype | None) -> tuple[int, ...]:
         shape: tuple[int, ...] = tuple(size2shape(*size))
         if (dtype or torch.get_default_dtype()) not in WIDE:
-            raise TypeError(_dtype_rule("dtype", dtype or torch.get_default_dtype()))
+            raise TypeError(dtype_rule("dtype", dtype or torch.get_default_dtype()))
         self._assert_check_shape(shape, "size")
         return shape
 
@@ -341,7 +341,8 @@ def _same_dtype_rule(name: str, tensor: torch.Tensor, x: torch.Tensor) -> str:
     )
 
 
-def _dtype_rule(name: str, dtype: torch.dtype) -> str:
+def dtype_rule(name: str, dtype: torch.dtype) -> str:
+    """Say which dtypes an argument may have, and what to do instead."""
     known = ", ".join(str(known).removeprefix("torch.") for known in WIDE)
     remedy = (
         "half precision cannot hold orthogonality, keep this parameter in float32"

@@ -20,6 +20,7 @@ from tests._matrices import RETRACTIONS, SKETCHES, tangent_at, unitary
 from tests._precision_settings import REDUCED, forget, products_are_full, snapshot, use
 
 SINGLE = (torch.float32, torch.complex64)
+HALF = (torch.bfloat16, torch.float16)
 
 
 class Products(TorchDispatchMode):
@@ -32,7 +33,8 @@ class Products(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         if name.rstrip("_") in ("mm", "bmm", "addmm", "baddbmm"):
-            (self.full if products_are_full() else self.reduced).add(name)
+            wide = all(t.dtype not in HALF for t in args if isinstance(t, torch.Tensor))
+            (self.full if wide and products_are_full() else self.reduced).add(name)
         return func(*args, **(kwargs or {}))
 
 
@@ -149,6 +151,63 @@ def test_layers(name):
     layer, size = LAYERS[name]()
     x = torch.randn(size) + (0j if isinstance(layer, UnitaryConv2d) else 0)
     assert_full(lambda: layer(x))
+
+
+# A cell's backward pass is torch's own, and runs as the user has set it.
+GUARDED = [name for name in LAYERS if "cell" not in name]
+OUTPUTS = {
+    "states": lambda layer, x: layer(x)[0] if isinstance(layer, torch.nn.RNN) else layer(x),
+    "adjoint": lambda layer, x: layer.adjoint(x),
+}
+
+
+@pytest.mark.parametrize("within", [False, True], ids=["outside", "in autocast"])
+@pytest.mark.parametrize(
+    ("name", "of"),
+    [
+        *((name, "states") for name in GUARDED),
+        *((name, "adjoint") for name in GUARDED if "convolution" in name),
+    ],
+)
+def test_backward_passes_of_layers(name, of, within):
+    layer, size = LAYERS[name]()
+    x = torch.randn(size) + (0j if isinstance(layer, UnitaryConv2d) else 0)
+    # An adjoint is without the bias.
+    weights = (p for name, p in layer.named_parameters() if of == "states" or name != "bias")
+    leaves = [x.requires_grad_(), *weights]
+
+    def backward():
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=within):
+            torch.autograd.grad(y, leaves, torch.ones_like(y))
+
+    y = OUTPUTS[of](layer, x)
+    assert_full(backward)
+
+
+@pytest.mark.parametrize("name", [name for name in GUARDED if "convolution" not in name])
+def test_the_first_derivatives_of_layers_that_are_differentiated_twice(name):
+    layer, size = LAYERS[name]()
+    states, _ = layer(torch.randn(size))
+
+    def backward():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.autograd.grad(
+                states, list(layer.parameters()), torch.ones_like(states), create_graph=True
+            )
+
+    assert_full(backward)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_in_autocast(name):
+    layer, size = LAYERS[name]()
+    x = torch.randn(size) + (0j if isinstance(layer, UnitaryConv2d) else 0)
+
+    def forward():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            layer(x)
+
+    assert_full(forward)
 
 
 def test_what_asks_whether_weights_are_orthogonal():

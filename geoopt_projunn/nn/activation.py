@@ -28,7 +28,9 @@ def modrelu(z: Tensor, offset: Tensor) -> Tensor:
     Arjovsky, Shah, Bengio, *Unitary Evolution Recurrent Neural Networks*, arXiv:1511.06464.
     """
     if not z.is_complex():
-        return z.sgn() * torch.relu(z.abs() + offset)
+        # The derivative of a sign is 0. If torch derived it, a graph that torch.compile makes for
+        # any batch size would take one only.
+        return z.detach().sgn() * torch.relu(z.abs() + offset)
     # The second derivative of a complex modulus is not a number at 0, even if multiplied by 0.
     zero = z == 0
     away = torch.where(zero, 1, z)

@@ -10,7 +10,7 @@ from ..linalg.precision import full_precision
 from ..manifold import LowRankUnitary
 from .activation import activated
 from .recurrent import Recurrent, taken_as
-from .transforms import transformed
+from .transforms import needs_plain_operations
 
 __all__ = ["OrthogonalRNNCell", "UnitaryRNNCell"]
 
@@ -70,7 +70,7 @@ class _RNNCell(Recurrent, torch.nn.RNNCell):
         dtype = self.weight_hh.dtype
         x, hx = taken_as(input, dtype), None if hx is None else taken_as(hx, dtype)
         known = not self.is_complex and self.nonlinearity != "modrelu"
-        if known and not transformed(input, hx, self.weight_ih, self.weight_hh):
+        if known and not needs_plain_operations(input, hx, self.weight_ih, self.weight_hh):
             return self._run_as_torch(x, hx)
         return self._run(x, hx)
 
@@ -115,6 +115,8 @@ class OrthogonalRNNCell(_RNNCell):
     One time step of :class:`OrthogonalRNN`, differentiable any number of times. Arguments, inputs
     and outputs are those of torch.nn.RNNCell; ``nonlinearity`` and what follows ``dtype`` are
     those of :class:`OrthogonalRNN`. A loop of cells is slower than the layer and keeps more.
+    The forward pass runs in the precision of the parameters; the backward pass is torch's own, and
+    its products run in the precision that torch's settings, and autocast around it, say.
 
     Attributes
     ----------

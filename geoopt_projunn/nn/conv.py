@@ -23,16 +23,12 @@ class _RealConv(FullWidthConv):
     _complex = False
     weight_real: geoopt.ManifoldParameter
 
-    @property
-    def _dtype(self) -> torch.dtype:
-        return self.weight_real.dtype
-
     def _counts(self) -> dict[str, int]:
         own = math.prod([1 if n % 2 else 2 for n in self.grid])
         return {"weight_real": own, "weight": (math.prod(self.grid) - own) // 2}
 
     def _coordinates(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return analyse(x)
+        return analyse(x, self.grid)
 
     def _signal(self, coordinates: Sequence[torch.Tensor]) -> torch.Tensor:
         own, pairs = coordinates
@@ -41,10 +37,6 @@ class _RealConv(FullWidthConv):
 
 class _ComplexConv(FullWidthConv):
     _complex = True
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return self.weight.dtype
 
     def _counts(self) -> dict[str, int]:
         return {"weight": math.prod(self.grid)}
@@ -120,10 +112,12 @@ class OrthogonalConv2d(_RealConv):
     With P output pixels and batch size b, forward and backward cost
     :math:`O(bPn (\log P + n))`, a step :math:`O(kPn^2)`. The parameters are Pn²/2 complex
     numbers. Beside the output, forward makes complex intermediates of three times the input's
-    memory, of which the coordinates, once the input's memory, are kept for backward. Derivatives
-    of any order, in reverse and forward mode, torch.func, torch.export and
-    ``torch.compile(fullgraph=True)`` work; under torch.func the Fourier transforms cost up to
-    twice as much.
+    memory, of which the coordinates, once the input's memory, are kept for backward. Both passes
+    run in the precision of the parameters, whatever autocast and the settings of float32 products
+    say. Derivatives of any order, in reverse and forward mode, torch.func, torch.export and
+    ``torch.compile(fullgraph=True)`` work. Under torch.func the Fourier transforms cost up to
+    twice as much; there, for second derivatives and in compiled code, the products of a backward
+    pass run as the user has set them.
 
     References
     ----------

@@ -1,8 +1,9 @@
 r"""The coordinates of a signal on a torus: one vector of channels for each frequency.
 
-Of a real signal the discrete Fourier transform satisfies :math:`X(-f) = \overline{X(f)}`. A
-frequency that is its own mirror (0, and half of an even size, on every axis) has a real value; of
-every other pair one is stored, with a complex value. The transform is orthonormal, so that
+The discrete Fourier transform of a real signal satisfies :math:`X(-f) = \overline{X(f)}`. Where a
+frequency is its own mirror (0 or half of an even size on every axis), the value is real. All other
+frequencies form pairs, and one of each pair is stored, a complex value. The transform is
+orthonormal, so that
 
 .. math:: \lVert x \rVert^2 = \sum_{f = -f} |X(f)|^2 + 2 \sum_{\text{pairs}} |X(f)|^2 .
 
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from .transforms import constant, transformed
+from .transforms import constant, needs_plain_operations
 
 Index = tuple[int | slice, ...]
 
@@ -70,15 +71,20 @@ def stored_frequencies(
     )
 
 
-def analyse(x: torch.Tensor, weight: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+def analyse(
+    x: torch.Tensor, grid: tuple[int, ...], weight: float = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the coordinates of a real signal.
 
     Parameters
     ----------
     x : torch.Tensor
         (b, c, *grid), real
+    grid : tuple of int
+        Given, since torch.compile and torch.export may know the sizes of x by name only.
     weight : float
-        multiplies the coordinates of the pairs
+        Multiplies the coordinates of the pairs. An integer by default:
+        ``torch.compile(dynamic=True)`` would take 1.0 for a number that changes.
 
     Returns
     -------
@@ -87,22 +93,22 @@ def analyse(x: torch.Tensor, weight: float = 1.0) -> tuple[torch.Tensor, torch.T
     pairs : torch.Tensor
         (pairs of frequencies, b, c), complex
     """
-    if transformed(x):
-        return _analyse_plainly(x, weight)
-    return _Analysis.apply(x, weight)  # type: ignore[no-untyped-call]
+    if needs_plain_operations(x):
+        return _analyse_plainly(x, grid, weight)
+    return _Analysis.apply(x, grid, weight)  # type: ignore[no-untyped-call]
 
 
 def synthesise(
-    own: torch.Tensor, pairs: torch.Tensor, grid: tuple[int, ...], weight: float = 1.0
+    own: torch.Tensor, pairs: torch.Tensor, grid: tuple[int, ...], weight: float = 1
 ) -> torch.Tensor:
     """Return the real signal, (b, c, *grid), of the coordinates ``own`` and ``weight * pairs``."""
-    if transformed(own, pairs):
+    if needs_plain_operations(own, pairs):
         return _synthesise_plainly(own, pairs, grid, weight)
     return _Synthesis.apply(own, pairs, grid, weight)  # type: ignore[no-untyped-call]
 
 
 def analyse_complex(x: torch.Tensor) -> torch.Tensor:
-    """Return the coordinates of a complex signal (b, c, *grid), (frequencies, b, c)."""
+    """Return the coordinates, (frequencies, b, c), of a complex signal, (b, c, *grid)."""
     spectrum = torch.fft.fftn(x, dim=_axes(x.shape[2:]), norm="ortho")
     return spectrum.flatten(2).permute(2, 0, 1).contiguous()
 
@@ -114,17 +120,20 @@ def synthesise_complex(coordinates: torch.Tensor, grid: tuple[int, ...]) -> torc
 
 
 # The backward of torch's own rfftn transforms the whole spectrum, at twice the cost and memory.
-# The adjoint of either function is the other, but that each pair counts twice in the norm.
+# Each of the two functions is the adjoint of the other, up to a factor of 2 for the pairs, which
+# count twice in the norm.
 
 
 class _Analysis(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
-        ctx.grid, ctx.weight = tuple(x.shape[2:]), weight
+    def forward(
+        ctx: Any, x: torch.Tensor, grid: tuple[int, ...], weight: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.grid, ctx.weight = grid, weight
         # Before the transform there are half as many numbers to multiply.
         weighted = x if weight == 1 else x * weight
-        half = _frequencies_first(torch.fft.rfftn(weighted, dim=_axes(ctx.grid), norm="ortho"))
-        own, boxes = regions(ctx.grid)
+        half = _frequencies_first(torch.fft.rfftn(weighted, dim=_axes(grid), norm="ortho"))
+        own, boxes = regions(grid)
         parts = [half[index] for index in boxes]
         count = sum(math.prod(part.shape[:-2]) for part in parts)
         pairs = half.new_empty(count, *half.shape[-2:])
@@ -133,8 +142,10 @@ class _Analysis(torch.autograd.Function):
         return torch.stack([half[index].real / weight for index in own]), pairs
 
     @staticmethod
-    def backward(ctx: Any, own: torch.Tensor, pairs: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return synthesise(own, pairs, ctx.grid, ctx.weight / 2), None
+    def backward(
+        ctx: Any, own: torch.Tensor, pairs: torch.Tensor
+    ) -> tuple[torch.Tensor, None, None]:
+        return synthesise(own, pairs, ctx.grid, ctx.weight / 2), None, None
 
 
 class _Synthesis(torch.autograd.Function):
@@ -142,7 +153,7 @@ class _Synthesis(torch.autograd.Function):
     def forward(
         ctx: Any, own: torch.Tensor, pairs: torch.Tensor, grid: tuple[int, ...], weight: float
     ) -> torch.Tensor:
-        ctx.weight = weight
+        ctx.grid, ctx.weight = grid, weight
         singles, boxes = regions(grid)
         spectrum = pairs.new_empty((*pairs.shape[1:], *_half(grid)))
         half = _frequencies_first(spectrum)
@@ -158,11 +169,12 @@ class _Synthesis(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
-        return *analyse(x, 2 * ctx.weight), None, None
+        return *analyse(x, ctx.grid, 2 * ctx.weight), None, None
 
 
-def _analyse_plainly(x: torch.Tensor, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
-    grid = tuple(int(n) for n in x.shape[2:])
+def _analyse_plainly(
+    x: torch.Tensor, grid: tuple[int, ...], weight: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     half = (
         torch.fft.rfftn(x, dim=_axes(grid), norm="ortho").reshape(*x.shape[:2], -1).permute(2, 0, 1)
     )
@@ -174,7 +186,7 @@ def _synthesise_plainly(
     own: torch.Tensor, pairs: torch.Tensor, grid: tuple[int, ...], weight: float
 ) -> torch.Tensor:
     weighted = pairs * weight
-    # Of some transforms torch's own conjugate knows nothing.
+    # Not weighted.conj(): for a batch of tangents it fails an internal assertion of torch.
     mirrors = torch.complex(weighted.real, -weighted.imag)
     values = torch.cat([own.to(pairs.dtype), weighted, mirrors])
     half = values[_positions(grid)[2]].permute(1, 2, 0).reshape(*pairs.shape[1:], *_half(grid))

@@ -13,7 +13,7 @@ from ..linalg.precision import WIDE, full_precision
 from ..manifold import LowRankUnitary
 from .channels import channels_to_pixels, pixels_to_channels
 from .keeping import KeepsManifolds, keep_manifolds
-from .transforms import recorded, transformed
+from .transforms import is_exported, needs_plain_operations
 
 __all__ = ["FullWidthConv"]
 
@@ -29,18 +29,20 @@ class _Multiply(torch.autograd.Function):
         return x @ w.mT
 
     @staticmethod
+    @full_precision
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         x, w = ctx.saved_tensors
-        # Conjugate the signals and not the matrices, of which there is more.
-        grad_x = (
-            choose(w).products.times(grad.conj(), w).conj() if ctx.needs_input_grad[0] else None
-        )
-        grad_w = grad.mT @ x.conj() if ctx.needs_input_grad[1] else None
+        # Conjugates of the signals, which take less memory than those of the matrices.
+        grad_x = grad_w = None
+        if ctx.needs_input_grad[0]:
+            grad_x = choose(w).products.times(grad.conj(), w).conj()
+        if ctx.needs_input_grad[1]:
+            grad_w = grad.mT @ x.conj()
         return grad_x, grad_w
 
 
 def _multiply(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    if transformed(x, w):
+    if needs_plain_operations(x, w):
         return x @ w.mT
     return _Multiply.apply(x, w)  # type: ignore[no-untyped-call]
 
@@ -166,7 +168,7 @@ class FullWidthConv(KeepsManifolds):
         """
         count = self.out_channels
         factory: dict[str, Any] = {"dtype": self._dtype, "device": self.weight.device}
-        # What the output at the origin sees of each input: a row of the layer's matrix.
+        # How the output at the origin depends on each input: a row of the layer's matrix.
         unit = torch.zeros(count, count, *self.grid, **factory)
         unit.flatten(2)[..., 0] = torch.eye(count, **factory)
         rows = self.adjoint(unit).conj()
@@ -199,7 +201,9 @@ class FullWidthConv(KeepsManifolds):
 
     @property
     def _dtype(self) -> torch.dtype:
-        raise NotImplementedError
+        """The dtype of signals, which is that of the first parameter."""
+        dtype: torch.dtype = getattr(self, next(iter(self._counts()))).dtype
+        return dtype
 
     def _counts(self) -> dict[str, int]:
         """Return the names of the parameters on the manifold, and how many matrices each has."""
@@ -212,10 +216,10 @@ class FullWidthConv(KeepsManifolds):
         raise NotImplementedError
 
     def _blocks(self) -> list[torch.Tensor]:
-        """Return what the layer uses of its matrices: fewer rows or columns in one channel count.
+        """Return the part of the matrices that the layer uses.
 
-        The columns that are left out would meet channels of zeros; of the rows that are left out
-        nobody sees the result.
+        With fewer channels at one end, there are fewer rows or columns. The columns left out would
+        multiply channels of zeros, and the results of the rows left out would be cut off.
         """
         used = self.in_channels * self.stride**self._dims
         return [getattr(self, name)[:, : self.out_channels, :used] for name in self._counts()]
@@ -229,7 +233,7 @@ class FullWidthConv(KeepsManifolds):
     @full_precision
     def _convolve_back(self, y: torch.Tensor) -> torch.Tensor:
         pairs = zip(self._coordinates(y), self._blocks(), strict=True)
-        x = self._signal([(part.conj() @ block).conj() for part, block in pairs])
+        x = self._signal([_multiply(part.conj(), block.mT).conj() for part, block in pairs])
         return channels_to_pixels(x, self.stride)
 
     def _checked(
@@ -264,8 +268,9 @@ class FullWidthConv(KeepsManifolds):
             )
         if x.numel() == 0:
             raise ValueError(f"`{name}` must not be empty, got {tuple(x.shape)}; skip the batch.")
-        for axis, n in zip(range(-self._dims, 0), size, strict=True) if recorded() else ():
-            # A program of torch.jit.trace has lost the checks above; it keeps this.
+        for axis, n in zip(range(-self._dims, 0), size, strict=True) if is_exported() else ():
+            # torch.jit.trace records operations, and none of the checks above: a split is one,
+            # and raises for another size.
             (x,) = x.split([n], axis)
         return x if x.dim() > len(shape) else x.unsqueeze(0)
 

@@ -1,16 +1,25 @@
-"""Modules whose parameters stay on their manifolds, whatever torch does to them."""
+"""Modules whose parameters stay on their manifolds, whatever torch does to them.
 
+On import, this registers a hook of torch's that sees every parameter that a module registers.
+It acts on parameters on LowRankUnitary, and on those that take the place of one.
+"""
+
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+import geoopt
 import torch
 from torch import Tensor
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ..linalg.precision import WIDE
-from .record import Record, assert_fits, other_field, put_on
+from ..manifold import LowRankUnitary
+from .placing import dtype_misfit
+from .record import Record
 
 
-def keep_manifolds(module: torch.nn.Module, path: str = "") -> None:
+def keep_manifolds(module: torch.nn.Module, path: str = "") -> Record | None:
     """Put parameters of any module back on their manifolds whenever they are replaced.
 
     Parameters
@@ -20,92 +29,160 @@ def keep_manifolds(module: torch.nn.Module, path: str = "") -> None:
         by being set.
     path : str
         of the module in a larger one, with a dot at its end; error messages name it
+
+    Returns
+    -------
+    Record or None
+        What ``module._parameters`` is then. None where another library has put a dictionary of
+        its own there, which stays.
     """
-    if isinstance(module._parameters, Record):
-        module._parameters.path = path or module._parameters.path
-        return
-    module._parameters = Record(module, path, one_field=isinstance(module, KeepsManifolds))
-    module.register_load_state_dict_pre_hook(_before_load)
-    module.register_load_state_dict_post_hook(_after_load)
-
-
-class KeepsManifolds(torch.nn.Module):
-    """Put manifolds back that a conversion or a load has dropped.
-
-    torch makes a plain parameter of a ManifoldParameter in ``.to("meta")`` and ``to_empty``, in
-    ``load_state_dict(assign=True)``, and with
-    ``torch.__future__.set_swap_module_params_on_conversion(True)``. Whether the parameters are
-    new objects, which an optimizer made before does not know, is torch's rule unchanged: they
-    are in the first two cases, not in the last.
-
-    A Parameter that replaces one on a manifold is put there as well, by its name. One that does
-    not fit is an error: a DTensor, as ``fully_shard`` makes them, another shape, half precision.
-
-    A conversion changes precision and device, never real to complex or back: ``.double()`` makes
-    complex128 of complex64. One to half precision is an error.
-    """
-
-    _parameters: Any
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        # Of a file that was written before modules kept a record.
-        keep_manifolds(self)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        for name, p, _ in self._parameters.on_manifolds():
-            dtype = fn(p.real.detach().new_empty(0)).dtype
-            refusal = _refusal(self, name, p, dtype, p.is_complex() or dtype.is_complex)
-            if refusal is not None:
-                raise TypeError(f"{refusal} The module is as it was.")
-        return super()._apply(lambda t: _convert(fn, t), recurse)  # type: ignore[no-untyped-call]
-
-
-def _before_load(
-    module: torch.nn.Module, state_dict: Any, prefix: str, local_metadata: Any, *_: Any
-) -> None:
-    """Refuse what cannot take a parameter's place, before anything of the module is loaded."""
     record: Any = module._parameters
-    kept = record.on_manifolds()
-    if not local_metadata.get("assign_to_params_buffers", False):
+    if isinstance(record, Record):
+        record.path = path or record.path
+        record.note()
+        return record
+    if type(record) not in (dict, OrderedDict):
+        return None
+    counterpart = module._counterpart() if isinstance(module, KeepsManifolds) else None
+    record = Record(record, type(module).__name__, path, counterpart)
+    module._parameters = record
+    if counterpart is None and _after_load not in module._load_state_dict_post_hooks.values():
+        # register_load_state_dict_pre_hook would refer to this module weakly. Shallow copies share
+        # the hooks of the original, and could not load once the original is gone.
+        module._register_load_state_dict_pre_hook(record.detach_loaded)
+        module.register_load_state_dict_post_hook(_after_load)
+    return record
+
+
+def _register(module: torch.nn.Module, name: str, p: torch.nn.Parameter) -> None:
+    """Keep every parameter on LowRankUnitary, in whatever module it is registered."""
+    record = module._parameters
+    if isinstance(record, Record):
+        try:
+            record.admit(name, p)
+        except (TypeError, ValueError):
+            if isinstance(module, torch.nn.RNNBase):
+                # It runs with a list of its own, in which it has put the parameter by now.
+                module._init_flat_weights()
+            raise
         return
-    for name, p, manifold in kept:
-        value = state_dict.get(prefix + name)
-        # torch reports what is no tensor, and another shape.
-        if not isinstance(value, Tensor) or value.shape != p.shape:
-            continue
-        refusal = _refusal(module, prefix + name, p, value.dtype, value.is_complex())
-        if refusal is not None:
-            raise RuntimeError(f"{refusal} Loading without `assign` converts.")
-        assert_fits(record.describe(name, prefix), value, manifold)
-        # The manifold of the module wins over that of a parameter that is loaded.
-        put_on(value, manifold)
+    if not isinstance(p, geoopt.ManifoldTensor):
+        return
+    if isinstance(getattr(p, "manifold", None), LowRankUnitary):
+        keep_manifolds(module)
+
+
+register_module_parameter_registration_hook(_register)
 
 
 def _after_load(module: torch.nn.Module, _: Any) -> None:
     """Put back what a load has swapped."""
-    for _name in module._parameters.items():
-        pass
+    record = keep_manifolds(module)
+    if record is not None:
+        record.restore_all()
 
 
-def _refusal(
-    module: torch.nn.Module, name: str, p: Tensor, dtype: torch.dtype, is_complex: bool
-) -> str | None:
-    """Say why a parameter on a manifold cannot have a dtype or become complex or real."""
-    if dtype not in WIDE:
-        return (
-            f"`{name}` must have one of the dtypes float32, float64, complex64, complex128, "
-            f"got {dtype}: half precision cannot hold orthogonality. Keep this module in "
-            "float32; autocast leaves it there."
+class KeepsManifolds(torch.nn.Module):
+    """A module of this package: its parameters stay on their manifolds, and real or complex.
+
+    torch makes a plain parameter of a ManifoldParameter in ``.to("meta")`` and ``to_empty``, in
+    ``load_state_dict(assign=True)``, and with
+    ``torch.__future__.set_swap_module_params_on_conversion(True)``. Here it goes back to its
+    manifold. As in any module, the first three make new objects, which an optimizer made before
+    does not know, and a swap keeps the objects.
+
+    A Parameter that is set in the place of one on a manifold is put there as well. One that does
+    not fit is an error: a DTensor, as ``fully_shard`` makes them, another shape, half precision,
+    complex for real. Then the module is as it was, also in a load, which reports the error with
+    all others. To have a plain parameter, delete the attribute first.
+
+    ``.double()`` makes complex128 of complex64. A conversion to half precision, or of a real
+    module to a complex dtype, is an error, and the module is as it was. torch converts a larger
+    model part by part: parts that come before this one have been converted by then.
+    """
+
+    _parameters: Any
+
+    def _counterpart(self) -> str:
+        """Return the name of the class for the other field."""
+        own = [kind for kind in type(self).__mro__ if kind.__module__.startswith(__package__)]
+        name = own[0].__name__
+        if name.startswith("Orthogonal"):
+            return name.replace("Orthogonal", "Unitary", 1)
+        return name.replace("Unitary", "Orthogonal", 1)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        # A file that was written before modules kept a record has none.
+        keep_manifolds(self)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        record = keep_manifolds(self)
+        if record is not None:
+            _assert_convertible(record, fn, self._counterpart())
+        return super()._apply(lambda t: _convert(fn, t), recurse)  # type: ignore[no-untyped-call]
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        record = keep_manifolds(self)
+        if record is not None and local_metadata.get("assign_to_params_buffers", False):
+            refusals = _refusals(record, state_dict, prefix)
+            error_msgs.extend(refusals)
+            for name, p in self._parameters.items() if refusals else ():
+                if _same_shape(state_dict.get(prefix + name), p):
+                    state_dict[prefix + name] = p
+            record.detach_loaded(state_dict, prefix, local_metadata)
+        super()._load_from_state_dict(
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
         )
-    if isinstance(module, KeepsManifolds) and is_complex != p.is_complex():
-        return other_field(f"`{name}` of {type(module).__name__}", p, dtype)
-    return None
+        if record is not None:
+            record.restore_all()
+
+
+def _assert_convertible(record: Record, fn: Callable[[Tensor], Tensor], counterpart: str) -> None:
+    for name, p, _ in record.on_manifolds():
+        dtype = fn(p.real.detach().new_empty(0)).dtype
+        fields = p.is_complex(), p.is_complex() or dtype.is_complex
+        refusal = dtype_misfit(record.describe(name), dtype, *fields, counterpart)
+        if refusal is not None:
+            raise TypeError(f"{refusal} This module is as it was.")
+
+
+def _refusals(record: Record, state_dict: Any, prefix: str) -> list[str]:
+    """Say what cannot take the place of parameters on manifolds."""
+    found = []
+    for name, p, _ in record.on_manifolds():
+        value = state_dict.get(prefix + name)
+        # torch reports what is no tensor, and another shape.
+        error = record.misfit(name, value, prefix) if _same_shape(value, p) else None
+        if error is not None:
+            half = value.dtype.is_floating_point and value.dtype not in WIDE
+            found.append(f"{error} Loading without `assign` converts." if half else str(error))
+    return found
+
+
+def _same_shape(value: Any, p: Tensor | None) -> bool:
+    return isinstance(value, Tensor) and p is not None and value.shape == p.shape
 
 
 def _convert(fn: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     """Apply a conversion made for real tensors to the parts of a complex one."""
-    # Of a ManifoldParameter that fn returns as it is, torch could not make a Parameter.
+    # A conversion that changes nothing returns its argument; torch.nn.Parameter refuses one of
+    # a class of geoopt's.
     plain = t.detach()
     if not plain.is_complex():
         converted = fn(plain)

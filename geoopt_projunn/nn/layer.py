@@ -10,7 +10,7 @@ from ..linalg.precision import full_precision, full_precision_cudnn
 from ..manifold import LowRankUnitary
 from .recurrence import recur
 from .recurrent import Recurrent, taken_as
-from .transforms import recorded, transformed
+from .transforms import is_exported, needs_plain_operations
 from .unrolled import Weights
 
 
@@ -61,7 +61,7 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
     def _fused(self) -> bool:
         """Whether to run torch's kernels; on a CPU those are slower than ours and keep more."""
         known = not self.is_complex and self.nonlinearity != "modrelu"
-        # A conversion may find that the weight is away for the moment.
+        # During a conversion the weight may not be there.
         weight = getattr(self, "weight_hh_l0", None)
         return known and weight is not None and weight.is_cuda
 
@@ -69,7 +69,7 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
         try:
             super().__setattr__(name, value)
         except (TypeError, ValueError):
-            # torch.nn.RNN has put it among its flat weights by then.
+            # By then torch.nn.RNN has put the value among its flat weights.
             self._init_flat_weights()
             raise
 
@@ -79,7 +79,8 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
             super().flatten_parameters()
 
     def _load_from_state_dict(self, *args: Any) -> None:
-        # Weak references, which torch.nn.RNN keeps here, forbid the swap of parameters.
+        # torch.nn.RNN keeps weak references to its parameters, and torch.utils.swap_tensors raises
+        # for a parameter that has one.
         self._flat_weight_refs = []
         try:
             super()._load_from_state_dict(*args)
@@ -112,7 +113,7 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
 
     def _call(self, input: Any, hx: Tensor | None) -> Any:
         packed = isinstance(input, PackedSequence)
-        if self._fused and not transformed(input.data if packed else input, hx):
+        if self._fused and not needs_plain_operations(input.data if packed else input, hx):
             return full_precision_cudnn(super().forward)(input, hx)
         if packed:
             return self._run_packed(input, hx)
@@ -136,17 +137,20 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
         length, batch = x.shape[:2]
         if length == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        states, last = self._run(x.flatten(0, 1), hx, [batch] * length)
-        states = states.unflatten(0, (length, batch))
+        outputs, last = self._run(x.flatten(0, 1), hx, [batch] * length)
+        outputs = [states.view(length, batch, self.hidden_size) for states in outputs]
         if not batched:
-            return states.squeeze(1), last.squeeze(1)
-        return (states.transpose(0, 1) if self.batch_first else states), last
+            return _joined([states.squeeze(1) for states in outputs]), last.squeeze(1)
+        if self.batch_first:
+            outputs = [states.transpose(0, 1) for states in outputs]
+        return _joined(outputs), last
 
-    # torch.compile leaves torch.nn.RNN out as well, but looks inside its subclasses.
+    # torch.compile leaves out a function that calls a torch.nn.RNN, but would compile what this
+    # calls, the loop over all time steps.
     _call_outside = torch.compiler.disable(_call)
 
     def _run_packed(self, packed: PackedSequence, hx: Tensor | None) -> Any:
-        if recorded():
+        if is_exported():
             raise RuntimeError(
                 "`input` must be a padded tensor in torch.export and torch.jit.trace, got a "
                 "PackedSequence: its lengths would become constants of the program."
@@ -162,20 +166,27 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
                 f"batch_sizes of a PackedSequence must not increase, got {batch_sizes}. "
                 "Make it by pack_padded_sequence or pack_sequence"
             )
-        states, last = self._run(x, hx, batch_sizes)
+        outputs, last = self._run(x, hx, batch_sizes)
         return (
-            packed._replace(data=states),
+            packed._replace(data=_joined(outputs)),
             self.permute_hidden(last, packed.unsorted_indices),
         )
 
     @full_precision
-    def _run(self, x: Tensor, hx: Tensor | None, batch_sizes: list[int]) -> tuple[Tensor, Tensor]:
-        """Run all layers over rows in packed layout."""
+    def _run(
+        self, x: Tensor, hx: Tensor | None, batch_sizes: list[int]
+    ) -> tuple[list[Tensor], Tensor]:
+        """Run all layers over rows in packed layout.
+
+        Return the states of the last layer in each direction, and the last states of all layers.
+        """
         directions = 2 if self.bidirectional else 1
+        outputs: list[Tensor] = []
         lasts: list[Tensor] = []
         for layer in range(self.num_layers):
-            if layer > 0 and self.dropout > 0:
-                x = _dropout(x, self.dropout, self.training)
+            if layer > 0:
+                x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
+                x = _dropout(x, self.dropout, self.training) if self.dropout > 0 else x
             outputs = []
             for direction in range(directions):
                 suffix = f"l{layer}" + ("_reverse" if direction else "")
@@ -189,8 +200,7 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
                 )
                 outputs.append(states)
                 lasts.append(last)
-            x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
-        return x, torch.stack(lasts)
+        return outputs, torch.stack(lasts)
 
     def _weights(self, suffix: str) -> Weights:
         return Weights(
@@ -241,6 +251,15 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
     def extra_repr(self) -> str:
         """Return torch's description, and what is particular to these layers."""
         return super().extra_repr() + self._describe(getattr(self, "weight_hh_l0", None))
+
+
+def _joined(outputs: list[Tensor]) -> Tensor:
+    """Return the states of all directions side by side; users may change them in place."""
+    if len(outputs) > 1:
+        return torch.cat(outputs, -1)
+    states = outputs[0]
+    # The backward pass of recur needs its states as they are; a program does not call it.
+    return states.clone() if states.requires_grad and not is_exported() else states
 
 
 def _dropout(x: Tensor, p: float, training: bool) -> Tensor:

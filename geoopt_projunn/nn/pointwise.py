@@ -54,13 +54,12 @@ class ModReLU(Pointwise):
     """
 
     def __init__(self, offset: Tensor | None) -> None:
-        assert offset is not None
         self.offset = offset
         self._along: Tensor | None = None
 
-    def watch_offset(self, rows: int) -> None:
-        """Sum the gradient of the offset in the steps to come, of at most so many rows."""
-        self._along = self.offset.new_zeros(rows, len(self.offset))
+    def watch_offset(self, h: Tensor) -> None:
+        """Sum the gradient of the offset in the steps to come, each of at most h's rows."""
+        self._along = torch.zeros_like(h.real)
 
     def offset_gradient(self) -> Tensor:
         """Return what the steps since :meth:`watch_offset` add up to."""
@@ -69,14 +68,16 @@ class ModReLU(Pointwise):
 
     def _watch(self, along: Tensor) -> None:
         if self._along is not None:
-            total = self._along if len(along) == len(self._along) else self._along[: len(along)]
-            total += along
+            rows = along.shape[0]
+            total = self._along if rows == self._along.shape[0] else self._along[:rows]
+            total.add_(along)
 
 
 class _RealModReLU(ModReLU):
-    """The derivative is 1 where h is not 0."""
+    """The derivative is 1 where h is not 0: it needs no offset."""
 
     def forward_(self, z: Tensor) -> None:
+        assert self.offset is not None
         sign = z.sgn()
         torch.addcmul(self.offset, z, sign, out=z)
         z.relu_().mul_(sign)
@@ -96,20 +97,22 @@ class _ComplexModReLU(ModReLU):
 
     def __init__(self, offset: Tensor | None) -> None:
         super().__init__(offset)
-        info = torch.finfo(self.offset.dtype)
+        assert offset is not None
+        self._offset = offset
+        info = torch.finfo(offset.dtype)
         self._tiny = info.tiny**0.5
         # |h| - b has the rounding of b; below that the ratio would have no correct digit.
-        self._floor = (self.offset * info.eps).clamp(min=self._tiny)
+        self._floor = (offset * info.eps).clamp(min=self._tiny)
 
     def forward_(self, z: Tensor) -> None:
         modulus = _modulus(z)
-        shifted = torch.add(modulus, self.offset).relu_()
+        shifted = torch.add(modulus, self._offset).relu_()
         z.mul_(shifted.div_(modulus.clamp_(min=self._tiny)))
 
     def backward_(self, grad: Tensor, h: Tensor) -> None:
         modulus = _modulus(h)
         phase = h * modulus.clamp(min=self._tiny).reciprocal_()
-        ratio = modulus.div_(torch.maximum(modulus - self.offset, self._floor))
+        ratio = modulus.div_(torch.maximum(modulus - self._offset, self._floor))
         grad.mul_(phase.conj())
         self._watch(grad.real)
         grad.imag.mul_(ratio)

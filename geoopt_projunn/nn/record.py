@@ -1,83 +1,219 @@
 """Which parameters of a module belong on which manifold, by name."""
 
-from collections.abc import ItemsView, Iterator
+import copy
+import weakref
+from collections.abc import ItemsView, Iterator, MutableMapping
 from typing import Any
 
 import geoopt
 import torch
 from geoopt.manifolds.base import Manifold
-from torch._subclasses import FakeTensor
 
-from ..linalg.precision import WIDE
+from .placing import assert_kind, assert_whole, dtype_misfit, is_plain, misfit, put_on, take_off
 
 
 class Record(dict[str, Any]):
     """Takes the place of ``module._parameters`` and puts parameters back on their manifolds.
 
-    A name belongs on the manifold of the last ManifoldParameter that it had. All of torch's ways
-    to replace a parameter end in ``module._parameters[name] = p``: attributes,
-    ``register_parameter``, conversions, loads with ``assign`` and FSDP. A plain Parameter that
-    comes in under such a name becomes a ManifoldParameter here, the same object, or an error is
-    raised.
+    A name belongs on the manifold of the last ManifoldParameter that it had, until it is deleted.
 
-    torch.utils.swap_tensors makes a parameter plain without a word to the dictionary.
-    Conversions that do so iterate over :meth:`items`, which looks at each parameter again when
-    the loop goes on.
+    - A parameter that a user sets, or that a load assigns, passes through
+      ``register_parameter``. A hook calls :meth:`admit`, which puts it on the manifold or raises.
+    - Conversions, FSDP and functional_call write ``module._parameters[name] = p``. A parameter
+      that fits is put on the manifold; if the one that it has replaced comes back, as at the end
+      of a functional_call, it becomes plain again. One that does not fit is left alone: it may
+      be there for one call only. A DTensor is there to stay, and is refused.
+    - torch.utils.swap_tensors changes a parameter in place, and the dictionary does not see it.
+      torch swaps inside loops over :meth:`items`, which therefore looks at each parameter before
+      and after the body of the loop.
+
+    Parameters
+    ----------
+    parameters : dict
+        of the module
+    owner : str
+        class of the module, for error messages
+    path : str
+        of the module in a larger one, with a dot at its end
+    counterpart : str or None
+        For modules of this package, whose parameters stay real or complex and never are in half
+        precision: the class for the other field. None for other modules.
+    manifolds : dict, optional
+        manifolds by name, where the parameters do not tell
     """
 
-    owner: str
-    path: str
-    one_field: bool
+    def __init__(
+        self,
+        parameters: dict[str, Any],
+        owner: str,
+        path: str = "",
+        counterpart: str | None = None,
+        manifolds: dict[str, Manifold] | None = None,
+    ) -> None:
+        super().__init__(parameters)
+        self.owner, self.path, self.counterpart = owner, path, counterpart
+        self.manifolds: dict[str, Manifold] = dict(manifolds or {})
+        # The parameters that a name had before, oldest first. Beside each, the id of the one that
+        # came for it, if that was plain. No reference: swap_tensors refuses what has weak ones.
+        self._history: dict[str, list[tuple[weakref.ref[Any], int | None]]] = {}
+        # Names whose parameter does not fit, but may be there for one call only.
+        self._unfit: set[str] = set()
+        self.note()
 
-    def __init__(self, module: torch.nn.Module, path: str = "", one_field: bool = False) -> None:
-        super().__init__()
-        self.owner, self.path, self.one_field = type(module).__name__, path, one_field
-        for name, p in module._parameters.items():
-            self[name] = p
-
-    @property
-    def manifolds(self) -> dict[str, Manifold]:
-        """The manifolds by name."""
-        # Copies and files set the items before the attributes. A __new__ would make the class
-        # opaque to torch.compile.
-        manifolds: dict[str, Manifold] = self.__dict__.setdefault("_manifolds", {})
-        return manifolds
+    def __reduce__(self) -> Any:
+        state = (dict(self), self.owner, self.path, self.counterpart, self.manifolds)
+        return type(self), state
 
     def __setitem__(self, name: str, p: Any) -> None:
         manifold = self.manifold(name)
-        if manifold is not None and is_plain(p):
-            assert_fits(self.describe(name), p, manifold)
-            old = self.get(name)
-            if self.one_field and old is not None and p.is_complex() != old.is_complex():
-                raise TypeError(other_field(self.describe(name), old, p.dtype))
-            put_on(p, manifold)
+        if manifold is not None:
+            self._replace(name, p, manifold)
         super().__setitem__(name, p)
         self.manifold(name)
 
     def __delitem__(self, name: str) -> None:
         super().__delitem__(name)
         self.manifolds.pop(name, None)
+        self._history.pop(name, None)
+        self._unfit.discard(name)
+
+    # Those of dict would not call the two methods above.
+    update = MutableMapping.update
+    popitem = MutableMapping.popitem
+    setdefault = MutableMapping.setdefault
+    clear = MutableMapping.clear
+
+    def pop(self, name: str, *default: Any) -> Any:
+        """Remove a name and return its parameter, or the default."""
+        if name not in self and default:
+            (value,) = default
+            return value
+        value = self[name]
+        del self[name]
+        return value
+
+    def __ior__(self, other: Any) -> Any:  # type: ignore[misc]
+        self.update(other)
+        return self
+
+    def copy(self) -> "Record":
+        """Return a record of the same parameters for another module."""
+        return copy.copy(self)
 
     def items(self) -> ItemsView[str, Any]:  # type: ignore[override]
         """Return names and parameters, which stay on their manifolds if a loop swaps them."""
+        if not self.manifolds:
+            return super().items()
         return _Items(self)
 
     def manifold(self, name: str) -> Manifold | None:
         """Return the manifold that a name belongs on, None for a plain parameter."""
-        # The user may have set another one on the parameter itself.
-        manifold = getattr(self.get(name), "manifold", None)
-        if isinstance(manifold, Manifold):
-            self.manifolds[name] = manifold
+        p = self.get(name)
+        if isinstance(p, geoopt.ManifoldTensor):
+            # The user may have set another manifold on the parameter itself.
+            manifold = getattr(p, "manifold", None)
+            if isinstance(manifold, Manifold):
+                self.manifolds[name] = manifold
         return self.manifolds.get(name)
+
+    def note(self) -> None:
+        """Look at all parameters, some of which may have been put on manifolds."""
+        for name in self:
+            self.manifold(name)
+
+    def restore(self, name: str) -> None:
+        """Put a parameter back that torch.utils.swap_tensors has made plain, if it fits."""
+        p: Any = self.get(name)
+        if name in self.manifolds and is_plain(p) and self.misfit(name, p) is None:
+            self.put_back(name, p, self.manifold(name))
+
+    def put_back(self, name: str, p: Any, manifold: Manifold | None) -> None:
+        """Put a parameter back that has been swapped, or raise TypeError if it cannot be."""
+        if manifold is not None and is_plain(p) and name not in self._unfit:
+            assert_kind(self.describe(name), p, manifold)
+            put_on(p, manifold)
+
+    def restore_all(self) -> None:
+        """Put back what a load has swapped, or raise TypeError for what cannot be put back."""
+        for name, p, manifold in self.on_manifolds():
+            self.put_back(name, p, manifold)
+
+    def detach_loaded(self, state_dict: Any, prefix: str, local_metadata: Any, *_: Any) -> None:
+        """Leave the parameters of another module alone that ``assign`` would make our own.
+
+        With ``keep_vars`` a state dict holds parameters. One that would have to change its
+        manifold becomes a tensor, of which torch makes a new parameter with the same memory.
+        """
+        if not local_metadata.get("assign_to_params_buffers", False):
+            return
+        for name, manifold in self.manifolds.items():
+            value = state_dict.get(prefix + name)
+            if not isinstance(value, torch.nn.Parameter):
+                continue
+            if getattr(value, "manifold", None) != manifold:
+                state_dict[prefix + name] = value.detach()
 
     def on_manifolds(self) -> list[tuple[str, Any, Manifold]]:
         """Return names, parameters and manifolds of what belongs on one."""
-        found = [(name, p, self.manifold(name)) for name, p in self.items() if p is not None]
-        return [(name, p, manifold) for name, p, manifold in found if manifold is not None]
+        self.note()
+        kept = [(name, self.get(name), manifold) for name, manifold in self.manifolds.items()]
+        return [one for one in kept if one[1] is not None]
+
+    def admit(self, name: str, p: torch.Tensor) -> None:
+        """Put a parameter on the manifold of a name for good, or raise.
+
+        Raises
+        ------
+        TypeError
+            If it is a DTensor or of another subclass, or its dtype is not supported.
+        ValueError
+            If its shape does not fit.
+        """
+        manifold = self.manifold(name)
+        if manifold is None or not is_plain(p):
+            return
+        error = self.misfit(name, p)
+        if error is not None:
+            raise error
+        put_on(p, manifold)
+
+    def misfit(self, name: str, p: torch.Tensor, path: str | None = None) -> Exception | None:
+        """Return the error that says why a tensor cannot have a name that is on a manifold."""
+        what = self.describe(name, path)
+        error = misfit(what, p, self.manifolds[name], counterpart=self.counterpart)
+        old = self.get(name)
+        if error is None and self.counterpart is not None and old is not None:
+            fields = old.is_complex(), p.is_complex()
+            refusal = dtype_misfit(what, p.dtype, *fields, self.counterpart)
+            error = None if refusal is None else TypeError(refusal)
+        return error
 
     def describe(self, name: str, path: str | None = None) -> str:
         """Return what error messages call a parameter, with the path of its module if known."""
         return f"`{self.path if path is None else path}{name}` of {self.owner}"
+
+    def _replace(self, name: str, p: Any, manifold: Manifold) -> None:
+        """Put p on the manifold; or, if p was here before, make plain what had come for it."""
+        if is_plain(p):
+            assert_whole(self.describe(name), p, manifold)
+        old = self.get(name)
+        history = [entry for entry in self._history.pop(name, ()) if entry[0]() is not None]
+        self._unfit.discard(name)
+        back = next((i for i, (earlier, _) in enumerate(history) if earlier() is p), None)
+        if back is not None:
+            if history[-1][1] == id(old):
+                take_off(old)
+            del history[back:]
+        else:
+            fits = is_plain(p) and self.misfit(name, p) is None
+            if fits:
+                put_on(p, manifold)
+            elif is_plain(p):
+                self._unfit.add(name)
+            if old is not None and (fits or history):
+                history.append((weakref.ref(old), id(p) if fits else None))
+        if history:
+            self._history[name] = history
 
 
 class _Items(ItemsView[str, Any]):
@@ -86,82 +222,19 @@ class _Items(ItemsView[str, Any]):
         self._record = record
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        record = self._record
-        for name in record:
-            manifold = record.manifold(name)
-            yield name, record[name]
-            p: Any = record.get(name)
-            if manifold is not None and is_plain(p):
-                # Of any dtype, as in the conversions that keep the ManifoldParameter.
-                assert_kind(record.describe(name), p, manifold)
-                put_on(p, manifold)
-
-
-def is_plain(p: Any) -> bool:
-    """Return whether a value is a parameter on no manifold, and no stand-in without values."""
-    if not isinstance(p, torch.nn.Parameter) or isinstance(p, FakeTensor):
-        return False
-    return not hasattr(p, "manifold")
-
-
-def put_on(p: torch.Tensor, manifold: Manifold) -> None:
-    """Make a plain parameter a ManifoldParameter, the same object.
-
-    Optimizers, hooks and weak references to it stay valid; torch.utils.swap_tensors changes
-    classes in the same way.
-    """
-    if type(p) is torch.nn.Parameter:
-        p.__class__ = geoopt.ManifoldParameter
-    if isinstance(p, geoopt.ManifoldParameter):
-        p.manifold = manifold
-
-
-def other_field(what: str, old: torch.Tensor, dtype: torch.dtype) -> str:
-    """Say that a real parameter cannot become complex in its module, or the other way round."""
-    field, other = ("complex", "real") if old.is_complex() else ("real", "complex")
-    return (
-        f"{what} must be {field}, got {dtype}; make a module of the {other} kind for {other} "
-        "weights."
-    )
-
-
-def assert_fits(what: str, p: torch.Tensor, manifold: Manifold) -> None:
-    """Raise an error unless a tensor can be a parameter on a manifold.
-
-    Raises
-    ------
-    TypeError
-        If it is a DTensor or of another subclass, or its dtype is not supported.
-    ValueError
-        If its shape does not fit.
-    """
-    assert_kind(what, p, manifold)
-    fits, reason = manifold.check_point(p, explain=True)
-    if not fits:
-        error = ValueError if p.dtype in WIDE else TypeError
-        raise error(f"{what} is on the {manifold}, where {reason} {_REMEDY}")
-
-
-def assert_kind(what: str, p: torch.Tensor, manifold: Manifold) -> None:
-    """Raise TypeError for a DTensor and other subclasses, which cannot be on a manifold."""
-    assert_whole(what, p, manifold)
-    kind = type(p)
-    if not isinstance(p, geoopt.ManifoldTensor) and kind not in (torch.Tensor, torch.nn.Parameter):
-        raise TypeError(
-            f"{what} is on the {manifold} and must be a torch.nn.Parameter or a "
-            f"geoopt.ManifoldParameter, got {kind.__name__}. {_REMEDY}"
-        )
-
-
-def assert_whole(what: str, p: torch.Tensor, manifold: Manifold) -> None:
-    """Raise TypeError for a DTensor."""
-    if type(p).__name__ == "DTensor":
-        raise TypeError(
-            f"{what} is on the {manifold}, which does not support DTensor parameters yet. Keep it "
-            "whole on every rank: name it in `ignored_params` of `fully_shard`, or shard only the "
-            "other submodules, and average its gradient over the ranks. Build the model anew, as "
-            "other parameters may be DTensors already."
-        )
-
-
-_REMEDY = "To take it off the manifold, delete the attribute before you set it."
+        record, manifolds = self._record, self._record.manifolds
+        for name, p in dict.items(record):
+            if name not in manifolds:
+                yield name, p
+                continue
+            if not isinstance(p, geoopt.ManifoldTensor):
+                record.restore(name)
+            manifold = getattr(p, "manifold", None)
+            if isinstance(manifold, Manifold):
+                manifolds[name] = manifold
+            yield name, p
+            swapped = manifold is not None and not isinstance(p, geoopt.ManifoldTensor)
+            if swapped and record.get(name) is p:
+                # The dtype needs no check: `_apply` of our own modules has made one, and other
+                # modules may have any dtype.
+                record.put_back(name, p, manifold)

@@ -10,7 +10,7 @@ from ..init import INITS
 from ..linalg.precision import WIDE
 from ..manifold import LowRankUnitary
 from .keeping import KeepsManifolds, keep_manifolds
-from .record import put_on
+from .placing import put_on
 
 NONLINEARITIES = ("modrelu", "relu", "tanh")
 # torch.compile does not know torch.dtype.to_real.

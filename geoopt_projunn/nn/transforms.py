@@ -1,4 +1,4 @@
-"""Who needs plain operations of torch instead of a function with a backward pass of its own."""
+"""Which calls must consist of torch's own operations, without our own backward functions."""
 
 import functools
 from collections.abc import Callable, Hashable
@@ -10,7 +10,7 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-def transformed(*tensors: Tensor | None) -> bool:
+def needs_plain_operations(*tensors: Tensor | None) -> bool:
     """Return whether a call must consist of torch's own operations.
 
     That is so under torch.func (``grad``, ``vmap``, ``jvp``, …), in forward mode, in
@@ -21,14 +21,14 @@ def transformed(*tensors: Tensor | None) -> bool:
     if (
         torch._C._are_functorch_transforms_active()
         or torch.autograd.forward_ad._current_level >= 0
-        or recorded()
+        or is_exported()
     ):
         return True
-    # The compiler takes the faster functions, and cannot look at the kinds of tensors.
+    # The compiler takes the faster functions, and cannot look at the types of tensors.
     return not (torch.compiler.is_compiling() or all(map(_is_ordinary, tensors)))
 
 
-def recorded() -> bool:
+def is_exported() -> bool:
     """Return whether torch.export or torch.jit.trace makes a program of the call."""
     tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     return tracing or torch.compiler.is_exporting()
@@ -38,7 +38,7 @@ def constant(function: Callable[..., T]) -> Callable[..., T]:
     """Compute each value of a function once; torch.compile takes it as a constant."""
     cached = functools.lru_cache(function)
 
-    # Into lru_cache itself torch.compile would look, and warn.
+    # torch.compile would look into lru_cache itself, and warn.
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     @functools.wraps(function)
     def wrapped(*args: Hashable) -> T:
@@ -48,10 +48,12 @@ def constant(function: Callable[..., T]) -> Callable[..., T]:
 
 
 def _is_ordinary(t: Tensor | None) -> bool:
-    if t is None:
-        return True
-    kind = type(t)
+    # A batch of gradients is what is_grads_batched and jacobian(vectorize=True) pass to a backward
+    # function.
+    return t is None or (_is_plain(type(t)) and not torch._C._functorch.is_legacy_batchedtensor(t))
+
+
+@functools.lru_cache(maxsize=64)
+def _is_plain(kind: type) -> bool:
     # isinstance would take any tensor that acts as a parameter.
-    plain = kind is Tensor or torch.nn.Parameter in kind.__mro__
-    # What is_grads_batched and jacobian(vectorize=True) pass to a backward function.
-    return plain and not torch._C._functorch.is_legacy_batchedtensor(t)
+    return kind is Tensor or torch.nn.Parameter in kind.__mro__

@@ -1,6 +1,7 @@
 r"""The recurrence :math:`h_t = \varphi(W_{ih} x_t + b + W_{hh} h_{t-1})` as a loop of operations.
 
-It keeps what torch's tape keeps, and everything that torch does to operations can be done to it.
+It consists of torch's own operations: autograd, torch.func, torch.export and others take it as
+they take any function. Autograd keeps what each of the operations needs.
 
 Sequences lie in torch's packed layout: the rows of all sequences at the first time step, then at
 the second, ... with ``batch_sizes`` rows each, not increasing. A batch of equal lengths is the

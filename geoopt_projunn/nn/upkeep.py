@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from ..manifold import LowRankUnitary
+from .placing import without_x
 
 __all__ = ["orthogonality_errors", "project_"]
 
@@ -57,9 +58,9 @@ def orthogonality_errors(module: torch.nn.Module, exact: bool = False) -> dict[s
 def project_(module: torch.nn.Module) -> torch.nn.Module:
     r"""Move every parameter on LowRankUnitary to the nearest unitary matrix, in place.
 
-    An average of unitary matrices is none. Call this where averages of weights (SWA, EMA) are
-    used: on the averaged model, or on the model that they are copied into. Also after loading
-    weights that were trained without the manifold, or after adding noise.
+    The average of unitary matrices is not unitary. Call this on models that hold averages of
+    weights (SWA, EMA), after loading weights that were trained without the manifold, and after
+    adding noise.
 
     Parameters
     ----------
@@ -101,7 +102,7 @@ def project_(module: torch.nn.Module) -> torch.nn.Module:
         try:
             projected[p] = manifold.projx(p)
         except ValueError as error:
-            raise ValueError(f"`{name}` cannot be projected: {error}") from error
+            raise ValueError(f"`{name}` cannot be projected: {without_x(error)}") from error
     for p, value in projected.items():
         p.copy_(value)
     return module
@@ -119,5 +120,7 @@ def _on_low_rank(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor, L
         try:
             manifold.assert_check_point(p)
         except (TypeError, ValueError) as error:
-            raise type(error)(f"`{name}` cannot be measured or projected: {error}") from error
+            raise type(error)(
+                f"`{name}` cannot be measured or projected: {without_x(error)}"
+            ) from error
         yield name, p, manifold

@@ -9,6 +9,7 @@ import torch
 from geoopt_projunn import ProjUNNRiemannianAdam
 from geoopt_projunn.nn import (
     ModReLU,
+    OrthogonalConv2d,
     OrthogonalRNN,
     OrthogonalRNNCell,
     RealReadout,
@@ -150,6 +151,57 @@ def test_a_module_is_one_graph(name):
         for actual, expected in zip(*results, strict=True):
             if expected.numel():
                 assert_within(actual, expected, 1e-9 * max(1.0, expected.abs().max().item()))
+
+
+def gradients(run, module, x):
+    return torch.autograd.grad((run(x) - 1).abs().square().sum(), [x, *module.parameters()])
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in LAYERS])
+def test_a_module_is_one_graph_for_batches_of_any_size(name):
+    module = build(name)
+    run = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        # Of no size that is the layer's as well, which torch would take for the same.
+        for batch in (11, 13):
+            x = inputs(name, batch).requires_grad_()
+            results = (gradients(f, module, x) for f in (run, module))
+            for actual, expected in zip(*results, strict=True):
+                if expected.numel():
+                    bound = 1e-9 * max(1.0, expected.abs().max().item())
+                    assert_within(actual, expected, bound)
+
+
+def test_convolutions_in_a_row_are_one_graph_for_batches_of_any_size():
+    model = torch.nn.Sequential(
+        OrthogonalConv2d(2, 4, 6), torch.nn.ReLU(), OrthogonalConv2d(4, 4, 6, 2)
+    )
+    run = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    for batch in (2, 3):
+        x = torch.randn(batch, 2, 6, 6, requires_grad=True)
+        for actual, expected in zip(*(gradients(f, model, x) for f in (run, model)), strict=True):
+            assert_within(actual, expected, 1e-4 * max(1.0, expected.abs().max().item()))
+
+
+@pytest.mark.parametrize("nonlinearity", ["modrelu", "tanh"])
+def test_the_compiler_does_not_look_into_a_recurrent_layer(nonlinearity):
+    """It leaves out a function that calls a torch.nn.RNN, but takes what that function calls.
+
+    Here it would unroll the loop, and compile it anew for every length.
+    """
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph
+
+    layer = OrthogonalRNN(3, 8, nonlinearity=nonlinearity)
+    model = Layered(layer, torch.nn.Identity(), torch.nn.Identity())
+    run = torch.compile(model, backend=backend)
+    for length in (3, 4, 5):
+        x = torch.randn(length, 2, 3)
+        assert_within(run(x).detach(), model(x).detach(), 1e-4)
+    assert not graphs
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")

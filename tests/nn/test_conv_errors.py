@@ -117,7 +117,7 @@ CONVERSIONS = {
 def test_half_precision_is_refused_before_anything_changes(kind, conversion):
     layer = kind(2, 2, 4, init="haar")
     before = copy.deepcopy(layer.state_dict())
-    with pytest.raises(TypeError, match=r"got torch.b?float16: half precision.*as it was"):
+    with pytest.raises(TypeError, match=r"got torch.b?float16; half precision.*as it was"):
         CONVERSIONS[conversion](layer)
     for name, value in layer.state_dict().items():
         assert_bit_equal(value, before[name])

@@ -68,16 +68,37 @@ def test_that_is_less_than_torch_keeps():
 
 
 @cases
-def test_nothing_that_grows_with_time_is_allocated_but_the_states_and_their_gradient(
+def test_nothing_that_grows_with_time_is_allocated_but_the_states_a_copy_and_their_gradient(
     kind, nonlinearity
 ):
     layer = LAYERS[kind](INPUTS, HIDDEN, nonlinearity=nonlinearity)
     with Recorder() as recorder:
         states = run(layer)
         states.backward(torch.ones_like(states))
-    # Twice through the loop: the projected input becomes the states, a gradient that of it.
-    assert recorder.created.count(states.numel()) == 2 + 1  # and the gradient of the test
+    # The projected input becomes the states, a gradient that of it; users get a copy.
+    assert recorder.created.count(states.numel()) == 3 + 1  # and the gradient of the test
     assert recorder.largest == states.numel()
+
+
+@cases
+def test_of_a_long_sequence_the_backward_pass_has_an_eighth_of_the_gradients_at_a_time(
+    kind, nonlinearity
+):
+    layer = LAYERS[kind](INPUTS, 64, nonlinearity=nonlinearity)
+    x = torch.randn(128, 32, INPUTS, dtype=layer.weight_ih_l0.dtype)
+    states = layer(x)[0]
+    gradient = torch.ones_like(states)
+    with Recorder() as recorder:
+        states.backward(gradient)
+    assert recorder.largest == states.numel() / 8
+
+
+@cases
+def test_without_gradients_the_states_are_all_that_grows_with_time(kind, nonlinearity):
+    layer = LAYERS[kind](INPUTS, HIDDEN, nonlinearity=nonlinearity)
+    with torch.no_grad(), Recorder() as recorder:
+        states = run(layer)
+    assert recorder.created.count(states.numel()) == 1
 
 
 @cases
@@ -129,3 +150,19 @@ def test_the_flops_are_those_of_the_products(kind, nonlinearity):
     read = 2 * LENGTH * BATCH * INPUTS * HIDDEN  # forward, and for the gradient of its weight
     turn = 2 * (LENGTH - 1) * BATCH * HIDDEN**2  # and for the gradient of the states
     assert counter.get_total_flops() == 2 * read + 3 * turn
+
+
+@cases
+def test_in_both_directions_the_gradient_of_a_weight_is_one_product_over_all_steps(
+    kind, nonlinearity
+):
+    layer = LAYERS[kind](INPUTS, HIDDEN, nonlinearity=nonlinearity, bidirectional=True)
+    products = []
+    for length in (10, 20):
+        states = run(layer, length)
+        gradient = torch.ones_like(states)
+        with Count() as backward:
+            states.backward(gradient)
+        products.append(sum(backward.operations[name] for name in ("mm", "addmm_")))
+    # One for every step and direction, which turns its gradient back.
+    assert products[1] - products[0] == 2 * 10

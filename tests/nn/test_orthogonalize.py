@@ -174,7 +174,7 @@ BAD = {
         "weight",
         {},
         TypeError,
-        "`weight` must have one of the dtypes .*, got torch.bfloat16: half precision",
+        "`weight` must have one of the dtypes .*, got torch.bfloat16; half precision",
     ),
     "parametrized": (
         parametrized,
@@ -195,7 +195,7 @@ BAD = {
         "weight",
         {},
         ValueError,
-        "must be finite",
+        "`weight` cannot be projected: it must be finite",
     ),
     "lazy": (
         lambda: torch.nn.LazyLinear(4),
@@ -216,7 +216,7 @@ BAD = {
         "weight",
         {"k": 3},
         ValueError,
-        "`k` must satisfy .* got 3",
+        "`weight` does not fit: `k` must satisfy .* got 3",
     ),
     "retraction": (
         lambda: torch.nn.Linear(4, 4),

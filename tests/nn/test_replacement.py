@@ -1,11 +1,7 @@
 """Whatever replaces a parameter that belongs on a manifold is put there."""
 
-import copy
 import gc
-import io
-import pickle
 import weakref
-from collections import OrderedDict
 
 import geoopt
 import pytest
@@ -196,53 +192,6 @@ def test_a_deleted_name_is_plain_and_an_empty_one_is_not_forgotten(name):
         setattr(owner, leaf, value)
     assert_kept(module, [])
     assert_kept(module.to("meta"), [])
-
-
-def saved(module):
-    file = io.BytesIO()
-    torch.save(module, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-COPIES = {
-    "deep": copy.deepcopy,
-    "shallow": copy.copy,
-    "pickle": lambda m: pickle.loads(pickle.dumps(m)),
-    "file": saved,
-    "copy of a copy": lambda m: saved(copy.deepcopy(m)),
-}
-
-
-@every_module
-@pytest.mark.parametrize("how", COPIES)
-def test_copies_keep_it_as_well(name, how):
-    make, names = MODULES[name]
-    module = make()
-    expected = values(module)
-    duplicate = COPIES[how](module)
-    assert_kept(duplicate, names)
-    for n, p in parameters(duplicate).items():
-        assert torch.equal(p, expected[n])
-    if how != "shallow":
-        set_attribute(duplicate, names, lambda p: torch.nn.Parameter(2 * p.detach()))
-        assert_kept(duplicate, names)
-        for n, value in expected.items():
-            assert torch.equal(module.get_parameter(n), value)
-    duplicate.load_state_dict(make().state_dict(), assign=True)
-    assert_kept(duplicate, names)
-    assert_kept(duplicate.to("meta"), names)
-
-
-def test_a_layer_from_a_file_without_a_record():
-    layer = OrthogonalRNN(3, 8)
-    state = layer.__getstate__()
-    state["_parameters"] = dict(state["_parameters"].items())
-    for name in ("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"):
-        state[name] = OrderedDict()
-    other = OrthogonalRNN.__new__(OrthogonalRNN)
-    other.__setstate__(state)
-    assert_kept(other.double().to("meta"), ["weight_hh_l0"], LowRankUnitary())
 
 
 def test_a_module_in_training_goes_on_with_what_was_loaded():

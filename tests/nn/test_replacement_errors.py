@@ -1,17 +1,22 @@
 """What cannot replace a parameter that belongs on a manifold is refused by name."""
 
+import geoopt
 import pytest
 import torch
 
+import geoopt_projunn
 from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianSGD
-from geoopt_projunn.nn import OrthogonalRNN, UnitaryRNN
+from geoopt_projunn.nn import OrthogonalRNN, UnitaryRNN, orthogonalize_
 from tests.nn._kept import (
     MODULES,
+    OTHERS,
+    OWN,
     assert_kept,
     every_module,
     owner_of,
     parameters,
     treated,
+    untouched,
     values,
 )
 
@@ -20,56 +25,104 @@ class Parameter(torch.nn.Parameter):
     """Somebody else's."""
 
 
-WRONG = {
-    "rectangular": (lambda p: p.detach()[..., :-1], ValueError, r"must have shape .*got"),
-    "vector": (lambda p: p.detach().flatten(), ValueError, "must have|at least 2 dimensions"),
-    "too small for the rank": (lambda p: p.detach()[..., :2, :2], ValueError, "`k` must satisfy"),
+FLAT = {
+    "rectangular": (lambda p: p.detach()[..., :-1], r"it must have shape .*got"),
+    "vector": (lambda p: p.detach().flatten(), "it must have|at least 2 dimensions"),
+    "too small for the rank": (lambda p: p.detach()[..., :2, :2], "`k` must satisfy"),
+}
+NUMBERS = {
     "half precision": (
         lambda p: p.detach().abs().to(torch.bfloat16),
-        TypeError,
-        "got torch.bfloat16; half precision cannot hold orthogonality",
+        "got torch.bfloat16; half pr",
     ),
-    "integers": (lambda p: p.detach().abs().long(), TypeError, "got torch.int64; convert it"),
+    "integers": (lambda p: p.detach().abs().long(), "got torch.int64; convert it"),
 }
 
 
 def assert_as_before(module, before, kept):
-    for n, p in parameters(module).items():
+    for n, p in untouched(module).items():
         assert p is before[n]
         assert torch.equal(p, kept[n])
 
 
-@every_module
-@pytest.mark.parametrize("case", WRONG)
-def test_what_does_not_fit_is_refused_and_nothing_changes(name, case):
+def assert_refused(name, change, error, words):
     make, names = MODULES[name]
-    change, error, rule = WRONG[case]
     module = make()
     before, kept = parameters(module), values(module)
     for n in names:
         owner, leaf = owner_of(module, n)
-        p = torch.nn.Parameter(change(getattr(owner, leaf)), requires_grad=False)
-        words = rf"`{n}` of .* is on the LowRankUnitary\(.*{rule}[\s\S]*delete the attribute"
-        with pytest.raises(error, match=words):
-            owner.register_parameter(leaf, p)
-        assert type(p) is torch.nn.Parameter
+        for set_one in (owner.register_parameter, owner.__setattr__):
+            p = torch.nn.Parameter(change(getattr(owner, leaf)), requires_grad=False)
+            with pytest.raises(error, match=rf"`{n}` of .* is on the LowRankUnitary\(.*{words}"):
+                set_one(leaf, p)
+            assert type(p) is torch.nn.Parameter
+            assert_kept(module, names)
     assert_as_before(module, before, kept)
-    assert_kept(module, names)
+
+
+@every_module
+@pytest.mark.parametrize("case", FLAT)
+def test_another_shape_is_refused_and_nothing_changes(name, case):
+    change, rule = FLAT[case]
+    assert_refused(name, change, ValueError, rf"{rule}[\s\S]*delete the attribute")
 
 
 @pytest.mark.parametrize(
-    ("kind", "rule"),
-    [
-        (OrthogonalRNN, "must be real, got torch.complex64; make a module of the complex kind"),
-        (UnitaryRNN, "must be complex, got torch.float32; make a module of the real kind"),
-    ],
+    ("name", "case"),
+    [(n, c) for n in MODULES for c in NUMBERS if n in OWN or c == "integers"],
 )
-def test_a_real_layer_takes_no_complex_weight_nor_a_complex_one_a_real(kind, rule):
-    layer = kind(3, 8)
-    dtype = torch.float32 if layer.is_complex else torch.complex64
-    with pytest.raises(TypeError, match=rf"`weight_hh_l0` of {kind.__name__} {rule}"):
-        layer.weight_hh_l0 = torch.nn.Parameter(torch.eye(8, dtype=dtype))
-    assert_kept(layer, ["weight_hh_l0"], LowRankUnitary())
+def test_another_dtype_is_refused_and_nothing_changes(name, case):
+    change, rule = NUMBERS[case]
+    assert_refused(name, change, TypeError, rule)
+
+
+@every_module
+def test_messages_do_not_speak_of_an_argument_that_nobody_gave(name):
+    make, names = MODULES[name]
+    module = make()
+    owner, leaf = owner_of(module, names[0])
+    for change, _ in [*FLAT.values(), NUMBERS["integers"]]:
+        p = torch.nn.Parameter(change(getattr(owner, leaf)), requires_grad=False)
+        with pytest.raises((TypeError, ValueError), match="does not fit") as raised:
+            owner.register_parameter(leaf, p)
+        assert "`x`" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_a_refused_attribute_of_a_torch_layer_is_not_used(kind):
+    layer = getattr(torch.nn, kind)(8, 8)
+    layer.weight_hh_l0 = torch.nn.Parameter(layer.weight_hh_l0.detach()[:8])
+    orthogonalize_(layer, "weight_hh_l0")
+    flat = list(layer._flat_weights)
+    with pytest.raises(ValueError, match="`weight_hh_l0` of"):
+        layer.weight_hh_l0 = torch.nn.Parameter(torch.ones(8, 5))
+    assert len(flat) == len(layer._flat_weights)
+    assert all(p is q for p, q in zip(layer._flat_weights, flat, strict=True))
+
+
+FIELDS = {
+    "OrthogonalRNN": ("weight_hh_l0", "real", "; for complex weights use UnitaryRNN."),
+    "UnitaryRNN": ("weight_hh_l0", "complex", "; for real weights use OrthogonalRNN."),
+    "OrthogonalRNNCell": ("weight_hh", "real", "; for complex weights use UnitaryRNNCell."),
+    "OrthogonalConv1d": ("weight_real", "real", "; for complex weights use UnitaryConv1d."),
+    "OrthogonalConv2d": ("weight", "complex", "."),
+}
+
+
+@pytest.mark.parametrize("kind", FIELDS)
+def test_a_real_module_takes_no_complex_weight_nor_a_complex_one_a_real(kind):
+    name, field, remedy = FIELDS[kind]
+
+    class Users(getattr(geoopt_projunn.nn, kind)):
+        """A class of somebody else for the same field."""
+
+    module = Users(4, 4, *[4] * kind.startswith("OrthogonalConv"))
+    before = getattr(module, name)
+    dtype = torch.float32 if before.is_complex() else torch.complex64
+    words = rf"`{name}` of Users must be {field}, got {dtype}{remedy}$"
+    with pytest.raises(TypeError, match=words):
+        setattr(module, name, torch.nn.Parameter(torch.ones(before.shape, dtype=dtype)))
+    assert untouched(module)[name] is before
 
 
 def test_modules_of_others_take_complex_weights():
@@ -92,22 +145,65 @@ def test_a_refused_attribute_does_not_stay_among_the_flat_weights(kind):
     assert_kept(layer, ["weight_hh_l0"], LowRankUnitary())
 
 
-@every_module
+def halved(module):
+    return {n: p.detach().abs().to(torch.bfloat16) for n, p in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", OWN)
 @pytest.mark.usefixtures("swap")
 def test_loading_half_precision_is_refused_and_nothing_changes(name):
     make, names = MODULES[name]
     module = make()
     before, kept = parameters(module), values(module)
-    state = {n: p.detach().abs().to(torch.bfloat16) for n, p in make().state_dict().items()}
-    with pytest.raises(RuntimeError, match=rf"`{names[0]}` .*half precision cannot hold orthog"):
-        module.load_state_dict(state, assign=True)
-    owner, _ = owner_of(module, names[0])
-    for n, p in owner.named_parameters():
-        path = names[0].rpartition(".")[0]
-        full = f"{path}.{n}" if path else n
-        assert p is before[full]
-        assert torch.equal(p, kept[full])
+    words = rf"`{names[0]}` .*half precision cannot hold orthog.*Loading without `assign` converts"
+    with pytest.raises(RuntimeError, match=words):
+        module.load_state_dict(halved(make()), assign=True)
+    assert_as_before(module, before, kept)
     assert_kept(module, names)
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.usefixtures("swap")
+def test_errors_of_all_modules_are_listed(name):
+    make, names = MODULES[name]
+    module = torch.nn.ModuleDict({"a": make(), "b": torch.nn.Linear(3, 2), "c": make()})
+    state = {n: value.clone() for n, value in module.state_dict().items()}
+    state |= {f"a.{n}": value for n, value in halved(module["a"]).items()}
+    state |= {f"c.{n}": value for n, value in halved(module["c"]).items()}
+    state["b.weight"] = torch.ones(5, 5)
+    with pytest.raises(RuntimeError, match=r"size mismatch for b.weight") as raised:
+        module.load_state_dict(state, assign=True)
+    for part in ("a", "c"):
+        for n in names:
+            assert str(raised.value).count(f"`{part}.{n}` of") == 1
+        assert_kept(module[part], names)
+
+
+@every_module
+@pytest.mark.parametrize("wrong", ["bias", "missing"])
+def test_a_load_that_fails_leaves_the_source_alone(name, wrong):
+    make, names = MODULES[name]
+    module, source = torch.nn.Sequential(make(), torch.nn.Linear(2, 2)), make()
+    others = {n: LowRankUnitary(1) for n in names}
+    if wrong == "bias":  # a source on no manifold
+        others = {}
+        source._parameters = dict(source._parameters)
+        for n in names:
+            owner, leaf = owner_of(source, n)
+            plain = torch.nn.Parameter(getattr(owner, leaf).detach())
+            delattr(owner, leaf)
+            setattr(owner, leaf, plain)
+    for n, manifold in others.items():
+        source.get_parameter(n).manifold = manifold
+    before = untouched(source)
+    state = {f"0.{n}": p for n, p in before.items()}
+    with pytest.raises(RuntimeError, match="Missing key"):
+        module.load_state_dict(state, assign=True)
+    for n, p in untouched(source).items():
+        assert p is before[n]
+        assert type(p) is (geoopt.ManifoldParameter if n in others else torch.nn.Parameter)
+        assert getattr(p, "manifold", None) == others.get(n)
+    assert_kept(module, [f"0.{n}" for n in names])
 
 
 def test_the_error_names_the_parameter_as_it_was_named_before():
@@ -116,11 +212,33 @@ def test_the_error_names_the_parameter_as_it_was_named_before():
         module.self_attn.out_proj.weight = torch.nn.Parameter(torch.ones(8, 4))
 
 
-@pytest.mark.parametrize("name", ["linear", "one of two linears", "tied linears"])
-def test_modules_of_others_become_half_precision_and_are_not_stepped_then(name):
+HALVES = {
+    "bfloat16": lambda m: m.bfloat16(),
+    "half": lambda m: m.half(),
+    "to meta and bfloat16": lambda m: m.to("meta", torch.bfloat16).to_empty(device="cpu"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("how", HALVES)
+def test_modules_of_others_become_half_precision_and_go_on_from_there(name, how, swap):
+    if swap and name in ("rnn", "complex linear", "tied linears"):
+        pytest.skip("torch cannot swap their parameters, or swap them twice")
     make, names = MODULES[name]
-    module = make().bfloat16()
+    module = HALVES[how](make())
     assert_kept(module, names)
+    module.load_state_dict(module.state_dict(), assign=True)
+    assert_kept(module, names)
+    owner, leaf = owner_of(module, names[0])
+    setattr(owner, leaf, torch.nn.Parameter(getattr(owner, leaf).detach().clone()))
+    assert_kept(module, names)
+    module.to("meta")
+    assert_kept(module, names)
+
+
+def test_the_optimizer_does_not_step_half_precision():
+    make, _ = MODULES["linear"]
+    module = make().bfloat16()
     optimizer = ProjUNNRiemannianSGD(module.parameters(), lr=0.1)
     module(torch.randn(2, 8, dtype=torch.bfloat16)).sum().backward()
     with pytest.raises(TypeError, match="half precision cannot hold orthogonality"):

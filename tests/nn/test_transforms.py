@@ -3,7 +3,8 @@
 import pytest
 import torch
 from torch.autograd import forward_ad
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, linearize, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from geoopt_projunn.nn import OrthogonalConv1d, OrthogonalRNN
 from tests._asserts import assert_within
@@ -160,6 +161,20 @@ def test_a_tangent_goes_with_the_values(name):
     step = 1e-6 * tangent
     difference = (output(module, x + step) - output(module, x - step)) / 2e-6
     assert_within(moved, difference, 1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")
+@every_module
+def test_linear_maps_and_graphs_of_modules_at_plain_values(name):
+    """Torch's tracer takes no parameter of geoopt, so that they have to be given as tensors."""
+    module, x = build(name), inputs(name)
+    own, tangent = values(module), torch.randn_like(x)
+    _, pushed = jvp(lambda x: at(module, own, x), (x,), (tangent,))
+    _, push = linearize(lambda x: at(module, own, x), x)
+    assert_same(push(tangent), pushed)
+    graph = make_fx(lambda own, x: at(module, own, x))(own, x)
+    other = {key: 2 * p for key, p in own.items()}
+    assert_same(graph(other, 3 * x), at(module, other, 3 * x))
 
 
 @every_layer

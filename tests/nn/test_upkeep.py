@@ -185,7 +185,7 @@ def test_projection_changes_nothing_if_one_matrix_is_not_finite(bad):
     with torch.no_grad():
         module.get_parameter(bad)[..., 0, 0] = torch.inf
     before = copy.deepcopy(module.state_dict())
-    with pytest.raises(ValueError, match=rf"`{bad}` cannot be projected: `x` must be finite"):
+    with pytest.raises(ValueError, match=rf"`{bad}` cannot be projected: it must be finite"):
         project_(module)
     assert all(torch.equal(value, before[n]) for n, value in module.state_dict().items())
 
@@ -196,7 +196,7 @@ def test_what_has_no_values_or_too_few_bits_is_named(function):
         function(model().to("meta"))
     module = torch.nn.Sequential(torch.nn.Linear(4, 4))
     orthogonalize_(module, "0.weight")
-    with pytest.raises(TypeError, match=r"`0.weight` cannot be .*: `x` must have one of the dtyp"):
+    with pytest.raises(TypeError, match=r"`0.weight` cannot be .*: it must have one of the dty"):
         function(module.half())
 
 

@@ -44,6 +44,26 @@ def test_a_layer_is_converted_while_a_weight_is_away(name, weight):
         assert torch.equal(actual, value)
 
 
+@pytest.mark.parametrize("nonlinearity", ["relu", "tanh"])
+@pytest.mark.parametrize("assign", [False, True])
+def test_where_torchs_kernels_run_they_get_the_weights_that_were_loaded(
+    nonlinearity, assign, monkeypatch
+):
+    layer, other = (make(f"OrthogonalRNN {nonlinearity}") for _ in range(2))
+    x = torch.randn(5, 2, 3)
+    expected = other(x)
+    monkeypatch.setattr(OrthogonalRNN, "_fused", True)
+    layer(x)
+    layer.load_state_dict(copy.deepcopy(other.state_dict()), assign=assign)
+    layer(x)[0].sum().backward()
+    for actual, value in zip(layer(x), expected, strict=True):
+        assert_within(actual.detach(), value.detach(), 1e-5)
+    assert all(p.grad is not None for p in layer.parameters())
+    # torch.nn.RNN notices by them that a weight has been replaced.
+    assert [id(w) for w in layer._flat_weights] == [id(p) for p in layer.parameters()]
+    assert len(layer._flat_weight_refs) == len(layer._flat_weights)
+
+
 @every_layer
 def test_a_layer_that_runs_without_a_weight_says_which(name):
     layer = make(name)

@@ -1,0 +1,135 @@
+"""Put a parameter on a manifold, as the same object, and say why another one does not fit."""
+
+from typing import Any
+
+import geoopt
+import torch
+from geoopt.manifolds.base import Manifold
+from torch._subclasses import FakeTensor
+
+from ..linalg.precision import WIDE
+from ..unitary import dtype_rule
+
+
+def is_plain(p: Any) -> bool:
+    """Return whether a value is a parameter that could be put on a manifold."""
+    if not isinstance(p, torch.nn.Parameter) or isinstance(p, FakeTensor):
+        return False
+    # It traces no change of a class. What a traced functional_call sets, it sets back.
+    if torch.compiler.is_compiling():
+        return False
+    return not hasattr(p, "manifold")
+
+
+def put_on(p: torch.Tensor, manifold: Manifold) -> None:
+    """Make a plain parameter a ManifoldParameter, the same object.
+
+    Optimizers and hooks that refer to it stay valid; torch.utils.swap_tensors changes classes in
+    the same way.
+    """
+    if type(p) is torch.nn.Parameter:
+        p.__class__ = geoopt.ManifoldParameter
+    if isinstance(p, geoopt.ManifoldParameter):
+        p.manifold = manifold
+
+
+def take_off(p: Any) -> None:
+    """Undo :func:`put_on`."""
+    if type(p) is geoopt.ManifoldParameter:
+        del p.manifold
+        p.__class__ = torch.nn.Parameter
+
+
+def misfit(
+    what: str, p: torch.Tensor, manifold: Manifold, *, counterpart: str | None = None
+) -> Exception | None:
+    """Return the error that says why a tensor cannot be a parameter on a manifold, if so.
+
+    Parameters
+    ----------
+    what : str
+        what messages call it, "`weight` of Linear"
+    p : torch.Tensor
+        the tensor
+    manifold : geoopt.Manifold
+        the manifold
+    counterpart : str or None
+        None for a module of somebody else, which may be in half precision for inference
+
+    Returns
+    -------
+    Exception or None
+        TypeError for another class or dtype, ValueError for another shape.
+    """
+    try:
+        assert_kind(what, p, manifold)
+    except TypeError as error:
+        return error
+    if counterpart is None and (p.is_floating_point() or p.is_complex()):
+        p = torch.empty(p.shape, dtype=torch.float32, device="meta")
+    fits, reason = manifold.check_point(p, explain=True)
+    if fits:
+        return None
+    start = f"{what} is on the {manifold} and does not fit: {without_x(reason)}"
+    return ValueError(f"{start} {_REMEDY}") if p.dtype in WIDE else TypeError(start)
+
+
+def dtype_misfit(
+    what: str, dtype: torch.dtype, is_complex: bool, to_complex: bool, counterpart: str
+) -> str | None:
+    """Say why a parameter of a module of this package cannot have a dtype, if so.
+
+    Parameters
+    ----------
+    what : str
+        what messages call it
+    dtype : torch.dtype
+        the new dtype
+    is_complex, to_complex : bool
+        whether the parameter is complex, and would be
+    counterpart : str
+        the class for the other field
+    """
+    if dtype not in WIDE:
+        return f"{what} does not fit: {without_x(dtype_rule('x', dtype))}"
+    if is_complex == to_complex:
+        return None
+    field, other = ("complex", "real") if is_complex else ("real", "complex")
+    # Both kinds of convolutions have complex weights.
+    remedy = (
+        f"; for {other} weights use {counterpart}" if counterpart.startswith(_OF[other]) else ""
+    )
+    return f"{what} must be {field}, got {dtype}{remedy}."
+
+
+_OF = {"real": "Orthogonal", "complex": "Unitary"}
+
+
+def without_x(reason: Any) -> str:
+    """Take `x` out of a message of a manifold, for a user who has called nothing of the kind."""
+    return str(reason).replace("`x`", "it")
+
+
+def assert_kind(what: str, p: torch.Tensor, manifold: Manifold) -> None:
+    """Raise TypeError for a DTensor and other subclasses, which cannot be on a manifold."""
+    assert_whole(what, p, manifold)
+    kind = type(p)
+    if not isinstance(p, geoopt.ManifoldTensor) and kind not in (torch.Tensor, torch.nn.Parameter):
+        raise TypeError(
+            f"{what} is on the {manifold} and must be a torch.nn.Parameter or a "
+            f"geoopt.ManifoldParameter, got {kind.__name__}. {_REMEDY}"
+        )
+
+
+def assert_whole(what: str, p: torch.Tensor, manifold: Manifold) -> None:
+    """Raise TypeError for a DTensor."""
+    if type(p).__name__ == "DTensor":
+        raise TypeError(
+            f"{what} is on the {manifold}, which does not support DTensor parameters yet. Keep it "
+            "whole on every rank: name it in `ignored_params` of `fully_shard`, or shard only the "
+            "other submodules, and average its gradient over the ranks. Build the model anew, as "
+            "other parameters may be DTensors already."
+        )
+
+
+_REMEDY = "To take it off the manifold, delete the attribute before you set it."
