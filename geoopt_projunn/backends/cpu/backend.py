@@ -15,6 +15,9 @@ from ..reference import Reference
 from . import kernels, operators, steps
 from .products import StreamedProducts
 
+# Above, torch's products of whole matrices are faster.
+_LARGEST_CORE = 64
+
 
 class CPU(Reference):
     """Kernels for CPUs that read each matrix once; torch's operations for what they do not know."""
@@ -34,23 +37,14 @@ class CPU(Reference):
         self, x: torch.Tensor, d: torch.Tensor, spec: StepSpec, counter: torch.Tensor
     ) -> Sketched:
         """Sketch by one kernel, where it knows the sketch."""
-        is_square = x.shape[-1] == x.shape[-2]
-        if (
-            spec.sketch in kernels.SKETCHES
-            and spec.k is not None
-            and is_square
-            and spec.k <= min(kernels.MOST_VECTORS, x.shape[-1] // 2)
-            and d.dtype == x.dtype
-            and kernels.is_stored(x)
-            and kernels.is_stored(d)
-        ):
+        if spec.k is not None and _knows(x, d, spec):
             return Sketched(*operators.sketch(x, d, spec.k, counter, spec.sketch))
         return super().sketch(x, d, spec, counter)
 
     def retract(self, core: torch.Tensor, retraction: str) -> torch.Tensor:
         """Retract by one kernel, cores of the size that steps have."""
         is_wide = WIDE.get(core.dtype) == core.dtype
-        is_small = core.shape[-1] <= 2 * kernels.MOST_VECTORS
+        is_small = core.shape[-1] <= _LARGEST_CORE
         if is_wide and is_small and retraction in kernels.RETRACTIONS:
             return operators.retract(core, retraction)
         return super().retract(core, retraction)
@@ -84,8 +78,7 @@ class CPU(Reference):
         gradients and buffers may be in any number of tensors.
         """
         native = rule.native(group)
-        are_stored = kernels.is_stored(x[0]) and kernels.is_stored(grad[0])
-        if native and are_stored and spec.k is not None and spec.transform is None:
+        if native and spec.transform is None and _knows(x[0], grad[0], spec):
             length = torch.as_tensor(group["lr"], dtype=torch.float64, device="cpu").reshape(())
             state = [piece for name in native.state for piece in buffers[name]]
             sweep = min(spec.sweep, x[0].shape[-1])
@@ -99,3 +92,16 @@ class CPU(Reference):
                     sweep,
                 )
         super().step_(x, grad, buffers, rule, group, spec)
+
+
+def _knows(x: torch.Tensor, d: torch.Tensor, spec: StepSpec) -> bool:
+    """Return whether the kernels know a sketch of such matrices, (*, n, n)."""
+    return (
+        spec.sketch in kernels.SKETCHES
+        and spec.k is not None
+        and x.shape[-1] == x.shape[-2]
+        and spec.k <= x.shape[-1] // 2
+        and d.dtype == x.dtype
+        and kernels.is_stored(x)
+        and kernels.is_stored(d)
+    )

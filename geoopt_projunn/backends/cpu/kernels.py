@@ -18,8 +18,6 @@ SKETCHES = ("tangent", "lsi")
 RETRACTIONS = ("exponential", "cayley", "polar")
 RULES = ("gradient", "momentum", "adam")
 """Those that the kernels know, in their order."""
-# Above, the blocked factorizations that torch calls orthonormalize faster.
-MOST_VECTORS = 32
 
 
 class Refused(ValueError):
@@ -78,8 +76,7 @@ def check_choice(name: str, value: str, known: tuple[str, ...]) -> int:
 
 def check_numbers(n: int, k: int, sweep: int = 0) -> None:
     """Refuse a rank or a number of columns that a step of matrices of size n cannot have."""
-    if not 1 <= k <= min(MOST_VECTORS, n // 2):
-        most = min(MOST_VECTORS, n // 2)
-        raise Refused(f"`k` must be between 1 and min({MOST_VECTORS}, n / 2) = {most}, got {k}.")
+    if not 1 <= k <= n // 2:
+        raise Refused(f"`k` must be between 1 and n / 2 = {n // 2}, got {k}.")
     if not 0 <= sweep <= n:
         raise Refused(f"`sweep` must be between 0 and n = {n}, got {sweep}.")
