@@ -29,4 +29,9 @@ def scatter(whole: torch.Tensor, pieces: Pieces) -> None:
     """Write back what :func:`gather` took, unless it was a view."""
     if len(pieces) > 1 or whole.data_ptr() != pieces[0].data_ptr():
         parts = whole.view(len(pieces), *pieces[0].shape).unbind(0)
-        torch._foreach_copy_(list(pieces), list(parts))
+        if pieces[0].is_conj() or pieces[0].is_neg():
+            # torch's function for lists does not take them.
+            for piece, part in zip(pieces, parts, strict=True):
+                piece.copy_(part)
+        else:
+            torch._foreach_copy_(list(pieces), list(parts))

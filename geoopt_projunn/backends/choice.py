@@ -5,32 +5,45 @@ from contextlib import contextmanager
 
 import torch
 
+from ..linalg.rows import IN_TORCH, Products
 from .cpu import CPU
 from .reference import Reference
 
 _BACKENDS = {backend.name: backend for backend in (CPU(), Reference())}
 """In order of preference; the last one serves everything."""
 
-_forced: str | None = None
+_asked_for: list[list[str]] = []
+"""A list of one name for each context of :func:`use`, the last one counts."""
 
 
 def choose(x: torch.Tensor) -> Reference:
-    """Return the backend for tensors like ``x``, by device, dtype and mode of autograd.
+    """Return the backend for a step of tensors like ``x``, by device, dtype and mode of autograd.
+
+    A backend itself leaves to torch's operations what it does not know, such as a layout or a
+    sketch.
 
     Raises
     ------
     RuntimeError
         If :func:`use` asks for one that cannot serve them.
     """
-    if _forced is not None:
-        refusal = _BACKENDS[_forced].refusal(x)
-        if refusal is not None:
-            raise RuntimeError(
-                f"The backend {_forced!r} is asked for by `backends.use` but cannot serve: "
-                f"{refusal}; leave its context, or use 'reference'."
-            )
-        return _BACKENDS[_forced]
-    return next(backend for backend in _BACKENDS.values() if backend.refusal(x) is None)
+    if not _asked_for:
+        return next(backend for backend in _BACKENDS.values() if backend.refusal(x) is None)
+    ((name,), backend) = _asked_for[-1], _BACKENDS[_asked_for[-1][0]]
+    refusal = backend.refusal(x)
+    if refusal is not None:
+        raise RuntimeError(
+            f"The backend {name!r} is asked for by `backends.use` but cannot serve: {refusal}; "
+            "leave its context, or use 'reference'."
+        )
+    return backend
+
+
+def products_for(x: torch.Tensor) -> Products:
+    """Return the products of the backend for ``x``; outside of steps no choice is refused."""
+    asked = [_BACKENDS[name] for (name,) in _asked_for[-1:]] or list(_BACKENDS.values())
+    serving = (backend.products for backend in asked if backend.refusal(x) is None)
+    return next(serving, IN_TORCH)
 
 
 def available() -> list[str]:
@@ -40,7 +53,9 @@ def available() -> list[str]:
 
 @contextmanager
 def use(name: str) -> Iterator[None]:
-    """Take all steps by one backend, in all threads, for comparison and tests.
+    """Take steps by one backend, in all threads, for comparison and tests.
+
+    It leaves to torch's operations what it does not know, such as a layout or a sketch.
 
     Parameters
     ----------
@@ -52,14 +67,15 @@ def use(name: str) -> Iterator[None]:
     ValueError
         If there is no such backend on this machine.
     """
-    global _forced
     if name not in available():
         known = ", ".join(map(repr, available()))
         raise ValueError(
             f"`name` must be one of {known}, the backends of this machine, got {name!r}."
         )
-    before, _forced = _forced, name
+    own = [name]
+    _asked_for.append(own)
     try:
         yield
     finally:
-        _forced = before
+        # By identity: contexts of several threads need not end in turn.
+        _asked_for[:] = [asked for asked in _asked_for if asked is not own]

@@ -1,6 +1,7 @@
 """Steps as one compiled function, where launching operations is what costs."""
 
 import functools
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -29,8 +30,11 @@ def compiled(step: Step) -> Step:
     Where it cannot be compiled, for want of a compiler or after too many kinds, a warning says so
     once and the step is taken as it is: nothing has run by then.
     """
+    # Older versions of torch have one limit for all functions.
+    has_limit = "recompile_limit" in inspect.signature(torch.compile).parameters
+    limit = {"recompile_limit": _MOST_KINDS} if has_limit else {}
     fast: Step = torch.compile(  # type: ignore[call-overload]
-        step, fullgraph=True, dynamic=False, recompile_limit=_MOST_KINDS
+        step, fullgraph=True, dynamic=False, **limit
     )
     works = True
 

@@ -1,4 +1,7 @@
-"""What a step is made of, and what an optimizer says of the direction that it takes."""
+"""What backends are told: what a manifold says about steps, and a rule about directions.
+
+The methods of a backend are those of :class:`.reference.Reference`.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -30,7 +33,7 @@ class Proposal(NamedTuple):
     """
 
     direction: torch.Tensor
-    """(b, n, p)"""
+    """(b, n, n)"""
     buffers: Buffers
     """The next values, by name."""
 
@@ -42,6 +45,7 @@ class NativeRule(NamedTuple):
     state: tuple[str, ...]
     """Its buffers, in the order in which backends expect them."""
     numbers: tuple[float, ...]
+    """"momentum": momentum, dampening, whether Nesterov's. "adam": both betas, epsilon."""
 
 
 class Rule(Protocol):
@@ -51,7 +55,7 @@ class Rule(Protocol):
         """Return the names of the state that this group's hyperparameters ask for."""
 
     def first_buffers(self, x: torch.Tensor, group: Mapping[str, Any]) -> Buffers:
-        """Return that state for a fresh parameter of shape (*, n, p).
+        """Return that state for a fresh parameter of shape (*, n, n).
 
         Each tensor's shape begins with the batch dimensions of ``x``; two more follow.
         """
@@ -64,7 +68,7 @@ class Rule(Protocol):
         Parameters
         ----------
         grad : torch.Tensor
-            (b, n, p)
+            (b, n, n)
         buffers : dict
             the state of :meth:`first_buffers`, batch dimensions flattened to b
         taken : torch.Tensor

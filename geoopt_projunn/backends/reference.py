@@ -19,7 +19,7 @@ from .parts import parts_of_batch, parts_of_list
 class Reference:
     """The methods of a backend; another one overrides those that it does better.
 
-    Points are (b, n, p), cores (b, r, r), counters (b,), int64: the number of the step.
+    Points are (b, n, n), cores (b, r, r), counters (b,), int64: the number of the step.
     """
 
     name = "reference"
@@ -37,7 +37,7 @@ class Reference:
     def sketch(
         self, x: torch.Tensor, d: torch.Tensor, spec: StepSpec, counter: torch.Tensor
     ) -> Sketched:
-        """Sketch the generator of a step along the ambient direction ``d``, (b, n, p)."""
+        """Sketch the generator of a step along the ambient direction ``d``, (b, n, n)."""
         if spec.k is None:
             return exact(x, d)
         return SKETCHES[spec.sketch](x, d, spec.k, counter, self.products)
@@ -87,7 +87,7 @@ class Reference:
         Parameters
         ----------
         x, grad : sequence of torch.Tensor
-            tensors of one shape (*, n, p), dtype, device and strides
+            tensors of one shape (*, n, n), dtype, device and strides
         buffers : mapping
             for each of them ``step`` and ``skipped``, (*,), and the state of the rule
         rule : Rule

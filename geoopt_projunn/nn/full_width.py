@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import geoopt
 import torch
 
-from ..backends import choose
+from ..backends import products_for
 from ..init import INITS
 from ..linalg.precision import WIDE, full_precision
 from ..manifold import LowRankUnitary
@@ -35,7 +35,7 @@ class _Multiply(torch.autograd.Function):
         # Conjugates of the signals, which take less memory than those of the matrices.
         grad_x = grad_w = None
         if ctx.needs_input_grad[0]:
-            grad_x = choose(w).products.times(grad.conj(), w).conj()
+            grad_x = products_for(w).times(grad.conj(), w).conj()
         if ctx.needs_input_grad[1]:
             grad_w = grad.mT @ x.conj()
         return grad_x, grad_w

@@ -11,7 +11,7 @@ import torch
 from torch.func import vmap
 
 from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianSGD, backends
-from geoopt_projunn.backends import choose
+from geoopt_projunn.backends import choose, products_for
 from geoopt_projunn.backends.cpu import kernels
 from tests._modes import Recorder
 
@@ -116,14 +116,43 @@ def test_the_choice_before_comes_back_after_an_exception():
 
 
 @built
-def test_a_step_of_an_optimizer_that_is_forced_and_cannot_serve_leaves_all_as_it_was():
-    p = geoopt.ManifoldParameter(torch.empty(4, 4, device="meta"), manifold=LowRankUnitary())
+def test_a_step_that_a_backend_cannot_serve_leaves_all_as_it_was():
+    """Of several parameters one is on no device that the kernels serve."""
+    served = geoopt.ManifoldParameter(LowRankUnitary().random(4, 4), manifold=LowRankUnitary())
+    other = geoopt.ManifoldParameter(torch.empty(4, 4, device="meta"), manifold=LowRankUnitary())
     plain = torch.nn.Parameter(torch.ones(3))
-    optimizer = ProjUNNRiemannianSGD([p], lr=0.1)
-    p.grad, plain.grad = torch.empty_like(p), torch.ones(3)
-    with backends.use("cpu"), pytest.raises(RuntimeError, match="cannot serve"):
+    params = [plain, served, other]
+    optimizer = ProjUNNRiemannianSGD(params, lr=0.1, momentum=0.9)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    before = served.detach().clone()
+    with backends.use("cpu"), pytest.raises(RuntimeError, match="cannot serve: the tensors are on"):
         optimizer.step()
     assert (plain == 1).all()
+    assert torch.equal(served, before)
+    assert not optimizer.state
+
+
+@built
+def test_contexts_need_not_end_in_turn():
+    one, other = backends.use("reference"), backends.use("cpu")
+    with torch.no_grad():
+        one.__enter__()
+        other.__enter__()
+        assert choose(X).name == "cpu"
+        one.__exit__(None, None, None)
+        assert choose(X).name == "cpu"
+        other.__exit__(None, None, None)
+        assert choose(X).name == backends.available()[0]
+        with backends.use("reference"):
+            assert choose(X).name == "reference"
+
+
+@built
+def test_outside_of_steps_no_choice_is_refused():
+    w, x = (torch.randn(2, 300, 300, requires_grad=True) for _ in range(2))
+    with torch.enable_grad(), backends.use("cpu"):
+        assert torch.equal(products_for(w).times(x[:, :2], w), x[:, :2] @ w)
 
 
 @built

@@ -95,6 +95,8 @@ def test_nothing_runs_without_data():
         steps.step_(*on_meta.values())
 
 
+NOT_WHOLE = r"\(3, 6, 6\).* got .*\(3, 1, 1\)"
+NOT_SCALAR = r"\(3, 1, 1\).* got .*\(3, 6, 6\)"
 BY_COLUMNS = r"must be contiguous, .* strides \(36, 1, 6\)"
 WRONG = [
     ("gradient", "x", lambda x: [x[0], x[1], x[2].mT], r"one shape, strides.*\(1, 6\)"),
@@ -112,6 +114,24 @@ WRONG = [
     ("momentum", "state", lambda s: [s.mT], BY_COLUMNS),
     ("amsgrad", "state", lambda s: [s, s.double(), s], r"got .*float64"),
     ("amsgrad", "state", lambda s: [s, s, s[:, :1]], r"got shape \(3, 1, 6\)"),
+    ("gradient", "state", lambda s: [torch.zeros(3, 6, 6)], r"0 buffers of 1 .* got 1 tensors"),
+    ("momentum", "state", lambda s: [], r"1 buffers of 1 .* got 0 tensors"),
+    ("momentum", "numbers", lambda _: [], r"must be 3 for 'momentum', got 0"),
+    ("adam", "state", lambda s: [], r"2 or 3 buffers of 1 .* got 0 tensors"),
+    ("adam", "state", lambda s: [s] * 4, r"2 or 3 buffers of 1 .* got 4 tensors"),
+    (
+        "amsgrad",
+        "state",
+        lambda s: [s, s[:, :1, :1].clone(), s],
+        r"\(3, 1, 1\).* got .*\(3, 6, 6\)",
+    ),
+    (
+        "amsgrad",
+        "state",
+        lambda s: [s, s, s[:, :1, :1].clone()],
+        r"\(3, 6, 6\).* got .*\(3, 1, 1\)",
+    ),
+    ("adam", "state", lambda s: [s[:, :1, :1].clone(), s], NOT_WHOLE),
     ("gradient", "k", lambda _: 0, r"must be between 1 and n / 2 = 3, got 0"),
     ("gradient", "k", lambda _: 4, r"must be between 1 and .* got 4"),
     ("gradient", "sketch", lambda _: "column", r"one of .*'lsi'.*, got 'column'"),

@@ -256,3 +256,24 @@ def test_stacks_that_exceed_the_cache_change_nothing(shape, kind, monkeypatch):
                 step(other, others, number)
     for p, q in zip(params, others, strict=True):
         assert_within(p, q, 1e-14)
+
+
+@pytest.mark.parametrize("view", [torch.conj, torch._neg_view])
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.usefixtures("each_way")
+def test_state_that_is_a_lazy_view_is_stepped(kind, view):
+    options = {"momentum": 0.9} if kind is ProjUNNRiemannianSGD else {}
+    params = [unitary_parameter(8, 8, dtype=torch.complex128) for _ in range(2)]
+    others = [on_manifold(p.detach()) for p in params]
+    optimizer, expected = kind(params, lr=0.02, **options), kind(others, lr=0.02, **options)
+    name = "momentum_buffer" if options else "exp_avg"
+    step(optimizer, params, 0)
+    step(expected, others, 0)
+    for p, q in zip(params, others, strict=True):
+        buffer = view(optimizer.state[p][name])
+        optimizer.state[p][name] = buffer
+        expected.state[q][name] = buffer.clone().resolve_conj().resolve_neg()
+    step(optimizer, params, 1)
+    step(expected, others, 1)
+    for p, q in zip(params, others, strict=True):
+        assert_within(p, q, 1e-13)

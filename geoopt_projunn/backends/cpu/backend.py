@@ -58,8 +58,7 @@ class CPU(Reference):
         active: torch.Tensor,
     ) -> torch.Tensor:
         """Turn and sweep in two passes: the rotation does not change :math:`x^H x - I`."""
-        is_square = x.shape[-1] == x.shape[-2]
-        if rotation.rows is not None and is_square and kernels.is_stored(x):
+        if rotation.rows is not None and kernels.is_stored(x):
             return operators.turn_(x, rotation.rows, rotation.delta, sweep, counter, active)
         return super().turn_(x, rotation, sweep, counter, active)
 
@@ -81,6 +80,9 @@ class CPU(Reference):
         if native and spec.transform is None and _knows(x[0], grad[0], spec):
             length = torch.as_tensor(group["lr"], dtype=torch.float64, device="cpu").reshape(())
             state = [piece for name in native.state for piece in buffers[name]]
+            # torch's dispatcher takes no lazily conjugated or negated tensors to be changed.
+            if any(piece.is_conj() or piece.is_neg() for piece in state):
+                return super().step_(x, grad, buffers, rule, group, spec)
             sweep = min(spec.sweep, x[0].shape[-1])
             # State that was loaded may have any strides: what is refused goes another way.
             with suppress(kernels.Refused):
@@ -99,7 +101,6 @@ def _knows(x: torch.Tensor, d: torch.Tensor, spec: StepSpec) -> bool:
     return (
         spec.sketch in kernels.SKETCHES
         and spec.k is not None
-        and x.shape[-1] == x.shape[-2]
         and spec.k <= x.shape[-1] // 2
         and d.dtype == x.dtype
         and kernels.is_stored(x)

@@ -3,6 +3,8 @@
 They are built with the package if there is a C++ compiler.
 """
 
+from collections.abc import Iterable
+
 import torch
 
 try:
@@ -16,8 +18,9 @@ KINDS = {torch.float32: 0, torch.complex64: 1, torch.float64: 2, torch.complex12
 """What the kernels call a dtype. Bit 0: complex; bit 1: double precision."""
 SKETCHES = ("tangent", "lsi")
 RETRACTIONS = ("exponential", "cayley", "polar")
-RULES = ("gradient", "momentum", "adam")
 """Those that the kernels know, in their order."""
+RULES = {"gradient": ((0,), 0), "momentum": ((1,), 3), "adam": ((2, 3), 3)}
+"""The rules that they know: how many buffers each may keep, and how many numbers it takes."""
 
 
 class Refused(ValueError):
@@ -67,11 +70,12 @@ def check(tensor: torch.Tensor, name: str, shape: tuple[int, ...], dtype: torch.
         )
 
 
-def check_choice(name: str, value: str, known: tuple[str, ...]) -> int:
+def check_choice(name: str, value: str, known: Iterable[str]) -> int:
     """Return the number of one of the names that the kernels know."""
-    if value not in known:
-        raise Refused(f"`{name}` must be one of {known}, got {value!r}.")
-    return known.index(value)
+    names = list(known)
+    if value not in names:
+        raise Refused(f"`{name}` must be one of {names}, got {value!r}.")
+    return names.index(value)
 
 
 def check_numbers(n: int, k: int, sweep: int = 0) -> None:

@@ -4,12 +4,11 @@ Each checks what its kernel does not look at, and raises :class:`.kernels.Refuse
 has changed.
 """
 
-import math
-
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from ...linalg.precision import WIDE
+from ..batch import count
 from .kernels import (
     KINDS,
     RETRACTIONS,
@@ -105,8 +104,8 @@ def check_stored(pieces: Tensors, name: str, b: int, n: int, dtype: torch.dtype)
                 f"{strides} and {dtype}, and {tuple(piece.shape)}, {piece.stride()} and "
                 f"{piece.dtype}."
             )
-    if len(pieces) * math.prod(shape[:-2]) != b:
-        raise Refused(f"`{name}` must be {b} matrices, got {len(pieces)} of {tuple(shape)}.")
+    if count(pieces) != b:
+        raise Refused(f"`{name}` must be {b} matrices, got {count(pieces)}.")
     return by_columns
 
 

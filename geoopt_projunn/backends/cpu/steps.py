@@ -6,6 +6,7 @@ from array import array
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
+from ..batch import count
 from .kernels import (
     KINDS,
     RETRACTIONS,
@@ -77,28 +78,41 @@ def _step_(
     sweep: int,
 ) -> None:
     lead, n, dtype = x[0].shape[:-2], x[0].shape[-1], x[0].dtype
-    b = len(x) * math.prod(lead)
+    b = count(x)
     check_numbers(n, k, sweep)
     rule_number = check_choice("rule", rule, RULES)
-    of_x, of_grad = check_stored(x, "x", b, n, dtype), check_stored(grad, "grad", b, n, dtype)
-    if of_grad and rule != "gradient":
+    buffer_counts, number_count = RULES[rule]
+    if len(state) not in [buffers * len(x) for buffers in buffer_counts]:
+        raise Refused(
+            f"`state` must be {' or '.join(map(str, buffer_counts))} buffers of {len(x)} tensors "
+            f"for {rule!r}, got {len(state)} tensors."
+        )
+    if len(numbers) != number_count:
+        raise Refused(f"`numbers` must be {number_count} for {rule!r}, got {len(numbers)}.")
+    x_by_columns = check_stored(x, "x", b, n, dtype)
+    grad_by_columns = check_stored(grad, "grad", b, n, dtype)
+    if grad_by_columns and rule != "gradient":
         raise Refused("`grad` must be stored by rows like the state, but is stored by columns.")
     check(length, "length", (), torch.float64)
     tables = _Tables(lead, b)
-    kept, is_scalar = [0, 0] * 3, False
+    # The first buffer is like the points; the others are real, a number for each entry or for all.
+    is_scalar = len(state) > len(x) and state[len(x)].shape[-2:] == (1, 1)
+    of_buffers = [0, 0] * 3
     for i in range(len(state) // len(x)):
         pieces = state[i * len(x) : (i + 1) * len(x)]
-        # The first is of the dtype of the points, then real ones: of each entry or of all.
-        is_scalar = i > 0 and pieces[0].shape[-2:] == (1, 1)
-        each, kind = ((1, 1) if is_scalar else (n, n)), (dtype.to_real() if i else dtype)
-        kept[2 * i : 2 * i + 2] = tables.checked(pieces, "state", each, kind)
+        each, kind = ((1, 1) if i and is_scalar else (n, n)), (dtype.to_real() if i else dtype)
+        of_buffers[2 * i : 2 * i + 2] = tables.checked(pieces, "state", each, kind)
     kernels.step(
         *(KINDS[dtype], b, n, k, check_choice("sketch", sketch, SKETCHES)),
-        *(check_choice("retraction", retraction, RETRACTIONS), of_x + 2 * of_grad, sweep),
+        *(
+            check_choice("retraction", retraction, RETRACTIONS),
+            x_by_columns + 2 * grad_by_columns,
+            sweep,
+        ),
         *(torch.get_num_threads(), length.data_ptr(), *tables.of(x), *tables.of(grad)),
         *tables.checked(step, "step", (), torch.int64),
         *tables.checked(skipped, "skipped", (), dtype.to_real()),
-        *(rule_number, tables.numbers(numbers), *kept, is_scalar),
+        *(rule_number, tables.numbers(numbers), *of_buffers, is_scalar),
     )
     mark_changed([*x, *state, *step, *skipped])
 

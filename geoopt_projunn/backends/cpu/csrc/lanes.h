@@ -9,7 +9,7 @@
 #if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12
 #define FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #elif defined(__x86_64__) && !defined(__AVX2__)
-#error "With vectors of 16 bytes BLAS is faster: the package does without this extension."
+#error "With vectors of 16 bytes BLAS is faster: the package does without the kernels."
 #else
 #define FOR_EACH_CPU
 #endif
