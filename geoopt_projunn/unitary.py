@@ -1,13 +1,11 @@
 r"""The exact geometry of unitary or orthogonal matrices."""
 
 import math
-from typing import Any
 
 import geoopt
 import torch
-from geoopt.manifolds.base import Manifold
-from geoopt.utils import size2shape
 
+from .checks import CheckedMatrices, shape_rule
 from .linalg.dense import (
     estimate_orthogonality_error,
     haar,
@@ -15,21 +13,19 @@ from .linalg.dense import (
 )
 from .linalg.distance import GeodesicDistance, Logarithm
 from .linalg.polar_factor import PolarFactor
-from .linalg.precision import WIDE, full_precision
+from .linalg.precision import full_precision
 from .retractions import long_exponential
 from .rotation import Rotation
 from .sketches import exact
 
 
-class UnitaryGeometry(Manifold):
+class UnitaryGeometry(CheckedMatrices):
     r"""What does not depend on how a step is taken: :math:`O(n^3)`, exact.
 
     Points x satisfy :math:`x^H x = I`, shape (*, n, n); tangent vectors at x are
     :math:`\Omega x`, :math:`\Omega` skew-Hermitian; the metric is
     :math:`\operatorname{Re tr}(u^H v)`.
     """
-
-    ndim = 2
 
     @full_precision
     def expmap(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
@@ -122,7 +118,7 @@ class UnitaryGeometry(Manifold):
         r"""Return :math:`\operatorname{Re tr}(u^H v)`, real, (*) or (*, 1, 1)."""
         for name, vector in (("u", u), ("v", u if v is None else v)):
             if vector.shape[-2:] != x.shape[-2:]:
-                raise ValueError(_shape_rule(name, vector, x))
+                raise ValueError(shape_rule(name, vector, x))
         product = u.conj() * (u if v is None else v)
         return product.real.sum((-2, -1), keepdim=keepdim)
 
@@ -241,112 +237,7 @@ class UnitaryGeometry(Manifold):
         self.assert_check_point(x)
         return estimate_orthogonality_error(x)
 
-    # -- checks ------------------------------------------------------------------------
-
-    def _check_shape(self, shape: tuple[int, ...], name: str) -> tuple[bool, str | None]:
-        if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] == 0:
-            return False, (
-                f"`{name}` must have shape (*, n, n), got {tuple(shape)}; for rectangular "
-                "matrices use geoopt.Stiefel."
-            )
-        return True, None
-
-    def check_point(self, x: torch.Tensor, *, explain: bool = False) -> Any:
-        """Check dtype and shape of a point."""
-        ok, reason = (x.dtype in WIDE), None
-        if ok:
-            return super().check_point(x, explain=explain)
-        reason = dtype_rule("x", x.dtype)
-        return (ok, reason) if explain else ok
-
-    def assert_check_point(self, x: torch.Tensor) -> None:
-        """Raise TypeError for an unsupported dtype, ValueError for an unsupported shape."""
-        if x.dtype not in WIDE:
-            raise TypeError(dtype_rule("x", x.dtype))
-        super().assert_check_point(x)
-
-    @full_precision
-    def _check_point_on_manifold(
-        self, x: torch.Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
-    ) -> tuple[bool, str | None]:
-        if x.dtype not in WIDE:
-            return False, dtype_rule("x", x.dtype)
-        eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-        product = x.mH @ x
-        if torch.allclose(product, eye.expand_as(product), atol=atol, rtol=rtol):
-            return True, None
-        worst = float((product - eye).abs().max())
-        return False, f"`xᴴx != I` by {worst:.1e} with atol={atol}, rtol={rtol}"
-
-    @full_precision
-    def _check_vector_on_tangent(
-        self, x: torch.Tensor, u: torch.Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
-    ) -> tuple[bool, str | None]:
-        if u.dtype != x.dtype:
-            return False, _same_dtype_rule("u", u, x)
-        if u.shape[-2:] != x.shape[-2:]:
-            return False, _shape_rule("u", u, x)
-        product = x.mH @ u
-        normal = product + product.mH
-        if torch.allclose(normal, torch.zeros_like(normal), atol=atol, rtol=rtol):
-            return True, None
-        worst = float(normal.abs().max())
-        return False, f"`xᴴu + uᴴx != 0` by {worst:.1e} with atol={atol}, rtol={rtol}"
-
-    def _created(self, size: tuple[int, ...], dtype: torch.dtype | None) -> tuple[int, ...]:
-        shape: tuple[int, ...] = tuple(size2shape(*size))
-        if (dtype or torch.get_default_dtype()) not in WIDE:
-            raise TypeError(dtype_rule("dtype", dtype or torch.get_default_dtype()))
-        self._assert_check_shape(shape, "size")
-        return shape
-
-    def _flatten(self, **tensors: torch.Tensor) -> tuple[list[torch.Tensor], torch.Size]:
-        """Check, broadcast and view as (b, n, n), contiguous."""
-        x = tensors["x"]
-        self.assert_check_point(x)
-        for name, tensor in tensors.items():
-            if tensor.dtype != x.dtype:
-                raise TypeError(_same_dtype_rule(name, tensor, x))
-            if tensor.shape[-2:] != x.shape[-2:]:
-                raise ValueError(_shape_rule(name, tensor, x))
-        try:
-            expanded = torch.broadcast_tensors(*tensors.values())
-        except RuntimeError as error:
-            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors.values())
-            raise ValueError(
-                f"The batch dimensions must broadcast, got {shapes}; make them equal "
-                "or 1 where they differ."
-            ) from error
-        shape = expanded[0].shape
-        count = math.prod(shape[:-2])
-        return [t.reshape(count, *shape[-2:]).contiguous() for t in expanded], shape
-
 
 def _exponential(x: torch.Tensor, u: torch.Tensor) -> Rotation:
     # Not torch.linalg.matrix_exp: in torch 2.13 it loses up to half the digits of one matrix.
     return Rotation(None, long_exponential(exact(x, u).core))
-
-
-def _shape_rule(name: str, tensor: torch.Tensor, x: torch.Tensor) -> str:
-    return (
-        f"`{name}` must have shape (*, {x.shape[-2]}, {x.shape[-1]}) like `x`, "
-        f"got {tuple(tensor.shape)}."
-    )
-
-
-def _same_dtype_rule(name: str, tensor: torch.Tensor, x: torch.Tensor) -> str:
-    return (
-        f"`{name}` must have the dtype of `x`, {x.dtype}, got {tensor.dtype}; "
-        f"convert it with `{name}.to({x.dtype})`."
-    )
-
-
-def dtype_rule(name: str, dtype: torch.dtype) -> str:
-    """Say which dtypes an argument may have, and what to do instead."""
-    known = ", ".join(str(known).removeprefix("torch.") for known in WIDE)
-    remedy = (
-        "half precision cannot hold orthogonality, keep this parameter in float32"
-        if dtype.is_floating_point or dtype.is_complex
-        else "convert it with `.to(torch.float32)`"
-    )
-    return f"`{name}` must have one of the dtypes {known}, got {dtype}; {remedy}."

@@ -7,10 +7,10 @@ import torch
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
+from ..checks import dtype_rule
 from ..init import INITS
 from ..linalg.precision import WIDE
 from ..manifold import LowRankUnitary
-from ..unitary import dtype_rule
 from .keeping import keep_manifolds
 from .placing import assert_whole, put_on, without_x
 

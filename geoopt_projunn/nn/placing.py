@@ -7,8 +7,8 @@ import torch
 from geoopt.manifolds.base import Manifold
 from torch._subclasses import FakeTensor
 
+from ..checks import dtype_rule
 from ..linalg.precision import WIDE
-from ..unitary import dtype_rule
 
 
 def is_plain(p: Any) -> bool:

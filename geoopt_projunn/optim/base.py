@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
-from geoopt.manifolds.base import Manifold
 from geoopt.optim.mixin import OptimMixin
 
 from ..backends import choose
@@ -23,9 +22,6 @@ from .rank_k import step_kinds
 from .skips import skipped_by_parameter, total_skipped
 from .state import check_supported, first_state, mend_loaded_state, probe
 from .watch import Watch
-
-_GROUP_KEYS = ("params", "param_names", "name", "stabilize", "step", "initial_lr")
-
 
 # Else torch asks a subclass of Tensor, at every attribute, whether it overrides it. A
 # ManifoldParameter does not, and of small matrices that is a tenth of a step.
@@ -114,10 +110,8 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         if isinstance(param_group, dict):
             options = {"stabilize": self._stabilize, **self.defaults, **param_group}
             if options.pop("differentiable", False):
-                raise ValueError(
-                    f"{type(self).__name__} does not support `differentiable`; remove it from the "
-                    "group."
-                )
+                name = type(self).__name__
+                raise ValueError(f"{name} does not support `differentiable`; remove it.")
             self._validate(options)
             self._others.check(options)
             warn_of_misspelt(param_group, {*self.defaults, "stabilize"})
@@ -235,8 +229,11 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         part = Parts()
         for p in group["params"]:
             manifold, grad, state = manifold_of(p), p.grad, self.state.get(p, {})
-            if grad is not None and grad.is_sparse:
-                self._check_sparse(p, manifold, group)
+            if grad is not None and grad.is_sparse and not self._takes_sparse_of(p, group):
+                raise TypeError(
+                    f"`grad` of {described(p, group)} must be dense, got a sparse gradient; use "
+                    "`sparse=False` in the layer that makes it."
+                )
             if not isinstance(manifold, LowRankUnitary):
                 if grad is not None and "skipped" in state:
                     raise RuntimeError(
@@ -282,14 +279,8 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
             probe(p, manifold, group)
             self._to_probe.discard(p)
 
-    def _check_sparse(
-        self, p: torch.Tensor, manifold: Manifold | None, group: dict[str, Any]
-    ) -> None:
-        if not (self._takes_sparse and manifold is None and group["weight_decay"] == 0):
-            raise TypeError(
-                f"`grad` of {described(p, group)} must be dense, got a sparse "
-                "gradient; use `sparse=False` in the layer that makes it."
-            )
+    def _takes_sparse_of(self, p: torch.Tensor, group: dict[str, Any]) -> bool:
+        return self._takes_sparse and manifold_of(p) is None and group["weight_decay"] == 0
 
     @functools.cached_property
     def _others(self) -> Others:
