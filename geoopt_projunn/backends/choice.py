@@ -27,16 +27,25 @@ def choose(x: torch.Tensor) -> Reference:
     RuntimeError
         If :func:`use` asks for one that cannot serve them.
     """
-    if not _asked_for:
-        return next(backend for backend in _BACKENDS.values() if backend.refusal(x) is None)
-    ((name,), backend) = _asked_for[-1], _BACKENDS[_asked_for[-1][0]]
-    refusal = backend.refusal(x)
-    if refusal is not None:
-        raise RuntimeError(
-            f"The backend {name!r} is asked for by `backends.use` but cannot serve: {refusal}; "
-            "leave its context, or use 'reference'."
-        )
-    return backend
+    if _asked_for:
+        assert_serves(x)
+        return _BACKENDS[_asked_for[-1][0]]
+    *preferred, last = _BACKENDS.values()
+    for backend in preferred:
+        if backend.refusal(x) is None:
+            return backend
+    return last
+
+
+def assert_serves(x: torch.Tensor) -> None:
+    """Raise what :func:`choose` would raise, before anything has moved."""
+    for (name,) in _asked_for[-1:]:
+        refusal = _BACKENDS[name].refusal(x)
+        if refusal is not None:
+            raise RuntimeError(
+                f"The backend {name!r} is asked for by `backends.use` but cannot serve: "
+                f"{refusal}; leave its context, or use 'reference'."
+            )
 
 
 def products_for(x: torch.Tensor) -> Products:

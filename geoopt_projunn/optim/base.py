@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from geoopt.optim.mixin import OptimMixin
 
-from ..backends import choose
+from ..backends.choice import assert_serves
 from ..backends.contract import Buffers, Rule
 from ..linalg.precision import full_precision
 from ..manifold import LowRankUnitary
@@ -256,7 +256,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
             p = members[0]
             state = fresh.get(p) or self.state[p]
             check_kind(p, state, group)
-            choose(p)  # raises an error if a backend is asked for that cannot serve
+            assert_serves(p)
             if not all(name in state for name in self._rule.buffer_names(group)):
                 for p in members:
                     fresh[p] = {**self._rule.first_buffers(p.detach(), group), **self.state[p]}
