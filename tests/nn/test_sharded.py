@@ -6,11 +6,17 @@ import torch
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-from torch.distributed.tensor import DTensor, distribute_module, distribute_tensor
+from torch.distributed.tensor import (
+    DTensor,
+    Replicate,
+    Shard,
+    distribute_module,
+    distribute_tensor,
+)
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
-from geoopt_projunn import ProjUNNRiemannianSGD
+from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
 from geoopt_projunn.nn import (
     OrthogonalConv2d,
     OrthogonalRNN,
@@ -169,3 +175,17 @@ def test_a_module_that_is_ignored_by_flattening_is_stepped():
     optimizer.step()
     assert not torch.equal(model.part.weight_hh_l0, before)
     assert orthogonality_errors(model)["part.weight_hh_l0"] < 1e-5
+
+
+@pytest.mark.parametrize("placement", [Shard(0), Shard(1), Replicate()])
+@pytest.mark.parametrize("kind", [ProjUNNRiemannianSGD, ProjUNNRiemannianAdam])
+def test_a_dtensor_that_was_put_on_the_manifold_is_refused_by_the_step(mesh, kind, placement):
+    p = torch.nn.Parameter(distribute_tensor(torch.eye(4), mesh, [placement]))
+    p.manifold = LowRankUnitary()
+    plain = torch.nn.Parameter(torch.ones(3))
+    optimizer = kind([("plain", plain), ("w", p)], lr=0.1)
+    p.grad, plain.grad = torch.ones_like(p), torch.ones(3)
+    with pytest.raises(TypeError, match=r"Parameter `w` .* DTensor.*`ignored_params`"):
+        optimizer.step()
+    assert (plain == 1).all()
+    assert not optimizer.state

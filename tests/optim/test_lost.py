@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import distributed
 
-from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam
+from geoopt_projunn import LowRankUnitary
 from geoopt_projunn.nn import OrthogonalRNN
 
 from ._helpers import OPTIMIZERS, Snapshot, rotation, unitary_parameter
@@ -131,15 +131,6 @@ def test_the_warning_made_an_error_leaves_everything_as_it_is(kind):
         with pytest.raises(UserWarning, match="plain parameter"):
             optimizer.step()
     before.assert_unchanged()
-
-
-def test_a_dtensor_on_the_manifold_is_refused():
-    """By what it has: a process group is not needed to tell."""
-    p = with_gradient(unitary_parameter(4, 4))
-    p.placements = ()
-    optimizer = ProjUNNRiemannianAdam([("w", p)])
-    with pytest.raises(TypeError, match=r"Parameter `w` .* DTensor.*`ignored_params`"):
-        optimizer.step()
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # as it is imported

@@ -87,9 +87,16 @@ class CPU(Reference):
             # State that was loaded may have any strides: what is refused goes another way.
             with suppress(kernels.Refused):
                 return steps.step_(
-                    *(list(x), list(grad), state, list(buffers["step"]), list(buffers["skipped"])),
-                    *(native.name, [float(number) for number in native.numbers]),
-                    *(spec.k, spec.sketch, spec.retraction),
+                    list(x),
+                    list(grad),
+                    state,
+                    list(buffers["step"]),
+                    list(buffers["skipped"]),
+                    native.name,
+                    [float(number) for number in native.numbers],
+                    spec.k,
+                    spec.sketch,
+                    spec.retraction,
                     length if group["maximize"] else -length,
                     sweep,
                 )
