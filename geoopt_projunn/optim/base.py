@@ -194,7 +194,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
                 with _as_tensors():
                     step_kinds(part.low_rank.values(), self.state, self._rule, group)
                 self._stabilize_in_turn(group, skips=step.skips)
-        stepped = [p for part in parts for p in part.low_rank_parameters()]
+        stepped = [members for part in parts for members in part.low_rank.values()]
         self._watch.see_step(stepped, self.state, self._described)
 
     def _stabilize_in_turn(self, group: dict[str, Any], *, skips: bool) -> None:

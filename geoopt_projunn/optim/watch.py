@@ -52,19 +52,23 @@ class Watch:
 
     def see_step(
         self,
-        stepped: list[torch.Tensor],
+        stepped: Iterable[list[torch.Tensor]],
         states: Mapping[torch.Tensor, dict[str, Any]],
         described: Described,
     ) -> None:
-        """Look at parameters on LowRankUnitary after a step; warn of what is known by now."""
+        """Look at parameters on LowRankUnitary after a step, those of a kind in one list.
+
+        Warn of what is known by now.
+        """
         if _is_capturing():
             return
         self._steps += 1
         if not self._warned_of_skip:
-            for p in stepped:
-                skipped = states[p]["skipped"]
-                if reads_at_once(skipped) and (count := _total(skipped)):
-                    self._warn_of_count(p, count, described)
+            for members in stepped:
+                counters = [states[p]["skipped"] for p in members]
+                if reads_at_once(counters[0]) and _any(counters):
+                    for p, counter in zip(members, counters, strict=True):
+                        self._warn_of_count(p, float(counter.sum()), described)
         if self._steps % _EVERY == 0:
             self._measure(states)
         pending, self._pending = self._pending, []
@@ -124,9 +128,13 @@ _FURTHER_SKIPS = (
 )
 
 
-def _total(skipped: torch.Tensor) -> float:
-    # This runs in every step, and a sum takes five times the time of reading a number.
-    return skipped.item() if skipped.dim() == 0 else skipped.sum().item()
+def _any(counters: list[torch.Tensor]) -> bool:
+    # This runs in every step: reading a number takes a fifth of the time of a sum, and a sum less
+    # than reading many numbers.
+    first, *others = counters
+    if others:
+        return bool(torch.stack(counters).any())
+    return bool(first) if first.dim() == 0 else bool(first.any())
 
 
 def _is_capturing() -> bool:

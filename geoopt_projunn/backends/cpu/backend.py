@@ -78,7 +78,7 @@ class CPU(Reference):
         """
         native = rule.native(group)
         if native and spec.transform is None and _knows(x[0], grad[0], spec):
-            length = torch.as_tensor(group["lr"], dtype=torch.float64, device="cpu").reshape(())
+            length = float(group["lr"])
             state = [piece for name in native.state for piece in buffers[name]]
             # torch's dispatcher takes no lazily conjugated or negated tensors to be changed.
             if any(piece.is_conj() or piece.is_neg() for piece in state):
