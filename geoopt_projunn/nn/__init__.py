@@ -10,6 +10,7 @@ from .conv import (
     UnitaryConv2d,
     UnitaryConv3d,
 )
+from .linear import OrthogonalLinear
 from .orthogonalize import orthogonalize_
 from .readout import RealReadout
 from .rnn import OrthogonalRNN, UnitaryRNN
@@ -20,6 +21,7 @@ __all__ = [
     "OrthogonalConv1d",
     "OrthogonalConv2d",
     "OrthogonalConv3d",
+    "OrthogonalLinear",
     "OrthogonalRNN",
     "OrthogonalRNNCell",
     "RealReadout",
