@@ -21,7 +21,14 @@ from .linalg.basis import orthonormalize
 from .linalg.dense import skewh
 from .linalg.hashing import uniform
 from .linalg.precision import WIDE
-from .linalg.rows import IN_TORCH, Products, generator_rows, row_norms, squared_column_norms
+from .linalg.rows import (
+    IN_TORCH,
+    Products,
+    generator_parts,
+    generator_rows,
+    row_norms,
+    squared_column_norms,
+)
 
 # Rows or columns of the gradient for each test vector of the tangent sketch, combined by all of
 # them. All rows would cost one more pass over the gradient and save no steps.
@@ -38,6 +45,9 @@ class Sketched(NamedTuple):
     """(b, r, n), orthonormal, float64 or complex128; None stands for the identity."""
     core: torch.Tensor
     """(b, r, r), float64 or complex128."""
+    seen: torch.Tensor | None = None
+    """(b, *, n), products of rows of length one with d, or d itself: where the core is of the size
+    of their rounding it says nothing about d. The core itself if not given."""
 
     def velocity(self, x: torch.Tensor, products: Products = IN_TORCH) -> torch.Tensor:
         r"""Return :math:`\operatorname{skewh}(K) W^H x`, (b, r, n) in the dtype of x.
@@ -116,10 +126,10 @@ def tangent(
         test = products.times_adjoint(mixed, x)
         moved, back = products.both_sides(test, mixed, d)
         # The rows choose a subspace and no more: here alone xᴴx may be taken for I.
-        return _touching(x, d, back - products.times_adjoint(moved, x), products)
+        return _touching(x, d, back, products.times_adjoint(moved, x), products)
     few = d.gather(-1, turn.unsqueeze(-2).expand(-1, n, -1)).mH
     test = _mostly(torch.bmm(some, few), anywhere)
-    return _touching(x, d, generator_rows(test, x, d, products), products)
+    return _touching(x, d, *generator_parts(test, x, d, products), products)
 
 
 def full_range(x: torch.Tensor, u: torch.Tensor, k: int, products: Products = IN_TORCH) -> Sketched:
@@ -130,20 +140,22 @@ def full_range(x: torch.Tensor, u: torch.Tensor, k: int, products: Products = IN
     """
     counter = torch.zeros(x.shape[:1], dtype=torch.int64, device=x.device)
     test = _test_rows(x, k, counter, x.shape[-1])
-    return _touching(x, u, generator_rows(test, x, u, products), products)
+    return _touching(x, u, *generator_parts(test, x, u, products), products)
 
 
-def _touching(x: torch.Tensor, d: torch.Tensor, rows: torch.Tensor, products: Products) -> Sketched:
-    r"""Keep :math:`P\Omega + \Omega P - P\Omega P`, P the projector on the span of ``rows``."""
+def _touching(
+    x: torch.Tensor, d: torch.Tensor, one: torch.Tensor, other: torch.Tensor, products: Products
+) -> Sketched:
+    r"""Keep :math:`P\Omega + \Omega P - P\Omega P`, P the projector on the span of a difference."""
     wide = WIDE[x.dtype]
-    q = orthonormalize(rows.to(wide))
+    q = orthonormalize((one - other).to(wide))
     z = generator_rows(q.to(x.dtype), x, d, products).to(wide)
     both = torch.cat((q, z), dim=-2)
     w = orthonormalize(both)
     alpha, beta = torch.bmm(w, both.mH).tensor_split(2, dim=-1)
     half = torch.baddbmm(beta, alpha, torch.bmm(alpha.mH, beta), alpha=-0.5)
     half = torch.bmm(half, alpha.mH)
-    return Sketched(w, half - half.mH)
+    return Sketched(w, half - half.mH, one)
 
 
 def lsi(
@@ -209,7 +221,7 @@ def column(
 def exact(x: torch.Tensor, d: torch.Tensor) -> Sketched:
     r"""Return the whole generator :math:`\operatorname{skewh}(d x^H)`, in :math:`O(n^3)`."""
     wide = WIDE[x.dtype]
-    return Sketched(None, skewh(d.to(wide) @ x.to(wide).mH))
+    return Sketched(None, skewh(d.to(wide) @ x.to(wide).mH), d)
 
 
 def _ambient(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, products: Products) -> Sketched:
@@ -220,7 +232,8 @@ def _ambient(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, products: Produc
     wide = WIDE[x.dtype]
     left, right = a.to(wide), products.times_adjoint(b, x).to(wide)
     rows = orthonormalize(torch.cat((left, right), dim=-2))
-    return Sketched(rows, (rows @ left.mH) @ (rows @ right.mH).mH)
+    core = (rows @ left.mH) @ (rows @ right.mH).mH
+    return Sketched(rows, core, core)
 
 
 def _test_rows(x: torch.Tensor, k: int, counter: torch.Tensor, length: int) -> torch.Tensor:

@@ -7,6 +7,7 @@ import torch
 
 from ..drift import turn_
 from ..linalg.rows import IN_TORCH, Products
+from ..normalization import normalized
 from ..retractions import RETRACTIONS
 from ..rotation import Rotation
 from ..sketches import SKETCHES, Sketched, exact, full_range
@@ -51,9 +52,14 @@ class Reference:
         self, sketched: Sketched, length: float | torch.Tensor, spec: StepSpec, dtype: torch.dtype
     ) -> Rotation:
         """Retract ``length`` times a sketched generator; the rows become of ``dtype``."""
-        core = sketched.core if spec.transform is None else spec.transform(sketched.core)
-        delta = self.retract(length * core, spec.retraction)
-        return Rotation(None if sketched.rows is None else sketched.rows.to(dtype), delta)
+        rows, core, seen = sketched
+        if spec.normalize is None:
+            core = length * core
+        else:
+            core = normalized(core, seen, length, spec.normalize, dtype)
+        return Rotation(
+            None if rows is None else rows.to(dtype), self.retract(core, spec.retraction)
+        )
 
     def retract(self, core: torch.Tensor, retraction: str) -> torch.Tensor:
         """Return the rotation P of a core, as :math:`P - I`."""

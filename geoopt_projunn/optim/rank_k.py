@@ -30,7 +30,8 @@ def step_kinds(
         buffers = {name: [states[p][name] for p in members] for name in names}
         first = members[0]
         options = {**group, "lr": on_device(group["lr"], first.device)}
-        choose(first).step_(members, grads_of_kind, buffers, rule, options, spec_of(first))
+        spec = spec_of(first)._replace(normalize=group["normalize"])
+        choose(first).step_(members, grads_of_kind, buffers, rule, options, spec)
 
 
 def _apart(grad: torch.Tensor | None, points: set[int]) -> torch.Tensor:
