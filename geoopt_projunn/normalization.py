@@ -4,8 +4,9 @@ A sketch gives a core :math:`K`, and :math:`S = \operatorname{skewh} K` has the 
 as its eigenvalues, :math:`\pm i \theta_j`. A normalization maps :math:`S` to a generator of unit
 angles, so that the learning rate becomes an angle in radians.
 
-To add one: a function of skew-Hermitian matrices (b, r, r) in float64 or complex128 that is zero
-at zero, does not depend on the length of its argument, and never reads a value back to the host.
+To add one: a function of skew-Hermitian matrices (b, r, r) in float64 or complex128, and of the
+number of their angles, that is zero at zero, does not depend on the length of the matrices, and
+never reads a value back to the host.
 """
 
 import math
@@ -13,12 +14,12 @@ from collections.abc import Callable
 
 import torch
 
-from .linalg.dense import skewh
+from .linalg.dense import divided, skewh
 
-Normalization = Callable[[torch.Tensor], torch.Tensor]
+Normalization = Callable[[torch.Tensor, int], torch.Tensor]
 
-# A generator below this many units of rounding of what it was projected from is rounding. Of large
-# matrices below twice the root of their size: points from a decomposition in float64 are unitary to
+# A generator below this many units of rounding of its direction is rounding. Of large matrices
+# below twice the root of their size: points from a decomposition in float64 are unitary to
 # 22 units at n = 300, and the generator of a normal direction is off by as much.
 _ROUNDING = 8.0
 _ROUNDING_OF_SIZE = 2.0
@@ -32,30 +33,30 @@ _FEW_SQUARINGS = 3
 _NEWTON_SCHULZ_STEPS = 8
 
 
-def angle(s: torch.Tensor) -> torch.Tensor:
+def angle(s: torch.Tensor, count: int) -> torch.Tensor:
     r"""Scale to a root mean square angle of 1: :math:`S \sqrt{2k} / \lVert S \rVert_F`.
 
     Parameters
     ----------
     s : torch.Tensor
-        (b, r, r), skew-Hermitian, r = 2k
+        (b, r, r), skew-Hermitian
+    count : int
+        2k, over how many angles the mean is taken
 
     Returns
     -------
     torch.Tensor
-        (b, r, r); of a real matrix of odd size, which has an axis, the mean is over the r - 1
-        other angles
+        (b, r, r)
 
     References
     ----------
     The minimizer of a linear function over a ball of the Frobenius norm in the tangent space;
     such steps in other spaces: Pethick et al., arXiv:2502.07529 (Scion).
     """
-    r = s.shape[-1]
-    return _unit(s) * math.sqrt(r if s.is_complex() else r // 2 * 2)
+    return _unit(s) * math.sqrt(count)
 
 
-def spectral(s: torch.Tensor) -> torch.Tensor:
+def spectral(s: torch.Tensor, count: int) -> torch.Tensor:
     r"""Turn every plane by 1 radian: :math:`S (S^H S)^{-1/2}`.
 
     By eight steps of Newton and Schulz, :math:`S \leftarrow \frac12 S (3I - S^H S)`, from a
@@ -66,6 +67,8 @@ def spectral(s: torch.Tensor) -> torch.Tensor:
     ----------
     s : torch.Tensor
         (b, r, r), skew-Hermitian
+    count : int
+        has no effect
 
     Returns
     -------
@@ -79,7 +82,7 @@ def spectral(s: torch.Tensor) -> torch.Tensor:
     Lab, 2025; such steps in other spaces: Pethick et al., arXiv:2502.07529 (Scion).
     """
     s = _unit(s)
-    s = _divided(s, _spectral_bound(s, _FEW_SQUARINGS))
+    s = divided(s, _spectral_bound(s, _FEW_SQUARINGS))
     for _ in range(_NEWTON_SCHULZ_STEPS):
         s = torch.baddbmm(s, s, torch.bmm(s, s), beta=1.5, alpha=0.5)
     return s
@@ -89,11 +92,7 @@ NORMALIZATIONS: dict[str, Normalization] = {"angle": angle, "spectral": spectral
 
 
 def normalized(
-    core: torch.Tensor,
-    seen: torch.Tensor | None,
-    length: float | torch.Tensor,
-    name: str,
-    dtype: torch.dtype,
+    core: torch.Tensor, length: float | torch.Tensor, name: str, columns: int
 ) -> torch.Tensor:
     r"""Return the generator of a step of ``length`` radians.
 
@@ -103,35 +102,36 @@ def normalized(
     ----------
     core : torch.Tensor
         (b, r, r), of which the skew-Hermitian part is normalized
-    seen : torch.Tensor, optional
-        (b, *, n), what the generator was projected from, the core if not given. Where it is below
-        :math:`\max(8, 2 \sqrt n)` units of rounding of this it is rounding, and becomes zero.
     length : float or torch.Tensor
         in radians, of either sign; a number or a tensor that multiplies (b, 1, 1)
     name : str
         one of :data:`NORMALIZATIONS`
-    dtype : torch.dtype
-        of the point and the direction
+    columns : int
+        p of points (n, p): at most 2p eigenvalues of a generator are not zero
 
     Returns
     -------
     torch.Tensor
-        (b, r, r), skew-Hermitian; not finite where ``core`` is not
+        (b, r, r), skew-Hermitian, zero where ``core`` is; not finite where it is not
     """
-    if core.numel() == 0:
-        return core
     s = skewh(core)
-    seen = core if seen is None else seen
-    units = max(_ROUNDING, _ROUNDING_OF_SIZE * math.sqrt(seen.shape[-1]))
-    # So that what is not a number stays one.
-    is_rounding = _length(s) <= units * torch.finfo(dtype).eps * _length(seen)
-    unit = torch.where(is_rounding, 0, NORMALIZATIONS[name](s))
-    planes = s.shape[-1] if s.is_complex() else s.shape[-1] // 2
+    # A real rotation of odd size has an axis.
+    count = min(2 * columns, s.shape[-1] if s.is_complex() else s.shape[-1] // 2 * 2)
+    if s.numel() == 0 or count == 0:
+        return s
+    unit = NORMALIZATIONS[name](s, count)
+    planes = count if s.is_complex() else count // 2
     if isinstance(length, torch.Tensor) or furthest(length, planes, name) > math.pi:
         longest = 1.0 if name == "spectral" else _spectral_bound(unit, _SQUARINGS)
         turned = torch.as_tensor(length * longest, dtype=s.real.dtype)
         length = length * (math.pi / abs(turned).clamp(min=math.pi))
     return length * unit
+
+
+def noise_floor(x: torch.Tensor) -> float:
+    r"""Return the share of a direction below which a generator at x, (b, n, p), is rounding."""
+    units = max(_ROUNDING, _ROUNDING_OF_SIZE * math.sqrt(x.shape[-2]))
+    return units * torch.finfo(x.dtype).eps
 
 
 def furthest(length: float, planes: int, name: str) -> float:
@@ -145,31 +145,16 @@ def _spectral_bound(s: torch.Tensor, squarings: int) -> torch.Tensor:
     :math:`\sigma \le \lVert S^p \rVert_F^{1/p} \le r^{1/(2p)} \sigma`, p = 2 ** squarings.
     """
     bound = torch.linalg.matrix_norm(s, keepdim=True)
-    power = _divided(s, bound)
+    power = divided(s, bound)
     for i in range(1, squarings + 1):
         power = torch.bmm(power, power)
         norm = torch.linalg.matrix_norm(power, keepdim=True)
         bound = bound * norm ** (0.5**i)
-        power = _divided(power, norm)
+        power = divided(power, norm)
     return bound
 
 
 def _unit(s: torch.Tensor) -> torch.Tensor:
     """Return a batch of matrices at Frobenius norm 1, or zero."""
-    s = _divided(s, _largest(s))
-    return _divided(s, torch.linalg.matrix_norm(s, keepdim=True))
-
-
-def _length(rows: torch.Tensor) -> torch.Tensor:
-    """Return the Frobenius norm, (b, 1, 1), float64, whatever the size of the entries."""
-    largest = _largest(rows).double()
-    return largest * torch.linalg.matrix_norm(_divided(rows, largest), keepdim=True)
-
-
-def _largest(rows: torch.Tensor) -> torch.Tensor:
-    return rows.abs().amax((-2, -1), keepdim=True)
-
-
-def _divided(s: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
-    """Divide, and return zero for a divisor of zero."""
-    return s / torch.nn.functional.threshold(by, 0.0, torch.inf)
+    s = divided(s, s.abs().amax((-2, -1), keepdim=True))
+    return divided(s, torch.linalg.matrix_norm(s, keepdim=True))

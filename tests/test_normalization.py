@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from geoopt_projunn.normalization import NORMALIZATIONS, normalized
+from geoopt_projunn.sketches import SKETCHES, exact
 from tests._asserts import assert_bit_equal, assert_within
-from tests._matrices import WIDE_DTYPES, skew, skewh, unitary
+from tests._matrices import WIDE_DTYPES, hermitian, skew, skewh, unitary
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
 dtypes = pytest.mark.parametrize("dtype", WIDE_DTYPES)
@@ -28,8 +29,8 @@ def with_angles(values, dtype):
     return (q @ planes.to(dtype) @ q.mH)[None]
 
 
-def turned(core, length, name, seen=None, dtype=None):
-    return normalized(core, seen, length, name, dtype or core.dtype)
+def turned(core, length, name):
+    return normalized(core, length, name, core.shape[-1])
 
 
 @dtypes
@@ -89,15 +90,34 @@ def test_zero_and_rounding_turn_nothing_and_what_is_not_finite_shows(name, dtype
     assert after.isfinite().all(-1).all(-1).tolist() == [True, False, False, True]
 
 
-@names
-@pytest.mark.parametrize(("dtype", "eps"), [(torch.float32, 2**-23), (torch.complex128, 2**-52)])
-def test_a_generator_below_eight_roundings_of_what_it_came_from_is_zero(name, dtype, eps):
-    core = skew(2, 4, 4, norm=1.0, dtype=torch.promote_types(dtype, torch.float64))
-    seen = torch.zeros(2, 3, 16, dtype=dtype)
-    seen[0, 1, 2], seen[1, 1, 2] = 1 / (8.1 * eps), 1 / (7.9 * eps)
-    after = turned(core, 0.3, name, seen, dtype)
-    assert_within(after[1], 0.0, 0.0)
-    assert_within(after[0], turned(core, 0.3, name)[0], 0.0)
+@pytest.mark.parametrize("p", [1, 3, 4, 8])
+@dtypes
+def test_of_tall_matrices_the_mean_is_over_as_many_angles_as_there_can_be(dtype, p):
+    x, d = unitary(8, 8, dtype=dtype)[:, :p], torch.randn(8, p, dtype=dtype)
+    after = angles(normalized(skewh(d @ x.mH)[None], 0.5, "angle", p))
+    assert_within(after[0, : 2 * p].square().mean().sqrt(), 0.5, 1e-13)
+    assert_within(after[0, 2 * p :].sum(), 0.0, 1e-13)
+
+
+@pytest.mark.parametrize(
+    ("sketch", "k"), [("tangent", 1), ("tangent", 3), ("lsi", 16), ("column", 16), ("exact", None)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128])
+def test_a_generator_below_a_share_of_its_direction_is_zero(dtype, sketch, k):
+    x, counter, share = unitary(2, 16, 16, dtype=dtype), torch.tensor([0, 7]), 1e-3
+    noise = torch.randn(2, 16, 16, dtype=dtype)
+    normal, tangent = hermitian(noise) @ x, skewh(noise) @ x
+
+    def core(d):
+        d = d.contiguous()
+        if k is None:
+            return exact(x, d, share).core
+        return SKETCHES[sketch](x, d, k, counter, floor=share).core
+
+    below, above = core(normal + 1e-5 * tangent), core(normal + 0.1 * tangent)
+    assert_bit_equal(below, torch.zeros_like(below))
+    assert (skewh(above).abs().amax((-2, -1)) > 1e-2).all()
+    assert core(normal * torch.nan).isnan().any(-1).any(-1).all()
 
 
 @names

@@ -22,6 +22,8 @@ class StepSpec(NamedTuple):
     """Name in :data:`geoopt_projunn.retractions.RETRACTIONS`."""
     sweep: int
     """Columns that are re-orthonormalized after a step."""
+    scale: float = 1.0
+    """Of generators: they are this times skewh(d xᴴ)."""
     normalize: str | None = None
     """Name in :data:`geoopt_projunn.normalization.NORMALIZATIONS`; None for a step as long as its
     direction."""
@@ -34,7 +36,7 @@ class Proposal(NamedTuple):
     """
 
     direction: torch.Tensor
-    """(b, n, n)"""
+    """(b, n, p)"""
     buffers: Buffers
     """The next values, by name."""
 
@@ -56,7 +58,7 @@ class Rule(Protocol):
         """Return the names of the state that this group's hyperparameters ask for."""
 
     def first_buffers(self, x: torch.Tensor, group: Mapping[str, Any]) -> Buffers:
-        """Return that state for a fresh parameter of shape (*, n, n).
+        """Return that state for a fresh parameter of shape (*, n, p).
 
         Each tensor's shape begins with the batch dimensions of ``x``; two more follow.
         """
@@ -69,7 +71,7 @@ class Rule(Protocol):
         Parameters
         ----------
         grad : torch.Tensor
-            (b, n, n)
+            (b, n, p)
         buffers : dict
             the state of :meth:`first_buffers`, batch dimensions flattened to b
         taken : torch.Tensor

@@ -7,10 +7,10 @@ import torch
 
 from ..drift import turn_
 from ..linalg.rows import IN_TORCH, Products
-from ..normalization import normalized
+from ..normalization import noise_floor, normalized
 from ..retractions import RETRACTIONS
 from ..rotation import Rotation
-from ..sketches import SKETCHES, Sketched, exact, full_range
+from ..sketches import SKETCHES, Sketched, exact, exact_tangent, full_range
 from .batch import Pieces, gather, scatter
 from .compiled import compiled, pays
 from .contract import Buffers, Proposal, Rule, StepSpec
@@ -20,7 +20,7 @@ from .parts import parts_of_batch, parts_of_list
 class Reference:
     """The methods of a backend; another one overrides those that it does better.
 
-    Points are (b, n, n), cores (b, r, r), counters (b,), int64: the number of the step.
+    Points are (b, n, p) with n >= p, cores (b, r, r), counters (b,), int64: the number of the step.
     """
 
     name = "reference"
@@ -38,28 +38,39 @@ class Reference:
     def sketch(
         self, x: torch.Tensor, d: torch.Tensor, spec: StepSpec, counter: torch.Tensor
     ) -> Sketched:
-        """Sketch the generator of a step along the ambient direction ``d``, (b, n, n)."""
+        """Sketch the generator of a step along the ambient direction ``d``, (b, n, p)."""
+        floor = 0.0 if spec.normalize is None else noise_floor(x)
         if spec.k is None:
-            return exact(x, d)
-        return SKETCHES[spec.sketch](x, d, spec.k, counter, self.products)
+            sketched = exact(x, d, floor)
+        else:
+            sketched = SKETCHES[spec.sketch](x, d, spec.k, counter, self.products, floor)
+        return sketched if spec.scale == 1 else sketched._replace(core=spec.scale * sketched.core)
 
     def sketch_tangent(self, x: torch.Tensor, u: torch.Tensor, spec: StepSpec) -> Sketched:
         """Sketch a tangent vector, exactly if :meth:`sketch` may have returned it."""
-        # 2k test vectors span the range of the generator of any such vector.
-        return exact(x, u) if spec.k is None else full_range(x, u, 2 * spec.k, self.products)
+        if spec.k is None:
+            return exact_tangent(x, u)
+        return full_range(x, u, 2 * spec.k, self.products)
 
     def rotation(
-        self, sketched: Sketched, length: float | torch.Tensor, spec: StepSpec, dtype: torch.dtype
+        self,
+        sketched: Sketched,
+        length: float | torch.Tensor,
+        spec: StepSpec,
+        dtype: torch.dtype,
+        columns: int | None = None,
     ) -> Rotation:
-        """Retract ``length`` times a sketched generator; the rows become of ``dtype``."""
-        rows, core, seen = sketched
+        """Retract ``length`` times a sketched generator; the rows become of ``dtype``.
+
+        Where the length is in radians, ``columns`` is p of points (n, p) that are not square.
+        """
+        rows, core = sketched
         if spec.normalize is None:
             core = length * core
         else:
-            core = normalized(core, seen, length, spec.normalize, dtype)
-        return Rotation(
-            None if rows is None else rows.to(dtype), self.retract(core, spec.retraction)
-        )
+            core = normalized(core, length, spec.normalize, columns or core.shape[-1])
+        delta = self.retract(core, spec.retraction)
+        return Rotation(None if rows is None else rows.to(dtype), delta)
 
     def retract(self, core: torch.Tensor, retraction: str) -> torch.Tensor:
         """Return the rotation P of a core, as :math:`P - I`."""
@@ -93,7 +104,7 @@ class Reference:
         Parameters
         ----------
         x, grad : sequence of torch.Tensor
-            tensors of one shape (*, n, n), dtype, device and strides
+            tensors of one shape (*, n, p), dtype, device and strides
         buffers : mapping
             for each of them ``step`` and ``skipped``, (*,), and the state of the rule
         rule : Rule
@@ -129,10 +140,11 @@ class Reference:
         proposal = rule.propose(grad, buffers, taken, group)
         sketched = self.sketch(x, proposal.direction, spec, taken)
         for name, share in rule.withdrawn(group).items():
-            sketched.add_velocity_(proposal.buffers[name], x, -share, self.products)
+            buffer = proposal.buffers[name]
+            sketched.add_direction_(buffer, x, -share / spec.scale, self.products)
 
         length = group["lr"] if group["maximize"] else -group["lr"]
-        rotation = self.rotation(sketched, length, spec, x.dtype)
+        rotation = self.rotation(sketched, length, spec, x.dtype, x.shape[-1])
         sweep = min(spec.sweep, x.shape[-1])
         finite = self.turn_(x, rotation, sweep, taken, _are_finite(proposal, taken))
         for name, buffer in proposal.buffers.items():
