@@ -184,7 +184,8 @@ def test_every_method_is_measured_and_reported(tmp_path, capsys):
             assert (result["method"] != update_methods.OURS) or result["over_ours"] == 1
     assert set(written["small"]) == set(update_extras.KINDS)
     sgd, adam = (written["peaks"][name] for name in update_extras.KINDS)
-    assert 0 < sgd <= adam
+    # What the kernels take for a few rows torch does not count.
+    assert 0 <= sgd <= adam < 1
     assert (adam < 0.1) == ("cpu" in backends.available())
     assert torch.__version__ in text
 
