@@ -87,10 +87,9 @@ class Recurrent(KeepsManifolds):
             else:
                 p.zero_()
 
-    def _offset(self, suffix: str | None = None) -> Tensor | None:
+    def _offset(self, suffix: str = "") -> Tensor | None:
         """Return the offset of a modReLU."""
-        name = "offset" if suffix is None else f"offset_{suffix}"
-        return getattr(self, name) if self.nonlinearity == "modrelu" else None
+        return getattr(self, f"offset{suffix}") if self.nonlinearity == "modrelu" else None
 
     def _remedy_for_complex_input(self) -> str:
         counterpart = self._counterpart()

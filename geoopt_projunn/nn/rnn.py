@@ -69,7 +69,7 @@ class _RNN(RecurrentLayer, torch.nn.RNN):
             getattr(self, f"weight_hh_{suffix}"),
             getattr(self, f"bias_ih_{suffix}") if self.bias else None,
             getattr(self, f"bias_hh_{suffix}") if self.bias else None,
-            self._offset(suffix),
+            self._offset(f"_{suffix}"),
         )
         return recur(x, h0, weights, nonlinearity=self.nonlinearity, order=order)
 
