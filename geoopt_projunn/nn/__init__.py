@@ -10,6 +10,7 @@ from .conv import (
     UnitaryConv2d,
     UnitaryConv3d,
 )
+from .gru import OrthogonalGRU, OrthogonalGRUCell
 from .orthogonalize import orthogonalize_
 from .readout import RealReadout
 from .rnn import OrthogonalRNN, UnitaryRNN
@@ -20,6 +21,8 @@ __all__ = [
     "OrthogonalConv1d",
     "OrthogonalConv2d",
     "OrthogonalConv3d",
+    "OrthogonalGRU",
+    "OrthogonalGRUCell",
     "OrthogonalRNN",
     "OrthogonalRNNCell",
     "RealReadout",
