@@ -12,7 +12,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from .pointwise import POINTWISE, ModReLU
+from .pointwise import ModReLU, pointwise_for
 from .unrolled import Order, Step, Weights
 
 _MOST_CHUNKS = 8
@@ -80,7 +80,7 @@ class _Pass:
         self.sizes = order.batch_sizes
         self.starts = [0, *accumulate(self.sizes)]
         self.steps = list(order.steps())
-        self.pointwise = POINTWISE[nonlinearity, states.is_complex()](weights.offset)
+        self.pointwise = pointwise_for(nonlinearity, states, weights.offset)
         self.grad_x = None
         if need_x:
             assert weights.ih is not None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..linalg.precision import full_precision
 from .backpropagation import backpropagate, rows_of, which_are_read
-from .pointwise import POINTWISE
+from .pointwise import pointwise_for
 from .transforms import needs_plain_operations
 from .unrolled import Order, Weights, unrolled
 
@@ -134,9 +134,9 @@ def _all_given(
 
 
 def _forward(run: _Run, x: Tensor, h0: Tensor | None, weights: Weights) -> tuple[Tensor, Tensor]:
-    pointwise = POINTWISE[run.nonlinearity, x.is_complex()](weights.offset)
     transposed = weights.hh.t()
     u = weights.project(x)
+    pointwise = pointwise_for(run.nonlinearity, u, weights.offset)
     sizes = run.order.batch_sizes
     states = u.split_with_sizes(sizes)
     final = u.new_empty(sizes[0], u.shape[1])
