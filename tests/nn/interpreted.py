@@ -107,7 +107,7 @@ def test_a_layer_has_the_gradients_of_the_loop_of_operations(kind, batch_sizes, 
         return loss, *torch.autograd.grad(loss, [x, *layer.parameters()])
 
     ours = gradients()
-    monkeypatch.setattr("geoopt_projunn.nn.recurrence.needs_plain_operations", lambda *_: True)
+    monkeypatch.setattr("geoopt_projunn.nn.untaped.needs_plain_operations", lambda *_: True)
     for actual, expected in zip(ours, gradients(), strict=True):
         assert_same_to_rounding(actual, expected)
 
