@@ -11,6 +11,8 @@ from .conv import (
     UnitaryConv2d,
     UnitaryConv3d,
 )
+from .gru import OrthogonalGRU, OrthogonalGRUCell
+from .linear import OrthogonalLinear
 from .orthogonalize import orthogonalize_
 from .readout import RealReadout
 from .rnn import OrthogonalRNN, UnitaryRNN
@@ -23,6 +25,9 @@ __all__ = [
     "OrthogonalConv1d",
     "OrthogonalConv2d",
     "OrthogonalConv3d",
+    "OrthogonalGRU",
+    "OrthogonalGRUCell",
+    "OrthogonalLinear",
     "OrthogonalRNN",
     "OrthogonalRNNCell",
     "RealReadout",

@@ -9,6 +9,9 @@ RECURRENT = {
     f"{kind.__name__} {nonlinearity}": (kind, nonlinearity)
     for kind in (nn.OrthogonalRNN, nn.UnitaryRNN, nn.OrthogonalRNNCell, nn.UnitaryRNNCell)
     for nonlinearity in ("modrelu", "relu", "tanh")
+} | {
+    f"{kind.__name__} modrelu": (kind, "modrelu")
+    for kind in (nn.OrthogonalGRU, nn.OrthogonalGRUCell)
 }
 # Of the grids one has self-mirrored frequencies only, one a single one.
 CONVOLUTIONS = {
