@@ -2,7 +2,7 @@ r"""Drift control: keep rounding from adding up, in :math:`O(n^2)` a step."""
 
 import torch
 
-from .linalg.rows import IN_TORCH, Products, row_norms, set_columns_
+from .linalg.rows import IN_TORCH, Products, row_norms
 from .rotation import Rotation
 
 _CONVERGES = 0.1
@@ -82,8 +82,7 @@ def sweep_columns_(
     n = x.shape[-1]
     index = torch.arange(count, device=x.device)
     turn = torch.add(index, counter.unsqueeze(-1), alpha=count).remainder_(n)
-    pick = turn.unsqueeze(-2).expand(-1, n, -1)
-    rows = x.gather(-1, pick).mH.contiguous()
+    rows = products.columns_at(x, turn).contiguous()
     product = products.times(rows, x)
     own = turn.unsqueeze(-1)
     # Not scatter_add, which has no deterministic kernel on every device.
@@ -92,4 +91,5 @@ def sweep_columns_(
     mended = torch.baddbmm(rows - products.times_adjoint(error, x), within, rows, alpha=0.5)
     # Far from the manifold, where a parameter was overwritten, the correction would diverge.
     near = torch.linalg.vector_norm(row_norms(error), dim=(-2, -1)) < _CONVERGES
-    set_columns_(x, pick, torch.where((active & near)[:, None, None], mended, rows).mH)
+    kept = torch.where((active & near)[:, None, None], mended, rows)
+    products.set_columns_(x, turn, kept)

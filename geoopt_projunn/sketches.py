@@ -21,7 +21,7 @@ from .linalg.basis import orthonormalize
 from .linalg.dense import skewh
 from .linalg.hashing import uniform
 from .linalg.precision import WIDE
-from .linalg.rows import IN_TORCH, Products, generator_rows, row_norms, squared_column_norms
+from .linalg.rows import IN_TORCH, Products, generator_rows, row_norms
 
 # Rows or columns of the gradient for each test vector of the tangent sketch, combined by all of
 # them. All rows would cost one more pass over the gradient and save no steps.
@@ -111,13 +111,13 @@ def tangent(
     turn = turn.remainder_(n)
     some, anywhere = _test_rows(x, k, counter, count + n).split((count, n), dim=-1)
     if k == 1:
-        few = d.gather(-2, turn.unsqueeze(-1).expand(-1, -1, n))
+        few = products.rows_at(d, turn)
         mixed = _mostly(torch.bmm(some, few), anywhere)
         test = products.times_adjoint(mixed, x)
         moved, back = products.both_sides(test, mixed, d)
         # The rows choose a subspace and no more: here alone xᴴx may be taken for I.
         return _touching(x, d, back - products.times_adjoint(moved, x), products)
-    few = d.gather(-1, turn.unsqueeze(-2).expand(-1, n, -1)).mH
+    few = products.columns_at(d, turn)
     test = _mostly(torch.bmm(some, few), anywhere)
     return _touching(x, d, generator_rows(test, x, d, products), products)
 
@@ -199,9 +199,9 @@ def column(
     """
     n = x.shape[-1]
     draws = (uniform(counter, n) + 1) / 2
-    keys = squared_column_norms(d).log() - (-draws.log()).log()
+    keys = products.squared_column_norms(d).log() - (-draws.log()).log()
     chosen = keys.topk(k).indices
-    columns = d.gather(-1, chosen.unsqueeze(-2).expand(-1, n, -1)).mH
+    columns = products.columns_at(d, chosen)
     u = orthonormalize(columns.to(WIDE[x.dtype])).to(x.dtype)
     return _ambient(x, u, products.times(u, d), products)
 

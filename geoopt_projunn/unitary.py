@@ -5,6 +5,8 @@ import math
 import geoopt
 import torch
 
+from .backends import choose
+from .backends.distributed import is_dtensor, place_like, whole_of
 from .checks import CheckedMatrices, shape_rule
 from .linalg.dense import (
     estimate_orthogonality_error,
@@ -135,7 +137,8 @@ class UnitaryGeometry(CheckedMatrices):
         A probe of :math:`O(n^2)` finds out whether the estimated :math:`\lVert x^H x - I
         \rVert_F` is at most :math:`(4 \sqrt n + 8)\varepsilon`, a few times the rounding of a
         unitary matrix. If so, the result is a copy; if not, the polar factor, :math:`O(n^3)`.
-        The host reads the probe's answer.
+        The host reads the probe's answer. A DTensor is gathered on every process, and the result
+        placed as it is.
 
         Differentiable any number of times, with the derivative of the polar factor; at a unitary
         matrix that is the projection on the tangent space. There is none where two singular
@@ -146,6 +149,8 @@ class UnitaryGeometry(CheckedMatrices):
         ValueError
             If x is not finite.
         """
+        if is_dtensor(x):
+            return place_like(self.projx(whole_of(x)), x)
         (flat,), shape = self._flatten(x=x)
         error = estimate_orthogonality_error(flat.detach())
         if not bool(error.isfinite().all()):
@@ -196,8 +201,11 @@ class UnitaryGeometry(CheckedMatrices):
     @full_precision
     @torch.no_grad()
     def orthogonality_error(self, x: torch.Tensor) -> torch.Tensor:
-        r"""Measure :math:`\lVert x^H x - I \rVert_F`, (*), real; :math:`O(n^3)`, no gradient."""
-        return orthogonality_error(x)
+        r"""Measure :math:`\lVert x^H x - I \rVert_F`, (*), real; :math:`O(n^3)`, no gradient.
+
+        A DTensor is gathered on every process.
+        """
+        return orthogonality_error(whole_of(x))
 
     @full_precision
     @torch.no_grad()
@@ -235,7 +243,7 @@ class UnitaryGeometry(CheckedMatrices):
         all of them is not seen.
         """
         self.assert_check_point(x)
-        return estimate_orthogonality_error(x)
+        return choose(x).estimate_orthogonality_error(x)
 
 
 def _exponential(x: torch.Tensor, u: torch.Tensor) -> Rotation:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ..drift import turn_
+from ..linalg.dense import estimate_orthogonality_error
 from ..linalg.rows import IN_TORCH, Products
 from ..retractions import RETRACTIONS
 from ..rotation import Rotation
@@ -121,6 +122,23 @@ class Reference:
     ) -> None:
         taken = buffers["step"]
         proposal = rule.propose(grad, buffers, taken, group)
+        active = are_finite(proposal, taken)
+        keep(buffers, proposal, self.follow_(x, proposal, active, taken, rule, group, spec))
+
+    def follow_(
+        self,
+        x: torch.Tensor,
+        proposal: Proposal,
+        active: torch.Tensor,
+        taken: torch.Tensor,
+        rule: Rule,
+        group: Mapping[str, Any],
+        spec: StepSpec,
+    ) -> torch.Tensor:
+        """Follow a direction and withdraw from the proposed buffers what a step carries, in place.
+
+        Return where x has moved, (b,): where it is ``active`` and the step is finite.
+        """
         sketched = self.sketch(x, proposal.direction, spec, taken)
         for name, share in rule.withdrawn(group).items():
             sketched.add_velocity_(proposal.buffers[name], x, -share, self.products)
@@ -128,14 +146,22 @@ class Reference:
         length = group["lr"] if group["maximize"] else -group["lr"]
         rotation = self.rotation(sketched, length, spec, x.dtype)
         sweep = min(spec.sweep, x.shape[-1])
-        finite = self.turn_(x, rotation, sweep, taken, _are_finite(proposal, taken))
-        for name, buffer in proposal.buffers.items():
-            torch.where(finite[:, None, None], buffer, buffers[name], out=buffers[name])
-        taken.add_(finite)
-        buffers["skipped"].add_(~finite)
+        return self.turn_(x, rotation, sweep, taken, active)
+
+    def estimate_orthogonality_error(self, x: torch.Tensor) -> torch.Tensor:
+        r"""Estimate :math:`\lVert x^H x - I \rVert_F` of each matrix, (*)."""
+        return estimate_orthogonality_error(x)
 
 
-def _are_finite(proposal: Proposal, taken: torch.Tensor) -> torch.Tensor:
+def keep(buffers: Buffers, proposal: Proposal, finite: torch.Tensor) -> None:
+    """Keep what was proposed where a step was finite, and count steps, in place."""
+    for name, buffer in proposal.buffers.items():
+        torch.where(finite[:, None, None], buffer, buffers[name], out=buffers[name])
+    buffers["step"].add_(finite)
+    buffers["skipped"].add_(~finite)
+
+
+def are_finite(proposal: Proposal, taken: torch.Tensor) -> torch.Tensor:
     """Return for each matrix whether the next values of its buffers are finite, (b,), bool."""
     finite = torch.ones_like(taken, dtype=torch.bool)
     for buffer in proposal.buffers.values():

@@ -8,6 +8,7 @@ import torch
 from geoopt.manifolds.base import Manifold
 
 from ..backends.contract import StepSpec
+from ..backends.distributed import is_dtensor, is_spread
 from ..linalg.precision import WIDE
 from ..manifold import LowRankUnitary
 from .messages import described
@@ -59,7 +60,8 @@ def kind_of(
 
     All that :func:`check_kind` looks at is part of it.
     """
-    layout = p.shape, p.stride(), p.is_conj(), grad.stride(), grad.is_conj()
+    spread = is_spread(p) or is_dtensor(grad)
+    layout = p.shape, p.stride(), p.is_conj(), grad.stride(), grad.is_conj(), spread
     return layout, p.dtype, p.device, manifold, grad.dtype, state["skipped"].dtype, *state
 
 

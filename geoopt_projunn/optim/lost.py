@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from ..backends.distributed import is_dtensor
 from ..linalg.precision import WIDE
 from .kinds import manifold_of
 from .messages import capitalized, described, warn
@@ -51,7 +52,7 @@ def _is_unitary(p: torch.Tensor) -> bool:
     is_square = p.dim() >= 2 and p.shape[-1] == p.shape[-2] >= 2 and p.numel() > 0
     if not (is_square and p.requires_grad and p.dtype in WIDE and p.layout == torch.strided):
         return False
-    if p.is_meta or hasattr(p, "placements"):
+    if p.is_meta or is_dtensor(p):
         return False
     x = p.detach()
     return bool(relative_error(x).max() <= OFF_MANIFOLD) and not _is_diagonal(x)
