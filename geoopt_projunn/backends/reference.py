@@ -1,6 +1,6 @@
 """Steps in torch's operations: on any device, without data, with derivatives, compiled."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from ..linalg.dense import estimate_orthogonality_error
 from ..linalg.rows import IN_TORCH, Products
 from ..retractions import RETRACTIONS
 from ..rotation import Rotation
-from ..sketches import SKETCHES, Sketched, exact, full_range
+from ..sketches import SKETCHES, Sketched, exact, exact_tangent, full_range
 from .batch import Pieces, gather, scatter
 from .compiled import compiled, pays
 from .contract import Buffers, Proposal, Rule, StepSpec
@@ -20,7 +20,7 @@ from .parts import parts_of_batch, parts_of_list
 class Reference:
     """The methods of a backend; another one overrides those that it does better.
 
-    Points are (b, n, n), cores (b, r, r), counters (b,), int64: the number of the step.
+    Points are (b, n, p) with n >= p, cores (b, r, r), counters (b,), int64: the number of the step.
     """
 
     name = "reference"
@@ -38,15 +38,18 @@ class Reference:
     def sketch(
         self, x: torch.Tensor, d: torch.Tensor, spec: StepSpec, counter: torch.Tensor
     ) -> Sketched:
-        """Sketch the generator of a step along the ambient direction ``d``, (b, n, n)."""
+        """Sketch the generator of a step along the ambient direction ``d``, (b, n, p)."""
         if spec.k is None:
-            return exact(x, d)
-        return SKETCHES[spec.sketch](x, d, spec.k, counter, self.products)
+            sketched = exact(x, d)
+        else:
+            sketched = SKETCHES[spec.sketch](x, d, spec.k, counter, self.products)
+        return sketched if spec.scale == 1 else sketched._replace(core=spec.scale * sketched.core)
 
     def sketch_tangent(self, x: torch.Tensor, u: torch.Tensor, spec: StepSpec) -> Sketched:
         """Sketch a tangent vector, exactly if :meth:`sketch` may have returned it."""
-        # 2k test vectors span the range of the generator of any such vector.
-        return exact(x, u) if spec.k is None else full_range(x, u, 2 * spec.k, self.products)
+        if spec.k is None:
+            return exact_tangent(x, u)
+        return full_range(x, u, 2 * spec.k, self.products)
 
     def rotation(
         self, sketched: Sketched, length: float | torch.Tensor, spec: StepSpec, dtype: torch.dtype
@@ -88,7 +91,7 @@ class Reference:
         Parameters
         ----------
         x, grad : sequence of torch.Tensor
-            tensors of one shape (*, n, n), dtype, device and strides
+            tensors of one shape (*, n, p), dtype, device and strides
         buffers : mapping
             for each of them ``step`` and ``skipped``, (*,), and the state of the rule
         rule : Rule
@@ -122,14 +125,16 @@ class Reference:
     ) -> None:
         taken = buffers["step"]
         proposal = rule.propose(grad, buffers, taken, group)
-        active = are_finite(proposal, taken)
-        keep(buffers, proposal, self.follow_(x, proposal, active, taken, rule, group, spec))
+        finite = self.follow_(
+            x, proposal, lambda: are_finite(proposal, taken), taken, rule, group, spec
+        )
+        keep(buffers, proposal, finite)
 
     def follow_(
         self,
         x: torch.Tensor,
         proposal: Proposal,
-        active: torch.Tensor,
+        are_finite: Callable[[], torch.Tensor],
         taken: torch.Tensor,
         rule: Rule,
         group: Mapping[str, Any],
@@ -137,16 +142,17 @@ class Reference:
     ) -> torch.Tensor:
         """Follow a direction and withdraw from the proposed buffers what a step carries, in place.
 
-        Return where x has moved, (b,): where it is ``active`` and the step is finite.
+        Return where x has moved, (b,): where the buffers are finite by then, and so is the step.
         """
         sketched = self.sketch(x, proposal.direction, spec, taken)
         for name, share in rule.withdrawn(group).items():
-            sketched.add_velocity_(proposal.buffers[name], x, -share, self.products)
+            buffer = proposal.buffers[name]
+            sketched.add_direction_(buffer, x, -share / spec.scale, self.products)
 
         length = group["lr"] if group["maximize"] else -group["lr"]
         rotation = self.rotation(sketched, length, spec, x.dtype)
         sweep = min(spec.sweep, x.shape[-1])
-        return self.turn_(x, rotation, sweep, taken, active)
+        return self.turn_(x, rotation, sweep, taken, are_finite())
 
     def estimate_orthogonality_error(self, x: torch.Tensor) -> torch.Tensor:
         r"""Estimate :math:`\lVert x^H x - I \rVert_F` of each matrix, (*)."""

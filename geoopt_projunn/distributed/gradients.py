@@ -7,7 +7,7 @@ import torch
 from torch import distributed
 
 from ..backends.distributed import average_gradients_of, is_dtensor
-from ..manifold import LowRankUnitary
+from ..low_rank import LowRankManifold
 from ..optim.spread import LINEAR_SKETCHES
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ __all__ = ["sketch_gradients_"]
 def sketch_gradients_(
     params: Iterable[torch.Tensor] | torch.Tensor, group: "ProcessGroup | None" = None
 ) -> None:
-    r"""Leave gradients of matrices on LowRankUnitary where they are; average their sketches.
+    r"""Leave gradients of low-rank steps where they are; average their sketches.
 
     A step multiplies the gradient with a few rows. Of the mean of gradients
     :math:`\bar D = \frac1P \sum_i D_i`, these products are the means of those with each
@@ -33,16 +33,17 @@ def sketch_gradients_(
     Parameters
     ----------
     params : torch.Tensor or iterable of torch.Tensor
-        Parameters on :class:`~geoopt_projunn.LowRankUnitary`, with a finite k and the sketch
-        "tangent" or "lsi". Nobody else may average their gradients: tell
-        DistributedDataParallel to ignore them, see Examples.
+        Parameters on :class:`~geoopt_projunn.LowRankUnitary` or
+        :class:`~geoopt_projunn.LowRankStiefel`, with a finite k and the sketch "tangent" or "lsi".
+        Nobody else may average their gradients: tell DistributedDataParallel to ignore them, see
+        Examples.
     group : ProcessGroup, optional
         the processes; all of them if not given
 
     Raises
     ------
     TypeError
-        If a parameter is not on LowRankUnitary, or is a DTensor, whose gradient is averaged by who
+        If a parameter is on neither manifold, or is a DTensor, whose gradient is averaged by who
         has distributed it.
     ValueError
         If its rank or its sketch needs the gradient itself.
@@ -95,10 +96,10 @@ def _check(name: str, p: torch.Tensor) -> None:
             "what has distributed it."
         )
     manifold = getattr(p, "manifold", None)
-    if not isinstance(manifold, LowRankUnitary):
+    if not isinstance(manifold, LowRankManifold):
         raise TypeError(
-            f"`{name}` must be on LowRankUnitary, got {type(p).__name__} of shape "
-            f"{tuple(p.shape)} that is not; leave its gradient to DistributedDataParallel."
+            f"`{name}` must be on LowRankUnitary or LowRankStiefel, got a {type(p).__name__} of "
+            f"shape {tuple(p.shape)} that is not; leave its gradient to DistributedDataParallel."
         )
     if manifold.k is None or manifold.sketch not in LINEAR_SKETCHES:
         known = " or ".join(repr(sketch) for sketch in LINEAR_SKETCHES)

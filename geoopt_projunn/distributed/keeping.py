@@ -8,7 +8,7 @@ import torch
 from geoopt.manifolds.base import Manifold
 
 from ..backends.distributed import is_dtensor, misplacement
-from ..manifold import LowRankUnitary
+from ..low_rank import LowRankManifold
 from ..nn.placing import put_on, sharding
 
 __all__ = ["keep_manifolds"]
@@ -38,7 +38,7 @@ def keep_manifolds(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
         If a parameter on a manifold has no successor of its name in its module.
         ``FullyShardedDataParallel`` makes vectors of matrices, of which none has a manifold.
     ValueError
-        If a DTensor in the place of a matrix on LowRankUnitary is placed in a way that steps do not
+        If a DTensor in the place of a matrix of this package is placed in a way that steps do not
         know: partial sums, two dimensions of the mesh for one axis, a mesh without this process,
         and for k=None parts of matrices.
 
@@ -79,8 +79,8 @@ def keep_manifolds(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
             )
         put_on(p, place.manifold)
     for place, p in successors:
-        if is_dtensor(p) and isinstance(place.manifold, LowRankUnitary):
-            reason = misplacement(p, needs_whole=place.manifold.k is None)
+        if is_dtensor(p) and isinstance(place.manifold, LowRankManifold):
+            reason = misplacement(p, place.manifold.k, place.manifold.blocks)
             if reason is not None:
                 raise ValueError(
                     f"`{place.path}` on the {place.manifold} {reason}, got {p.placements}; build "

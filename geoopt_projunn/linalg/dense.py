@@ -17,7 +17,7 @@ def skewh(a: torch.Tensor) -> torch.Tensor:
 
 
 def estimate_orthogonality_error(x: torch.Tensor) -> torch.Tensor:
-    r"""Estimate :math:`\lVert x^H x - I \rVert_F` from four test vectors, in :math:`O(n^2)`.
+    r"""Estimate :math:`\lVert x^H x - I \rVert_F` from four test vectors, in :math:`O(np)`.
 
     The mean square of :math:`\lVert (x^H x - I) z \rVert` over vectors with independent
     entries of unit variance is the squared Frobenius norm.
@@ -25,7 +25,7 @@ def estimate_orthogonality_error(x: torch.Tensor) -> torch.Tensor:
     Parameters
     ----------
     x : torch.Tensor
-        (*, n, n)
+        (*, n, p)
 
     Returns
     -------
@@ -37,10 +37,10 @@ def estimate_orthogonality_error(x: torch.Tensor) -> torch.Tensor:
 
 
 def estimate_errors_of_batch(x: torch.Tensor, products: Products = IN_TORCH) -> torch.Tensor:
-    """Estimate them for a batch (b, n, n) that ``products`` multiply."""
-    n = x.shape[-1]
+    """Estimate them for a batch (b, n, p) that ``products`` multiply."""
+    p = x.shape[-1]
     counter = torch.zeros((), dtype=torch.int64, device=x.device)
-    rows = (uniform(counter, _PROBES * n) * math.sqrt(3.0)).unflatten(-1, (_PROBES, n))
+    rows = (uniform(counter, _PROBES * p) * math.sqrt(3.0)).unflatten(-1, (_PROBES, p))
     rows = rows.to(x.dtype).expand(x.shape[0], -1, -1)
     error = products.times(products.times_adjoint(rows, x), x) - rows
     return torch.linalg.matrix_norm(error) / math.sqrt(_PROBES)
@@ -53,7 +53,7 @@ def orthogonality_error(x: torch.Tensor) -> torch.Tensor:
 
 
 def polar_factor(x: torch.Tensor) -> torch.Tensor:
-    r"""Return the unitary matrix nearest to ``x`` in Frobenius norm.
+    r"""Return the matrix with orthonormal columns nearest to ``x`` in Frobenius norm.
 
     :math:`UV^H` of the singular value decomposition, polished by one Newton-Schulz step
     :math:`y \leftarrow y - \frac12 y (y^H y - I)`, which takes the error of the decomposition
@@ -62,14 +62,14 @@ def polar_factor(x: torch.Tensor) -> torch.Tensor:
     Parameters
     ----------
     x : torch.Tensor
-        (*, n, n)
+        (*, n, p), n >= p
 
     Returns
     -------
     torch.Tensor
-        (*, n, n)
+        (*, n, p)
     """
-    u, _, vh = torch.linalg.svd(x)
+    u, _, vh = torch.linalg.svd(x, full_matrices=False)
     y = u @ vh
     eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
     return y - y @ ((y.mH @ y - eye) / 2)
@@ -78,7 +78,7 @@ def polar_factor(x: torch.Tensor) -> torch.Tensor:
 def haar(
     *size: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> torch.Tensor:
-    """Draw unitary matrices from the Haar measure.
+    """Draw matrices with orthonormal columns, (*, n, p), n >= p, from the Haar measure.
 
     The Q factor of a Gaussian matrix, its columns turned by the phases of R's diagonal:
     without that the law depends on the routine's sign convention (Mezzadri, Notices of the

@@ -12,7 +12,7 @@ from ..backends.distributed import (
     is_dtensor,
     misplacement,
 )
-from .kinds import spec_of
+from .kinds import low_rank_of
 from .messages import capitalized, described
 
 LINEAR_SKETCHES = ("tangent", "lsi")
@@ -31,7 +31,7 @@ def check_spread(p: torch.Tensor, state: Buffers, rule: Rule, group: Mapping[str
     RuntimeError
         If the gradient is to be averaged by a step that needs all of it.
     """
-    grad, name, spec = p.grad, described(p, group), spec_of(p)
+    grad, name, manifold = p.grad, described(p, group), low_rank_of(p)
     assert grad is not None
     if is_dtensor(p) != is_dtensor(grad):
         raise TypeError(
@@ -41,9 +41,9 @@ def check_spread(p: torch.Tensor, state: Buffers, rule: Rule, group: Mapping[str
         )
     if not is_dtensor(p):
         if averages_gradients(p) is not None:
-            _check_averaged(p, rule, spec, group)
+            _check_averaged(p, rule, manifold.spec, group)
         return
-    reason = misplacement(p, needs_whole=spec.k is None)
+    reason = misplacement(p, manifold.k, manifold.blocks)
     if reason is not None:
         raise ValueError(
             f"{capitalized(name)} {reason}, got {_placed(p)}; distribute it anew, or keep it whole "
@@ -54,9 +54,10 @@ def check_spread(p: torch.Tensor, state: Buffers, rule: Rule, group: Mapping[str
             f"`grad` of {name} must be on its mesh, {_mesh(p)}, got {_mesh(grad)}; "
             "distribute both alike."
         )
+    x = manifold.stacked(p.detach())
     for key in ("step", "skipped", *rule.buffer_names(group)):
         buffer = state.get(key)
-        if buffer is not None and not _lies_like(buffer, p):
+        if buffer is not None and not _lies_like(buffer, x):
             raise ValueError(
                 f"`{key}` in the state of {name} must be placed as it is, {_placed(p)}, got "
                 f"{_placed(buffer)}; load it by `set_optimizer_state_dict` of "
@@ -78,7 +79,7 @@ def _check_averaged(p: torch.Tensor, rule: Rule, spec: StepSpec, group: Mapping[
 def first_buffers(p: torch.Tensor, rule: Rule, group: Mapping[str, Any]) -> Buffers:
     """Return the state of a rule for a fresh parameter; zeros that lie like a DTensor."""
     if not is_dtensor(p):
-        return rule.first_buffers(p.detach(), group)
+        return rule.first_buffers(p, group)
     shapes = rule.first_buffers(torch.empty(p.shape, dtype=p.dtype, device="meta"), group)
     return {name: full_like(p, t.shape, 0, t.dtype) for name, t in shapes.items()}
 
@@ -99,7 +100,7 @@ def average_buffers(params: Iterable[torch.Tensor], states: Mapping[torch.Tensor
     for p in params:
         state = states.get(p) or {}
         for buffer in state.values():
-            if isinstance(buffer, torch.Tensor) and buffer.shape == p.shape:
+            if isinstance(buffer, torch.Tensor) and buffer.numel() == p.numel():
                 average_over_processes(buffer, p)
 
 

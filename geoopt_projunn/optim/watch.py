@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 import torch
 
 from ..backends.distributed import local_of
+from .kinds import is_low_rank, low_rank_of, manifold_of
 from .messages import capitalized, warn
 from .nonfinite import reads_at_once
 from .state import relative_error
 
 # A GPU's answer is read when later steps are taken: within 100 steps.
 _EVERY = 50
-# ‖xᴴx − I‖ / √n. Rounding stays far below.
+# ‖xᴴx − I‖ / ‖I‖. Rounding stays far below.
 _FAR_OFF = 1e-3
 
 Described = Callable[[torch.Tensor], str]
@@ -58,7 +59,7 @@ class Watch:
         states: Mapping[torch.Tensor, dict[str, Any]],
         described: Described,
     ) -> None:
-        """Look at parameters on LowRankUnitary after a step, those of a kind in one list.
+        """Look at parameters after their low-rank steps, those of a kind in one list.
 
         Warn of what is known by now.
         """
@@ -83,12 +84,19 @@ class Watch:
 
     def _measure(self, states: Mapping[torch.Tensor, dict[str, Any]]) -> None:
         # All that were ever stepped: their gradients may come in turn.
-        points = [p for p in self._skips_before if p in states and not p.is_meta and p.numel() > 0]
+        points = [
+            p
+            for p in self._skips_before
+            if p in states and not p.is_meta and p.numel() > 0 and is_low_rank(manifold_of(p))
+        ]
         # The gradients first: the warning then names the one to blame.
         self._send(self._warn_of_gradient, self._nonfinite)
         self._nonfinite = {}
         self._send(self._warn_of_count, {p: local_of(states[p]["skipped"]).sum() for p in points})
-        self._send(self._warn_of_error, {p: relative_error(p).max() for p in points})
+        self._send(
+            self._warn_of_error,
+            {p: relative_error(low_rank_of(p).points(p)).max() for p in points},
+        )
 
     def _send(self, warner: Warner, values: Mapping[torch.Tensor, torch.Tensor]) -> None:
         for device in {value.device for value in values.values()}:
@@ -116,10 +124,11 @@ class Watch:
             self._far_off.discard(p)
         elif p not in self._far_off:
             warn(
-                f"{capitalized(described(p))} is off its manifold: ‖xᴴx - I‖ / √n is about "
-                f"{error:.1e}. Something else than this optimizer has changed its values, such as "
-                "a load, an average of weights or noise. Put it back by "
-                "`geoopt_projunn.nn.project_(module)`, or by `proj_()` under `torch.no_grad()`."
+                f"{capitalized(described(p))} is off its manifold: "
+                f"‖{low_rank_of(p).gram(p)} - I‖ / ‖I‖ is about {error:.1e}. Something else than "
+                "this optimizer has changed its values, such as a load, an average of weights or "
+                "noise. Put it back by `geoopt_projunn.nn.project_(module)`, or by `proj_()` under "
+                "`torch.no_grad()`."
             )
             self._far_off.add(p)
 

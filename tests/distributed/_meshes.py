@@ -14,7 +14,7 @@ PLACINGS = {
     "columns of 4": ((4,), [Shard(1)]),
     "copies": ((4,), [Replicate()]),
     "copies of rows": ((2, 2), [Replicate(), Shard(0)]),
-    "blocks": ((2, 2), [Shard(0), Shard(1)]),
+    "tiles": ((2, 2), [Shard(0), Shard(1)]),
 }
 _meshes = {}
 

@@ -25,8 +25,8 @@ SETTINGS = {
 }
 CASES = {(setting, "rows of 3", torch.float64) for setting in SETTINGS}
 CASES |= {("nesterov", placing, torch.float64) for placing in PLACINGS}
-CASES |= {("feedback", "blocks", torch.complex128), ("adam", "rows of 4", torch.complex128)}
-CASES |= {("scalar", "copies of rows", torch.float64), ("column", "blocks", torch.float64)}
+CASES |= {("feedback", "tiles", torch.complex128), ("adam", "rows of 4", torch.complex128)}
+CASES |= {("scalar", "copies of rows", torch.float64), ("column", "tiles", torch.float64)}
 
 
 def parameter(x, manifold):

@@ -58,7 +58,7 @@ class CPU(Reference):
         active: torch.Tensor,
     ) -> torch.Tensor:
         """Turn and sweep in two passes: the rotation does not change :math:`x^H x - I`."""
-        if rotation.rows is not None and kernels.is_stored(x):
+        if rotation.rows is not None and x.shape[-2] == x.shape[-1] and kernels.is_stored(x):
             return operators.turn_(x, rotation.rows, rotation.delta, sweep, counter, active)
         return super().turn_(x, rotation, sweep, counter, active)
 
@@ -108,6 +108,8 @@ def _knows(x: torch.Tensor, d: torch.Tensor, spec: StepSpec) -> bool:
     return (
         spec.sketch in kernels.SKETCHES
         and spec.k is not None
+        and spec.scale == 1
+        and x.shape[-2] == x.shape[-1]
         and spec.k <= x.shape[-1] // 2
         and d.dtype == x.dtype
         and kernels.is_stored(x)

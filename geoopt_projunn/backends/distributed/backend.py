@@ -89,16 +89,18 @@ class Distributed(Reference):
         kept: Buffers = {name: gather(pieces, lead) for name, pieces in buffers.items()}
         taken = kept["step"]
         local = rule.propose(grads, kept, taken, group, layout.total)
-        active = are_finite(local, taken)
-        if local.buffers:
-            active = layout.agreed(active)
+
+        def finite_everywhere() -> torch.Tensor:
+            finite = are_finite(local, taken)
+            return layout.agreed(finite) if local.buffers else finite
+
         # Every process has the whole point where gradients are averaged.
         point = Spread.tensor(points, layout._replace(averaged=None))
         proposal = Proposal(
             Spread.tensor(local.direction, layout),
             {name: Spread.tensor(buffer, layout) for name, buffer in local.buffers.items()},
         )
-        finite = self.follow_(point, proposal, active, taken, rule, group, spec)
+        finite = self.follow_(point, proposal, finite_everywhere, taken, rule, group, spec)
         keep(kept, local, finite)
         scatter(points, x)
         for name, buffer in kept.items():

@@ -51,6 +51,14 @@ def average_gradients_of(p: torch.Tensor, group: "ProcessGroup") -> None:
     setattr(p, _AVERAGED_OVER, group)
 
 
+def like_its_parameter(view: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    """Return a view of a parameter, of which steps average the gradients if they do of it."""
+    group = averages_gradients(p)
+    if group is not None:
+        average_gradients_of(view, group)
+    return view
+
+
 @torch.no_grad()
 def receive_first(p: torch.Tensor) -> None:
     """Give a parameter the values of the first process of those that average its gradients."""
@@ -191,15 +199,17 @@ def layout_of(p: Any) -> Layout:
     return Layout(rows, columns, averages_gradients(p))
 
 
-def misplacement(p: Any, needs_whole: bool = False) -> str | None:
+def misplacement(p: Any, k: int | None, blocks: int) -> str | None:
     """Say why steps cannot be taken of a DTensor that lies as ``p`` does, if so.
 
     Parameters
     ----------
     p : torch.Tensor
-        (*, n, m)
-    needs_whole : bool
-        whether steps need whole matrices, as those of full rank do
+        (*, blocks n, m)
+    k : int or None
+        rank of the steps
+    blocks : int
+        how many matrices lie one above the other
     """
     from torch.distributed.tensor import Replicate, Shard
 
@@ -214,8 +224,11 @@ def misplacement(p: Any, needs_whole: bool = False) -> str | None:
         return "must be on a mesh that this process is part of"
     if any(mesh.get_group(i).rank() != mesh.get_local_rank(i) for i in range(mesh.ndim)):
         return "must be on a mesh whose ranks ascend"
-    if needs_whole and _split_axes(p):
+    split = _split_axes(p)
+    if k is None and split:
         return "must have a finite `k` where its matrices are split, as k=None needs whole ones"
+    if blocks > 1 and 0 in split:
+        return f"must not have its rows split, which are those of {blocks} matrices"
     return None
 
 
