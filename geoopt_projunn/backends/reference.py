@@ -171,6 +171,9 @@ def are_finite(proposal: Proposal, taken: torch.Tensor) -> torch.Tensor:
     """Return for each matrix whether the next values of its buffers are finite, (b,), bool."""
     finite = torch.ones_like(taken, dtype=torch.bool)
     for buffer in proposal.buffers.values():
+        if buffer.numel() == 0:
+            # The part of a process may have no rows.
+            continue
         real = torch.view_as_real(buffer).flatten(-2) if buffer.is_complex() else buffer
         # Two passes that create nothing of the buffer's size; the inf-norm is 20 times slower.
         finite = finite & torch.isfinite(real.amax((-2, -1))) & torch.isfinite(real.amin((-2, -1)))

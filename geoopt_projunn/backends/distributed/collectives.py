@@ -1,9 +1,14 @@
 """What processes exchange: sums, means, parts and flags, the same bits on each of them."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed
+
+# The name since torch 2.13, and the one before.
+_gather: Any = getattr(distributed, "all_gather_single", None) or getattr(
+    distributed, "all_gather_into_tensor", None
+)
 
 if TYPE_CHECKING:
     # Not there where torch was built without it.
@@ -29,7 +34,7 @@ def concatenate_over(t: torch.Tensor, group: "ProcessGroup", size: int) -> torch
     padded = torch.nn.functional.pad(t, (0, width - t.shape[-1]))
     part = padded.movedim(-1, 0).resolve_conj().contiguous()
     gathered = t.new_empty(group.size() * width, *t.shape[:-1])
-    distributed.all_gather_into_tensor(gathered, part, group=group)
+    _gather(gathered, part, group=group)
 
     return gathered[:size].movedim(0, -1).contiguous()
 
