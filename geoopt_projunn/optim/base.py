@@ -22,7 +22,7 @@ from .options import check_choice, check_have_values, check_range, check_steps, 
 from .others import Others, check_plain
 from .rank_k import step_kinds
 from .skips import skipped_by_parameter, total_skipped
-from .spread import average_buffers, check_spread, first_buffers
+from .spread import average_buffers, check_is_whole, check_spread, first_buffers
 from .state import first_state, mend_loaded_state, probe
 from .watch import Watch
 
@@ -256,6 +256,8 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
                     )
                 if grad is not None and manifold is None:
                     check_plain(p, group)
+                if grad is not None and manifold is not None:
+                    check_is_whole(p, manifold, group)
                 (part.plain if manifold is None else part.riemannian).append(p)
             elif grad is not None:
                 is_new = "skipped" not in state

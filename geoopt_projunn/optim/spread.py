@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from geoopt.manifolds.base import Manifold
 
 from ..backends.contract import Buffers, Rule, StepSpec
 from ..backends.distributed import (
@@ -63,6 +64,16 @@ def check_spread(p: torch.Tensor, state: Buffers, rule: Rule, group: Mapping[str
                 f"{_placed(buffer)}; load it by `set_optimizer_state_dict` of "
                 "torch.distributed.checkpoint.state_dict."
             )
+
+
+def check_is_whole(p: torch.Tensor, manifold: Manifold, group: Mapping[str, Any]) -> None:
+    """Raise TypeError for a DTensor on another manifold: geoopt would take Euclidean steps."""
+    if is_dtensor(p):
+        raise TypeError(
+            f"{capitalized(described(p, group))} on {manifold} must be whole on every process, "
+            "got a DTensor, which geoopt's optimizers take for a plain parameter; keep it out of "
+            "`fully_shard` by `ignored_params`, and average its gradient."
+        )
 
 
 def _check_averaged(p: torch.Tensor, rule: Rule, spec: StepSpec, group: Mapping[str, Any]) -> None:

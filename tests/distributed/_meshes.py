@@ -26,7 +26,8 @@ def mesh_of(shape):
         if shape in ((2,), (3,)):
             _meshes[shape] = DeviceMesh("cpu", list(range(shape[0])))
         else:
-            _meshes[shape] = init_device_mesh("cpu", shape)
+            names = ("copies", "parts")[-len(shape) :]
+            _meshes[shape] = init_device_mesh("cpu", shape, mesh_dim_names=names)
     return _meshes[shape] if _meshes[shape].get_coordinate() is not None else None
 
 

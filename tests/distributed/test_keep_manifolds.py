@@ -64,8 +64,8 @@ def shard(model, how):
         if how == "fully_shard":
             fully_shard([model.linear, model.tied], mesh=mesh)
             fully_shard(model.rnn, mesh=mesh)
-            # Its parameters are real and complex, which FSDP wants apart.
-            ignored = {p for p in model.conv.parameters() if p.is_complex()}
+            # FSDP wants real and complex parameters apart; geoopt's optimizers know no DTensors.
+            ignored = {p for p in model.conv.parameters() if p.is_complex()} | {model.directions}
             fully_shard(model, mesh=mesh, ignored_params=ignored)
         elif how == "distribute_module":
             distribute_module(model, mesh)
@@ -123,6 +123,22 @@ def test_a_model_in_parts_is_trained_as_a_whole_one(world):
         assert max(errors.values()) < 1e-5, errors
         assert off < 1e-5
         assert skipped == 0
+
+
+def on_another_manifold():
+    model = Model()
+    shard(model, "distribute_module")
+    optimizer = ProjUNNRiemannianSGD(model.named_parameters(), lr=0.1)
+    before = local(model.linear.weight.detach()).clone()
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    with pytest.raises(TypeError, match=r"Parameter `directions` .* on Sphere .* must be whole"):
+        optimizer.step()
+    return torch.equal(local(model.linear.weight.detach()), before)
+
+
+def test_a_dtensor_on_a_manifold_of_geoopt_is_refused_by_the_step(world):
+    assert all(world.run(on_another_manifold))
 
 
 def reduced():
