@@ -182,3 +182,20 @@ def test_a_layer_stays_on_its_manifolds_and_trains_there(conversion, swap):
         stepper.step()
     assert (jacobian(layer, (4, 4)) - before).norm() > 0.1
     assert_within(torch.linalg.svdvals(jacobian(layer, (4, 4))), 1.0, 1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@torch.no_grad()
+def test_a_traced_layer_makes_its_kernel_and_takes_what_the_stride_divides():
+    layer = nn.BlockOrthogonalConv2d(3, 8, 3, 2).eval()
+    layer(X)
+    program = torch.jit.trace(layer, (X,))
+    x = torch.randn(1, 3, 6, 8)
+    before = layer(x)
+    assert_same_to_rounding(program(x), before)
+    layer.weight.neg_()  # the memory is shared
+    assert_same_to_rounding(layer(x), -before)
+    assert_same_to_rounding(program(x), -before)
+    with pytest.raises(RuntimeError, match="don't multiply up to the size"):
+        program(torch.randn(1, 3, 6, 7))
