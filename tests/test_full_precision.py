@@ -8,6 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD, backends
 from geoopt_projunn.nn import (
     OrthogonalConv2d,
+    OrthogonalGRU,
+    OrthogonalGRUCell,
     OrthogonalRNN,
     OrthogonalRNNCell,
     UnitaryConv2d,
@@ -138,6 +140,8 @@ LAYERS = {
     "layer": lambda: (OrthogonalRNN(3, 8, 2, bidirectional=True), (5, 2, 3)),
     "tanh layer": lambda: (OrthogonalRNN(3, 8, nonlinearity="tanh"), (5, 2, 3)),
     "complex layer": lambda: (UnitaryRNN(3, 8), (5, 2, 3)),
+    "gated layer": lambda: (OrthogonalGRU(3, 8, 2, bidirectional=True), (5, 2, 3)),
+    "gated cell": lambda: (OrthogonalGRUCell(3, 8), (2, 3)),
     "cell": lambda: (OrthogonalRNNCell(3, 8), (2, 3)),
     "relu cell": lambda: (OrthogonalRNNCell(3, 8, nonlinearity="relu"), (2, 3)),
     "complex cell": lambda: (UnitaryRNNCell(3, 8), (2, 3)),
