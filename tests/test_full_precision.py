@@ -158,7 +158,7 @@ def test_layers(name):
 # A cell's backward pass is torch's own, and runs as the user has set it.
 GUARDED = [name for name in LAYERS if "cell" not in name]
 OUTPUTS = {
-    "states": lambda layer, x: layer(x)[0] if isinstance(layer, torch.nn.RNN) else layer(x),
+    "states": lambda layer, x: layer(x)[0] if isinstance(layer, torch.nn.RNNBase) else layer(x),
     "adjoint": lambda layer, x: layer.adjoint(x),
 }
 
