@@ -23,10 +23,11 @@ class StepSpec(NamedTuple):
     """Name in :data:`geoopt_projunn.retractions.RETRACTIONS`."""
     sweep: int
     """Columns that are re-orthonormalized after a step."""
-    transform: Callable[[torch.Tensor], torch.Tensor] | None = None
-    """What a core, (b, r, r), becomes between sketch and retraction."""
     scale: float = 1.0
     """Of generators: they are this times skewh(d xᴴ)."""
+    normalize: str | None = None
+    """Name in :data:`geoopt_projunn.normalization.NORMALIZATIONS`; None for a step as long as its
+    direction."""
 
 
 class Proposal(NamedTuple):

@@ -8,6 +8,7 @@ import torch
 from ..drift import turn_
 from ..linalg.dense import estimate_orthogonality_error
 from ..linalg.rows import IN_TORCH, Products
+from ..normalization import noise_floor, normalized
 from ..retractions import RETRACTIONS
 from ..rotation import Rotation
 from ..sketches import SKETCHES, Sketched, exact, exact_tangent, full_range
@@ -39,10 +40,11 @@ class Reference:
         self, x: torch.Tensor, d: torch.Tensor, spec: StepSpec, counter: torch.Tensor
     ) -> Sketched:
         """Sketch the generator of a step along the ambient direction ``d``, (b, n, p)."""
+        floor = 0.0 if spec.normalize is None else noise_floor(x)
         if spec.k is None:
-            sketched = exact(x, d)
+            sketched = exact(x, d, floor)
         else:
-            sketched = SKETCHES[spec.sketch](x, d, spec.k, counter, self.products)
+            sketched = SKETCHES[spec.sketch](x, d, spec.k, counter, self.products, floor)
         return sketched if spec.scale == 1 else sketched._replace(core=spec.scale * sketched.core)
 
     def sketch_tangent(self, x: torch.Tensor, u: torch.Tensor, spec: StepSpec) -> Sketched:
@@ -52,12 +54,24 @@ class Reference:
         return full_range(x, u, 2 * spec.k, self.products)
 
     def rotation(
-        self, sketched: Sketched, length: float | torch.Tensor, spec: StepSpec, dtype: torch.dtype
+        self,
+        sketched: Sketched,
+        length: float | torch.Tensor,
+        spec: StepSpec,
+        dtype: torch.dtype,
+        columns: int | None = None,
     ) -> Rotation:
-        """Retract ``length`` times a sketched generator; the rows become of ``dtype``."""
-        core = sketched.core if spec.transform is None else spec.transform(sketched.core)
-        delta = self.retract(length * core, spec.retraction)
-        return Rotation(None if sketched.rows is None else sketched.rows.to(dtype), delta)
+        """Retract ``length`` times a sketched generator; the rows become of ``dtype``.
+
+        Where the length is in radians, ``columns`` is p of points (n, p) that are not square.
+        """
+        rows, core = sketched
+        if spec.normalize is None:
+            core = length * core
+        else:
+            core = normalized(core, length, spec.normalize, columns or core.shape[-1])
+        delta = self.retract(core, spec.retraction)
+        return Rotation(None if rows is None else rows.to(dtype), delta)
 
     def retract(self, core: torch.Tensor, retraction: str) -> torch.Tensor:
         """Return the rotation P of a core, as :math:`P - I`."""
@@ -150,7 +164,7 @@ class Reference:
             sketched.add_direction_(buffer, x, -share / spec.scale, self.products)
 
         length = group["lr"] if group["maximize"] else -group["lr"]
-        rotation = self.rotation(sketched, length, spec, x.dtype)
+        rotation = self.rotation(sketched, length, spec, x.dtype, x.shape[-1])
         sweep = min(spec.sweep, x.shape[-1])
         return self.turn_(x, rotation, sweep, taken, are_finite())
 

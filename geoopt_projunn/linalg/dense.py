@@ -16,6 +16,17 @@ def skewh(a: torch.Tensor) -> torch.Tensor:
     return (a - a.mH) / 2
 
 
+def length_of(a: torch.Tensor) -> torch.Tensor:
+    """Return the Frobenius norm, (*, 1, 1), float64, whatever the size of the entries."""
+    largest = a.abs().amax((-2, -1), keepdim=True).double()
+    return largest * torch.linalg.matrix_norm(divided(a, largest), keepdim=True)
+
+
+def divided(a: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
+    """Divide, and return zero for a divisor of zero, which is no negative number."""
+    return a / torch.nn.functional.threshold(by, 0.0, torch.inf)
+
+
 def estimate_orthogonality_error(x: torch.Tensor) -> torch.Tensor:
     r"""Estimate :math:`\lVert x^H x - I \rVert_F` from four test vectors, in :math:`O(np)`.
 

@@ -120,8 +120,16 @@ def generator_rows(
     -----
     :math:`8knp` flops, two passes over ``x`` and one over ``d``, or two by torch's own products.
     """
+    back, forth = generator_parts(rows, x, d, products)
+    return (back - forth) / 2
+
+
+def generator_parts(
+    rows: torch.Tensor, x: torch.Tensor, d: torch.Tensor, products: Products = IN_TORCH
+) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""Return :math:`A^H x\, d^H` and :math:`A^H d\, x^H`, arguments as :func:`generator_rows`."""
     along, back = products.both_sides(rows, products.times(rows, x), d)
-    return (back - products.times_adjoint(along, x)) / 2
+    return back, products.times_adjoint(along, x)
 
 
 def tangent_rows(

@@ -40,7 +40,7 @@ class Record(dict[str, Any]):
         of the module in a larger one, with a dot at its end
     counterpart : str or None
         For modules of this package, whose parameters stay real or complex and never are in half
-        precision: the class for the other field. None for other modules.
+        precision: the class for the other field, "" if there is none. None for other modules.
     manifolds : dict, optional
         manifolds by name, where the parameters do not tell
     """

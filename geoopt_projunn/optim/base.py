@@ -13,11 +13,12 @@ from ..backends.contract import Buffers, Rule
 from ..backends.distributed import is_dtensor, is_spread, receive_first
 from ..linalg.precision import full_precision
 from ..low_rank import LowRankManifold
+from ..normalization import NORMALIZATIONS
 from .kinds import Parts, check_kind, is_low_rank, kind_of, manifold_of, stacked
 from .lost import look_for_lost_manifolds
 from .messages import capitalized, described
 from .nonfinite import SKIP_NONFINITE, AllOrNothing
-from .options import check_choice, check_have_values, check_range, warn_of_misspelt
+from .options import check_choice, check_have_values, check_range, check_steps, warn_of_misspelt
 from .others import Others, check_plain
 from .rank_k import step_kinds
 from .skips import skipped_by_parameter, total_skipped
@@ -96,12 +97,9 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         for name in ("lr", "weight_decay"):
             check_range(name, group[name], 0.0)
         check_choice("compile", group["compile"], (True, False))
+        check_choice("normalize", group["normalize"], (None, *NORMALIZATIONS))
         check_choice("skip_nonfinite", group["skip_nonfinite"], SKIP_NONFINITE)
-        every = group["stabilize"]
-        if every is not None and (
-            isinstance(every, bool) or not isinstance(every, int) or every < 1
-        ):
-            raise ValueError(f"`stabilize` must be None or a positive integer, got {every!r}.")
+        check_steps("stabilize", group["stabilize"])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, after checking its hyperparameters.
@@ -182,6 +180,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
             off its manifold, which is measured every 50 steps; at the first step that is skipped
             because something is not finite. Of parameters on a GPU the warning comes up to 100
             steps later, so that the host need not wait; a CUDA graph that is replayed gives none.
+            Also if steps in radians are so long that a plane may have to stop at half a turn.
 
         Notes
         -----
@@ -203,6 +202,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
             # These first: torch may raise an error that was not foreseen.
             self._others.step(self.state, self.param_groups, parts, self._state_of_others)
             for group, part in zip(self.param_groups, parts, strict=True):
+                self._watch.see_angles(part.low_rank_parameters(), group, self._described)
                 with _as_tensors():
                     step_kinds(part.low_rank.values(), self.state, self._rule, group)
                 self._stabilize_in_turn(group, skips=step.skips)

@@ -39,7 +39,8 @@ def step_kinds(
             for name in names[2:]:
                 buffers[name] = [upright(buffer) for buffer in buffers[name]]
         options = {**group, "lr": on_device(group["lr"], first.device)}
-        choose(first).step_(members, grads_of_kind, buffers, rule, options, manifold.spec)
+        spec = manifold.spec._replace(normalize=group["normalize"])
+        choose(first).step_(members, grads_of_kind, buffers, rule, options, spec)
 
 
 def _apart(grad: torch.Tensor | None, points: set[int]) -> torch.Tensor:
