@@ -8,8 +8,9 @@ import torch
 from ..linalg.rows import IN_TORCH, Products
 from .cpu import CPU
 from .reference import Reference
+from .triton import Triton
 
-_BACKENDS = {backend.name: backend for backend in (CPU(), Reference())}
+_BACKENDS = {backend.name: backend for backend in (CPU(), Triton(), Reference())}
 """In order of preference; the last one serves everything."""
 
 _asked_for: list[list[str]] = []
