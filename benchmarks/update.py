@@ -1,14 +1,13 @@
-"""Time one optimizer update of a square matrix: ours, what one might pick instead, and the floors.
+"""Time one optimizer update of a square matrix: ours, what one might pick instead, and the floor.
 
 All methods get the same point and gradient and take turns in one process, round after round, so
 that they share the machine's moods; a turn is as many warm updates as fit in 10 ms. A figure is the
 median over the rounds, a ratio the median of the ratios within the rounds; the time of one thread
 is that on its processor. A parametrization pays for its forward and backward pass and for torch's
-step. The floors are a product of two n × n matrices, and the streaming floor of a step of rank k:
-two products of k rows with the gradient, two with the point, and one update of the point of rank
-2k, all at once or row by row, whichever is the fastest.
+step. The floor of a step is the time in which a copy, in the same round, moves the bytes that the
+step has to move: our methods say how often they pass over a matrix.
 
-    python benchmarks/update.py                                   # the tables of the documentation
+    python benchmarks/update.py --threads 1,2       # as the tables of the documentation
     python benchmarks/update.py --sizes 1024,8192   # growth with n as well
     python benchmarks/update.py --cold              # as after a model that fills the caches
     python benchmarks/update.py --methods ours Euclidean          # some of them
@@ -26,8 +25,8 @@ from pathlib import Path
 
 import torch
 from timing import empty_caches, timed
-from update_extras import copy_bandwidth, many_small, peaks
-from update_methods import FLOOR, OURS, RANKS, Method, Update, methods
+from update_extras import many_small, peaks
+from update_methods import COPY, OURS, RANKS, Method, Update, methods
 from update_peers import peers
 from update_problem import Problem, draw
 from update_report import Report, Result, machine
@@ -80,11 +79,12 @@ def measure(
 
 
 def crews(chosen: list[Method], problem: Problem) -> Iterator[list[Method]]:
-    """Part the methods into those that fit into memory together."""
-    size = problem.x.numel() * problem.x.element_size()
-    count = max(1, ALIVE_BYTES // (6 * size))
-    for start in range(0, len(chosen), count):
-        yield chosen[start : start + count]
+    """Part the methods into those that fit into memory together, each time after the copy."""
+    (copy,) = (method for method in chosen if method.name == COPY)
+    others = [method for method in chosen if method is not copy]
+    count = max(1, ALIVE_BYTES // (6 * problem.bytes_of_pass))
+    for start in range(0, len(others), count):
+        yield [copy, *others[start : start + count]]
 
 
 def suited(chosen: list[Method], options: argparse.Namespace) -> list[Method]:
@@ -109,23 +109,39 @@ def suited(chosen: list[Method], options: argparse.Namespace) -> list[Method]:
 def run_size(
     n: int, chosen: list[Method], earlier: list[Result], options: argparse.Namespace
 ) -> Iterator[Result]:
-    """Measure the methods at one size, but for those that would be too slow."""
+    """Measure the methods at one size, but for those that would be too slow.
+
+    ``earlier`` are results of smaller sizes with as many threads.
+    """
     problem = draw(n, options.shape, options.dtype, options.device)
     due = []
     for method in chosen:
         last = next((r for r in reversed(earlier) if r.method == method.name), None)
         expected = last.ms / 1e3 * (n / last.n) ** method.order if last else 0.0
-        if 3 * expected > options.budget:
+        if 3 * expected > options.budget and method.name != COPY:
             print(f"{method.name}: left out at n = {n}, an update would take {expected:.1f} s.")
         else:
             due.append(method)
-    for crew in crews(due, problem):
+    threads = torch.get_num_threads()
+    for index, crew in enumerate(crews(due, problem)):
         updates = {method.name: method.build(problem) for method in crew}
-        seconds = measure(updates, options.rounds, options.budget, f"n = {n}", options.cold)
+        label = f"n = {n}, {threads} thread(s)"
+        seconds = measure(updates, options.rounds, options.budget, label, options.cold)
         del updates  # before the next crew is built
-        for method in crew:
-            times = [1e3 * s for s in seconds[method.name]]
-            yield Result(method.name, method.kind, method.k, n, times, problem.bytes_of_floor)
+        times = {name: [1e3 * s for s in taken] for name, taken in seconds.items()}
+        copy = crew[0]
+        of_pass = [ms / copy.passes for ms in times[copy.name]]
+        for method in crew[min(index, 1) :]:  # the copy is told once
+            yield Result(
+                method.name,
+                method.kind,
+                n,
+                threads,
+                times[method.name],
+                method.passes,
+                of_pass,
+                problem.bytes_of_pass,
+            )
 
 
 def sizes(text: str) -> list[int]:
@@ -138,6 +154,15 @@ def sizes(text: str) -> list[int]:
     return values
 
 
+def counts(text: str) -> list[int]:
+    values = [int(part) for part in text.split(",")]
+    if min(values) < 1 or len(set(values)) < len(values):
+        raise argparse.ArgumentTypeError(
+            f"numbers of threads must be at least 1 and differ, got {text}"
+        )
+    return values
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -146,7 +171,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="matrices in one parameter; one without batch")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--budget", type=float, default=10.0, help="seconds a method and size")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=counts, default=[1], help="1,2 for one and for two")
     parser.add_argument(
         "--methods", nargs="+", default=[""], help="parts of names, or floor, ours, peer"
     )
@@ -166,9 +191,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> Report:
     options = parse(arguments)
-    torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    baselines = {OURS, *(FLOOR.format(k) for k in RANKS)}
+    baselines = {OURS, COPY}
     chosen = [
         method
         for method in [*methods(options.device, options.compile), *peers()]
@@ -176,11 +200,14 @@ def main(arguments: list[str] | None = None) -> Report:
         or any(part in f"{method.kind}: {method.name}" for part in options.methods)
     ]
     chosen = suited(chosen, options)
-    report = Report(machine(options), copy_bandwidth(options.device, options.smoke))
+    report = Report(machine(options))
     options.output.mkdir(parents=True, exist_ok=True)
-    for n in options.sizes:
-        report.results += run_size(n, chosen, report.results, options)
-        write(report, options)
+    for threads in options.threads:
+        torch.set_num_threads(threads)
+        for n in options.sizes:
+            report.results += run_size(n, chosen, report.of(threads), options)
+            write(report, options)
+    torch.set_num_threads(options.threads[0])
     if not options.shape:
         report.small = many_small(options, measure)
         report.peaks = peaks(64 if options.smoke else 4096, options)

@@ -1,12 +1,10 @@
-"""What the update benchmark measures beside single matrices: batches, memory, bandwidth."""
+"""What the update benchmark measures beside single matrices: batches and memory."""
 
 import argparse
 import statistics
 from collections.abc import Callable
 
-import torch
 from memory import peak_bytes
-from timing import timed
 from update_methods import Update, optimizer_for
 from update_problem import draw
 
@@ -50,12 +48,3 @@ def peaks(n: int, options: argparse.Namespace) -> dict[str, float]:
             problem.x.numel() * problem.x.element_size()
         )
     return found
-
-
-def copy_bandwidth(device: str, smoke: bool) -> float:
-    """Return the bytes per second, read and written, of a copy too large for any cache."""
-    # Not zeros, which a CPU need not read from memory.
-    source = torch.ones(2**20 if smoke else 2**30, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    taken = [timed(lambda: target.copy_(source)) for _ in range(6)]
-    return 2 * source.numel() / statistics.median(taken[1:])

@@ -24,9 +24,9 @@ class Problem:
         return self.x.shape[-1]
 
     @property
-    def bytes_of_floor(self) -> int:
-        """Bytes that a step has to move: read d twice and x twice, read and write x."""
-        return 6 * self.x.numel() * self.x.element_size()
+    def bytes_of_pass(self) -> int:
+        """Bytes that one pass moves, which reads x, or writes it."""
+        return self.x.numel() * self.x.element_size()
 
 
 def draw(

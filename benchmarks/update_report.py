@@ -11,35 +11,49 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from update_methods import FLOOR, OURS
+from update_methods import COPY, OURS
 
 PACKAGES = ("torch", "geoopt", "geoopt-projunn", "geotorch", "pogo-torch", "cdopt")
 
 
 @dataclass
 class Result:
-    """One method at one size."""
+    """One method at one size, with one number of threads."""
 
     method: str
     kind: str
-    k: int
     n: int
+    threads: int
     times: list[float]
     """Milliseconds of an update in each round."""
-    bytes_of_floor: int
+    passes: int | None
+    """That an update makes over memory of the size of the matrix."""
+    of_pass: list[float]
+    """Milliseconds of a pass in each round, by the copy."""
+    bytes_of_pass: int
 
     @property
     def ms(self) -> float:
         return statistics.median(self.times)
 
     @property
-    def bandwidth(self) -> float:
-        """Bytes per second, if it moved what a step of rank 1 has to."""
-        return self.bytes_of_floor / (self.ms / 1e3)
+    def bandwidth(self) -> float | None:
+        """Bytes per second of its passes."""
+        return self.passes and self.passes * self.bytes_of_pass / (self.ms / 1e3)
+
+    @property
+    def floor(self) -> float | None:
+        """Milliseconds of its passes, as the copy makes them."""
+        return self.passes and self.passes * statistics.median(self.of_pass)
+
+    @property
+    def over_floor(self) -> float | None:
+        """The median ratio within a round."""
+        return self.passes and _ratio(self.times, [self.passes * ms for ms in self.of_pass])
 
     def over(self, other: "Result") -> float:
         """Return the median ratio within a round: what slows the machine down slows both."""
-        return statistics.median(a / b for a, b in zip(self.times, other.times, strict=False))
+        return _ratio(self.times, other.times)
 
 
 @dataclass
@@ -47,34 +61,29 @@ class Report:
     """All that was measured in a run."""
 
     machine: dict[str, Any]
-    copy_bandwidth: float
     results: list[Result] = field(default_factory=list)
     small: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """Milliseconds of a step of one small matrix, of 32 in one parameter, and of 32 alone."""
     peaks: dict[str, float] = field(default_factory=dict)
 
-    def at(self, method: str, n: int) -> Result | None:
-        return next((r for r in self.results if (r.method, r.n) == (method, n)), None)
-
-    def over_floor(self, result: Result) -> float | None:
-        floor = self.at(FLOOR.format(result.k), result.n)
-        return result.over(floor) if floor else None
+    def of(self, threads: int) -> list[Result]:
+        return [r for r in self.results if r.threads == threads]
 
     def over_ours(self, result: Result) -> float | None:
-        ours = self.at(OURS, result.n)
+        ours = _at(self.of(result.threads), OURS, result.n)
         return result.over(ours) if ours else None
 
     def as_json(self) -> dict[str, Any]:
         return {
             "machine": self.machine,
-            "copy_bandwidth": self.copy_bandwidth,
             "results": [
                 {
                     **vars(result),
                     "ms": result.ms,
-                    "over_floor": self.over_floor(result),
+                    "bandwidth": result.bandwidth,
+                    "floor": result.floor,
+                    "over_floor": result.over_floor,
                     "over_ours": self.over_ours(result),
-                    "over_copy_bandwidth": result.bandwidth / self.copy_bandwidth,
                 }
                 for result in self.results
             ],
@@ -83,57 +92,28 @@ class Report:
         }
 
     def text(self) -> str:
-        parts = [
-            "Milliseconds of one update:",
-            self.table(("floor", "ours", "peer"), lambda r: r.ms, _three_digits),
-            "Ours over the streaming floor of the same rank:",
-            self.table(("ours",), self.over_floor, "{:.2f}".format),
-            f"Others over `{OURS}`:",
-            self.table(("floor", "peer"), self.over_ours, _two_digits),
-        ]
-        if self.machine["backend"] == "cuda":
-            share = f"The floor's bytes per second over those of a copy, {_giga(self)}:"
-            parts += [share, self.bandwidths()]
-        parts += [*self.beside(), self.provenance()]
-        return "\n\n".join(parts) + "\n"
-
-    def bandwidths(self) -> str:
-        return self.table(
-            ("floor", "ours"), lambda r: r.bandwidth / self.copy_bandwidth, "{:.2f}".format
-        )
-
-    def table(
-        self,
-        kinds: Iterable[str],
-        value: Callable[[Result], float | None],
-        shown: Callable[[float], str],
-    ) -> str:
-        chosen = [r for r in self.results if r.kind in kinds]
-        columns = sorted({r.n for r in self.results})
-        lines = [
-            "| method |" + "".join(f" n = {n} |" for n in columns),
-            "|---|" + "---|" * len(columns),
-        ]
-        for method in dict.fromkeys(r.method for r in chosen):
-            found = [self.at(method, n) for n in columns]
-            values = [value(r) if r else None for r in found]
-            cells = ["–" if v is None else shown(v) for v in values]
-            lines.append(f"| {method} | " + " | ".join(cells) + " |")
-        return "\n".join(lines)
+        parts = []
+        for threads in dict.fromkeys(r.threads for r in self.results):
+            found = self.of(threads)
+            parts += [
+                f"Milliseconds of one update, {threads} thread(s):",
+                _table(found, ("floor", "ours", "peer"), lambda r: r.ms, _three_digits),
+                f"Ours over the floor, {threads} thread(s):",
+                _table(found, ("ours",), lambda r: r.over_floor, _three_digits),
+                f"Others over `{OURS}`, {threads} thread(s):",
+                _table(found, ("floor", "peer"), self.over_ours, _two_digits),
+                f"Gigabytes per second of a copy, {threads} thread(s):",
+                _table(found, ("floor",), _gigabytes, _three_digits),
+                *_growth(found),
+            ]
+        return "\n\n".join([*parts, *self.beside(), self.provenance()]) + "\n"
 
     def beside(self) -> Iterable[str]:
-        """Yield the growth with n, the cost of many matrices and the memory of a step."""
-        for name in (OURS, FLOOR.format(1)):
-            near, far = self.at(name, 1024), self.at(name, 8192)
-            if near and far:
-                factor = far.ms / near.ms
-                yield (
-                    f"{name}: from n = 1024 to 8192 the time grows {factor:.1f} times, as n to the "
-                    f"power {math.log(factor) / math.log(8):.2f}."
-                )
+        """Yield the cost of many matrices and the memory of a step."""
         if self.small:
             head = "| | one small matrix, ms | 32 in one parameter, ms | ratio |"
             lines = [f"{head} 32 parameters, ms | ratio |", "|---|---|---|---|---|---|"]
+            yield f"Small matrices, {self.machine['threads'][0]} thread(s):"
             for name, (one, *many) in self.small.items():
                 cells = "".join(f" {ms:.3f} | {ms / one:.1f} |" for ms in many)
                 lines.append(f"| {name} | {one:.3f} |{cells}")
@@ -149,7 +129,8 @@ class Report:
     def provenance(self) -> str:
         m = self.machine
         versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
-        how = f"{m['threads']} thread(s), {m['dtype']}{m['batch']}{m['caches']}"
+        threads = " and ".join(map(str, m["threads"]))
+        how = f"{threads} thread(s), {m['dtype']}{m['batch']}{m['caches']}"
         return f"{m['device']}, {how}; {versions}."
 
 
@@ -179,8 +160,48 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _giga(report: Report) -> str:
-    return f"{report.copy_bandwidth / 1e9:.0f} GB/s"
+def _at(results: list[Result], method: str, n: int) -> Result | None:
+    return next((r for r in results if (r.method, r.n) == (method, n)), None)
+
+
+def _ratio(times: list[float], others: list[float]) -> float:
+    """Return the median ratio within a round: what slows the machine down slows both."""
+    return statistics.median(a / b for a, b in zip(times, others, strict=False))
+
+
+def _table(
+    results: list[Result],
+    kinds: Iterable[str],
+    value: Callable[[Result], float | None],
+    shown: Callable[[float], str],
+) -> str:
+    columns = sorted({r.n for r in results})
+    lines = [
+        "| method |" + "".join(f" n = {n} |" for n in columns),
+        "|---|" + "---|" * len(columns),
+    ]
+    for method in dict.fromkeys(r.method for r in results if r.kind in kinds):
+        found = [_at(results, method, n) for n in columns]
+        values = [value(r) if r else None for r in found]
+        if values != [None] * len(values):
+            cells = ["–" if v is None else shown(v) for v in values]
+            lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _growth(results: list[Result]) -> Iterable[str]:
+    for name in (OURS, COPY):
+        near, far = _at(results, name, 1024), _at(results, name, 8192)
+        if near and far:
+            factor = far.ms / near.ms
+            yield (
+                f"{name}: from n = 1024 to 8192 the time grows {factor:.1f} times, as n to the "
+                f"power {math.log(factor) / math.log(8):.2f}."
+            )
+
+
+def _gigabytes(result: Result) -> float | None:
+    return result.bandwidth and result.bandwidth / 1e9
 
 
 def _three_digits(value: float) -> str:

@@ -11,19 +11,35 @@ from .linalg.precision import WIDE, full_precision
 
 
 class CheckedMatrices(Manifold):
-    """A manifold of square matrices that checks what it is given.
+    """A manifold of matrices with orthonormal columns or rows that checks what it is given.
 
-    Points and vectors have shape (*, n, n), dtype float32, float64, complex64 or complex128.
+    Points and vectors have shape (*, blocks n, p), dtype float32, float64, complex64 or complex128.
+    The geometry is that of tall matrices: each block is one, or the transpose of one if n < p.
     """
 
     ndim = 2
+    blocks: int = 1
+    """How many matrices lie one above the other in each point."""
+
+    def points(self, x: torch.Tensor) -> torch.Tensor:
+        """View a point, or a vector, as tall matrices: (*, n, p), n >= p.
+
+        With several blocks they are the last batch dimension.
+        """
+        return upright(self.stacked(x))
+
+    def stacked(self, x: torch.Tensor) -> torch.Tensor:
+        """View the blocks of a point as the last batch dimension, if there are several."""
+        return x if self.blocks == 1 else x.unflatten(-2, (self.blocks, -1))
+
+    def _form(self) -> str:
+        """Return what messages call the shape of a point."""
+        return "(*, n, p)" if self.blocks == 1 else f"(*, {self.blocks} n, p)"
 
     def _check_shape(self, shape: tuple[int, ...], name: str) -> tuple[bool, str | None]:
-        if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] == 0:
-            return False, (
-                f"`{name}` must have shape (*, n, n), got {tuple(shape)}; for rectangular "
-                "matrices use geoopt.Stiefel."
-            )
+        if len(shape) < 2 or 0 in shape[-2:] or shape[-2] % self.blocks:
+            why = "" if self.blocks == 1 else f", for it has {self.blocks} blocks"
+            return False, f"`{name}` must have shape {self._form()}{why}, got {tuple(shape)}."
         return True, None
 
     def check_point(self, x: torch.Tensor, *, explain: bool = False) -> Any:
@@ -46,12 +62,17 @@ class CheckedMatrices(Manifold):
     ) -> tuple[bool, str | None]:
         if x.dtype not in WIDE:
             return False, dtype_rule("x", x.dtype)
-        eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-        product = x.mH @ x
+        points = self.points(x)
+        eye = torch.eye(points.shape[-1], dtype=x.dtype, device=x.device)
+        product = points.mH @ points
         if torch.allclose(product, eye.expand_as(product), atol=atol, rtol=rtol):
             return True, None
         worst = float((product - eye).abs().max())
-        return False, f"`xᴴx != I` by {worst:.1e} with atol={atol}, rtol={rtol}"
+        return False, f"`{self.gram(x)} != I` by {worst:.1e} with atol={atol}, rtol={rtol}"
+
+    def gram(self, x: torch.Tensor) -> str:
+        """Return what messages call the product that is the identity for points like x."""
+        return "xxᴴ" if x.shape[-2] // self.blocks < x.shape[-1] else "xᴴx"
 
     @full_precision
     def _check_vector_on_tangent(
@@ -61,12 +82,13 @@ class CheckedMatrices(Manifold):
             return False, same_dtype_rule("u", u, x)
         if u.shape[-2:] != x.shape[-2:]:
             return False, shape_rule("u", u, x)
-        product = x.mH @ u
+        product = self.points(x).mH @ self.points(u)
         normal = product + product.mH
         if torch.allclose(normal, torch.zeros_like(normal), atol=atol, rtol=rtol):
             return True, None
         worst = float(normal.abs().max())
-        return False, f"`xᴴu + uᴴx != 0` by {worst:.1e} with atol={atol}, rtol={rtol}"
+        rule = "xᴴu + uᴴx" if self.gram(x) == "xᴴx" else "xuᴴ + uxᴴ"
+        return False, f"`{rule} != 0` by {worst:.1e} with atol={atol}, rtol={rtol}"
 
     def _created(self, size: tuple[int, ...], dtype: torch.dtype | None) -> tuple[int, ...]:
         shape: tuple[int, ...] = tuple(size2shape(*size))
@@ -76,7 +98,7 @@ class CheckedMatrices(Manifold):
         return shape
 
     def _flatten(self, **tensors: torch.Tensor) -> tuple[list[torch.Tensor], torch.Size]:
-        """Check, broadcast and view as (b, n, n), contiguous."""
+        """Check, broadcast and view as (b, n, p), n >= p, stored by rows or by columns."""
         x = tensors["x"]
         self.assert_check_point(x)
         for name, tensor in tensors.items():
@@ -93,8 +115,22 @@ class CheckedMatrices(Manifold):
                 "or 1 where they differ."
             ) from error
         shape = expanded[0].shape
-        count = math.prod(shape[:-2])
-        return [t.reshape(count, *shape[-2:]).contiguous() for t in expanded], shape
+        size = self._size(shape)
+        return [upright(t.reshape(size).contiguous()) for t in expanded], shape
+
+    def _shaped(self, points: torch.Tensor, shape: torch.Size | tuple[int, ...]) -> torch.Tensor:
+        """Undo :meth:`_flatten`; the result is contiguous."""
+        size = self._size(shape)
+        return (points.mT if size[-2] < size[-1] else points).contiguous().view(shape)
+
+    def _size(self, shape: torch.Size | tuple[int, ...]) -> tuple[int, int, int]:
+        count = math.prod(shape[:-2]) * self.blocks
+        return count, shape[-2] // self.blocks, shape[-1]
+
+
+def upright(x: torch.Tensor) -> torch.Tensor:
+    """Return matrices, or the transposes of wide ones."""
+    return x.mT if x.shape[-2] < x.shape[-1] else x
 
 
 def shape_rule(name: str, tensor: torch.Tensor, x: torch.Tensor) -> str:

@@ -1,4 +1,4 @@
-r"""Drift control: keep rounding from adding up, in :math:`O(n^2)` a step."""
+r"""Drift control: keep rounding from adding up, in :math:`O(np)` a step."""
 
 import torch
 
@@ -21,7 +21,7 @@ def turn_(
     Parameters
     ----------
     x : torch.Tensor
-        (b, n, n), changed in place
+        (b, n, p), changed in place
     rotation : Rotation
         what x is multiplied with from the left
     sweep : int
@@ -65,9 +65,9 @@ def sweep_columns_(
     Parameters
     ----------
     x : torch.Tensor
-        (b, n, n), changed in place
+        (b, n, p), changed in place
     count : int
-        how many columns; a column's turn comes every n / count steps
+        how many columns; a column's turn comes every p / count steps
     counter : torch.Tensor
         (b,), int64, the number of the step
     active : torch.Tensor
@@ -79,9 +79,9 @@ def sweep_columns_(
     Two passes over x. Without it the rounding of x in float32 drifts as the square root of
     the number of steps; with it ``‖xᴴx − I‖`` stays bounded for ever.
     """
-    n = x.shape[-1]
+    n, p = x.shape[-2:]
     index = torch.arange(count, device=x.device)
-    turn = torch.add(index, counter.unsqueeze(-1), alpha=count).remainder_(n)
+    turn = torch.add(index, counter.unsqueeze(-1), alpha=count).remainder_(p)
     pick = turn.unsqueeze(-2).expand(-1, n, -1)
     rows = x.gather(-1, pick).mH.contiguous()
     product = products.times(rows, x)

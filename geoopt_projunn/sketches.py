@@ -3,7 +3,8 @@ r"""Sketches: the low-dimensional subspace that a rank-k step moves.
 A sketch takes a point :math:`x` and an ambient direction :math:`D` (a gradient, a momentum)
 and returns orthonormal rows :math:`W^H` and a core :math:`K`, such that
 :math:`W \operatorname{skewh}(K) W^H` stands for the generator
-:math:`\Omega = \operatorname{skewh}(D x^H)` of the step, in :math:`O(kn^2)`.
+:math:`\Omega = \operatorname{skewh}(D x^H)` of the step, in :math:`O(knp)`. Points and directions
+are (b, n, p) with n >= p.
 
 To add one: a function with the signature of :func:`tangent`, made of products of a few rows
 with ``x`` and ``d``, that gives finite results for every finite input, non-finite ones if
@@ -21,7 +22,14 @@ from .linalg.basis import orthonormalize
 from .linalg.dense import skewh
 from .linalg.hashing import uniform
 from .linalg.precision import WIDE
-from .linalg.rows import IN_TORCH, Products, generator_rows, row_norms, squared_column_norms
+from .linalg.rows import (
+    IN_TORCH,
+    Products,
+    generator_rows,
+    row_norms,
+    squared_column_norms,
+    tangent_rows,
+)
 
 # Rows or columns of the gradient for each test vector of the tangent sketch, combined by all of
 # them. All rows would cost one more pass over the gradient and save no steps.
@@ -40,7 +48,7 @@ class Sketched(NamedTuple):
     """(b, r, r), float64 or complex128."""
 
     def velocity(self, x: torch.Tensor, products: Products = IN_TORCH) -> torch.Tensor:
-        r"""Return :math:`\operatorname{skewh}(K) W^H x`, (b, r, n) in the dtype of x.
+        r"""Return :math:`\operatorname{skewh}(K) W^H x`, (b, r, p) in the dtype of x.
 
         :math:`W` times this is the velocity of :math:`x` in a step of unit length.
         """
@@ -48,15 +56,22 @@ class Sketched(NamedTuple):
         small = x if self.rows is None else products.times(self.rows.to(x.dtype), x)
         return torch.bmm(generator, small.to(generator.dtype)).to(x.dtype)
 
-    def add_velocity_(
-        self, v: torch.Tensor, x: torch.Tensor, scale: float, products: Products = IN_TORCH
+    def add_direction_(
+        self, d: torch.Tensor, x: torch.Tensor, scale: float, products: Products = IN_TORCH
     ) -> None:
-        """Add ``scale`` times the velocity of x to v, (b, n, n), in place."""
+        r"""Add ``scale`` times what stands for this generator in a direction d, in place.
+
+        Of :math:`\Omega = \operatorname{skewh}(v x^H)`, v in the tangent space, that is
+        :math:`v = (2I - x x^H)\, \Omega x`; of a square x the velocity :math:`\Omega x` itself.
+        """
         velocity = scale * self.velocity(x, products)
         if self.rows is None:
-            v.add_(velocity)
-        else:
-            products.add_product_(v, self.rows.to(x.dtype), velocity)
+            d.add_(velocity if _is_square(x) else 2 * velocity - x @ (x.mH @ velocity))
+            return
+        rows = self.rows.to(x.dtype)
+        if not _is_square(x):
+            rows = 2 * rows - products.times_adjoint(products.times(rows, x), x)
+        products.add_product_(d, rows, velocity)
 
 
 Sketch = Callable[[torch.Tensor, torch.Tensor, int, torch.Tensor, Products], Sketched]
@@ -87,7 +102,7 @@ def tangent(
     Parameters
     ----------
     x, d : torch.Tensor
-        (b, n, n), point and direction
+        (b, n, p), point and direction
     k : int
         number of test vectors
     counter : torch.Tensor
@@ -103,15 +118,17 @@ def tangent(
     Notes
     -----
     Four passes over ``x`` and two over ``d``, four by torch's own products;
-    :math:`16kn^2 + 8k^2n` flops.
+    :math:`16knp + 8k^2n` flops.
     """
-    n = x.shape[-1]
-    count = min(_IN_TURN * k, n)
+    n, p = x.shape[-2:]
+    # Of rows there are n, each of length p; of columns the other way round.
+    number, length = (n, p) if k == 1 else (p, n)
+    count = min(_IN_TURN * k, number)
     turn = torch.arange(count, device=x.device).add(counter.unsqueeze(-1), alpha=count)
-    turn = turn.remainder_(n)
-    some, anywhere = _test_rows(x, k, counter, count + n).split((count, n), dim=-1)
+    turn = turn.remainder_(number)
+    some, anywhere = _test_rows(x, k, counter, count + length).split((count, length), dim=-1)
     if k == 1:
-        few = d.gather(-2, turn.unsqueeze(-1).expand(-1, -1, n))
+        few = d.gather(-2, turn.unsqueeze(-1).expand(-1, -1, p))
         mixed = _mostly(torch.bmm(some, few), anywhere)
         test = products.times_adjoint(mixed, x)
         moved, back = products.both_sides(test, mixed, d)
@@ -126,18 +143,26 @@ def full_range(x: torch.Tensor, u: torch.Tensor, k: int, products: Products = IN
     r"""Sketch a tangent vector, exactly if its rank is at most k.
 
     Like :func:`tangent` with random test vectors :math:`T = H`, which reach all of the range
-    of :math:`\Omega` alike, however different its singular values are.
+    of :math:`\Omega` alike, however different its singular values are. The generator of a
+    vector of rank k, see :func:`.linalg.rows.tangent_rows`, has rank k, or up to 2k for n > p.
     """
+    n = x.shape[-2]
     counter = torch.zeros(x.shape[:1], dtype=torch.int64, device=x.device)
-    test = _test_rows(x, k, counter, x.shape[-1])
-    return _touching(x, u, generator_rows(test, x, u, products), products)
+    test = _test_rows(x, k if _is_square(x) else min(2 * k, n), counter, n)
+    return _touching(x, u, tangent_rows(test, x, u, products), products, tangent_rows)
 
 
-def _touching(x: torch.Tensor, d: torch.Tensor, rows: torch.Tensor, products: Products) -> Sketched:
+def _touching(
+    x: torch.Tensor,
+    d: torch.Tensor,
+    rows: torch.Tensor,
+    products: Products,
+    generator: Callable[..., torch.Tensor] = generator_rows,
+) -> Sketched:
     r"""Keep :math:`P\Omega + \Omega P - P\Omega P`, P the projector on the span of ``rows``."""
     wide = WIDE[x.dtype]
     q = orthonormalize(rows.to(wide))
-    z = generator_rows(q.to(x.dtype), x, d, products).to(wide)
+    z = generator(q.to(x.dtype), x, d, products).to(wide)
     both = torch.cat((q, z), dim=-2)
     w = orthonormalize(both)
     alpha, beta = torch.bmm(w, both.mH).tensor_split(2, dim=-1)
@@ -169,7 +194,7 @@ def lsi(
     -----
     Two passes over ``d`` and one over ``x``.
     """
-    rows = products.times(_test_rows(x, k, counter, x.shape[-1]), d)
+    rows = products.times(_test_rows(x, k, counter, x.shape[-2]), d)
     v = orthonormalize(rows.to(WIDE[x.dtype])).to(x.dtype)
     return _ambient(x, products.times_adjoint(v, d), v, products)
 
@@ -197,8 +222,8 @@ def column(
     -----
     Three passes over ``d`` and one over ``x``.
     """
-    n = x.shape[-1]
-    draws = (uniform(counter, n) + 1) / 2
+    n, p = x.shape[-2:]
+    draws = (uniform(counter, p) + 1) / 2
     keys = squared_column_norms(d).log() - (-draws.log()).log()
     chosen = keys.topk(k).indices
     columns = d.gather(-1, chosen.unsqueeze(-2).expand(-1, n, -1)).mH
@@ -207,20 +232,34 @@ def column(
 
 
 def exact(x: torch.Tensor, d: torch.Tensor) -> Sketched:
-    r"""Return the whole generator :math:`\operatorname{skewh}(d x^H)`, in :math:`O(n^3)`."""
+    r"""Return the whole generator :math:`\operatorname{skewh}(d x^H)`, in :math:`O(n^2 p)`."""
     wide = WIDE[x.dtype]
     return Sketched(None, skewh(d.to(wide) @ x.to(wide).mH))
+
+
+def exact_tangent(x: torch.Tensor, u: torch.Tensor) -> Sketched:
+    """Return the whole generator of a tangent vector, see :func:`.linalg.rows.tangent_rows`."""
+    if _is_square(x):
+        return exact(x, u)
+    wide = WIDE[x.dtype]
+    x, u = x.to(wide), u.to(wide)
+    return Sketched(None, 2 * skewh((u - x @ (x.mH @ u) / 2) @ x.mH))
 
 
 def _ambient(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, products: Products) -> Sketched:
     r"""Express :math:`a b^H x^H` (rows :math:`a^H`, :math:`b^H`) in the basis orth[a, xb].
 
-    With the polar retraction of ``I + core`` this is the matrix nearest to :math:`x + ab^H`.
+    With the polar retraction of ``I + core`` this is, for a square x, the matrix nearest to
+    :math:`x + ab^H`.
     """
     wide = WIDE[x.dtype]
     left, right = a.to(wide), products.times_adjoint(b, x).to(wide)
     rows = orthonormalize(torch.cat((left, right), dim=-2))
     return Sketched(rows, (rows @ left.mH) @ (rows @ right.mH).mH)
+
+
+def _is_square(x: torch.Tensor) -> bool:
+    return x.shape[-2] == x.shape[-1]
 
 
 def _test_rows(x: torch.Tensor, k: int, counter: torch.Tensor, length: int) -> torch.Tensor:

@@ -1,54 +1,37 @@
-r"""The exact geometry of unitary or orthogonal matrices."""
+r"""The exact geometry of unitary or orthogonal matrices, with the Euclidean metric."""
 
-import math
+from typing import ClassVar
 
-import geoopt
 import torch
 
-from .checks import CheckedMatrices, shape_rule
-from .linalg.dense import (
-    estimate_orthogonality_error,
-    haar,
-    orthogonality_error,
-)
+from .checks import shape_rule
+from .geometry import OrthonormalGeometry
 from .linalg.distance import GeodesicDistance, Logarithm
 from .linalg.polar_factor import PolarFactor
 from .linalg.precision import full_precision
-from .retractions import long_exponential
-from .rotation import Rotation
-from .sketches import exact
 
 
-class UnitaryGeometry(CheckedMatrices):
-    r"""What does not depend on how a step is taken: :math:`O(n^3)`, exact.
+class UnitaryGeometry(OrthonormalGeometry):
+    r"""Square points with the metric :math:`\operatorname{Re tr}(u^H v)`: :math:`O(n^3)`, exact.
 
-    Points x satisfy :math:`x^H x = I`, shape (*, n, n); tangent vectors at x are
-    :math:`\Omega x`, :math:`\Omega` skew-Hermitian; the metric is
-    :math:`\operatorname{Re tr}(u^H v)`.
+    Points have shape (*, n, n), or (*, blocks n, n), blocks one above the other.
     """
 
-    @full_precision
-    def expmap(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-        r"""Return :math:`\exp(\operatorname{skewh}(u x^H))\, x`, exact, :math:`O(n^3)`."""
-        (x, u), shape = self._flatten(x=x, u=u)
-        return _exponential(x, u)(x).view(shape)
+    _factor: ClassVar[float] = 1.0
 
-    @full_precision
-    def expmap_transp(
-        self, x: torch.Tensor, u: torch.Tensor, v: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        r"""Follow the geodesic and carry v along by the same rotation, :math:`O(n^3)`."""
-        (x, u, v), shape = self._flatten(x=x, u=u, v=v)
-        rotation = _exponential(x, u)
-        return rotation(x).view(shape), rotation(v).view(shape)
+    def _form(self) -> str:
+        return super()._form().replace("p", "n")
 
-    @full_precision
-    def transp_follow_expmap(
-        self, x: torch.Tensor, u: torch.Tensor, v: torch.Tensor
-    ) -> torch.Tensor:
-        """Transport v along the geodesic of u, as :meth:`expmap_transp` does."""
-        (x, u, v), shape = self._flatten(x=x, u=u, v=v)
-        return _exponential(x, u)(v).view(shape)
+    def _check_shape(self, shape: tuple[int, ...], name: str) -> tuple[bool, str | None]:
+        ok, reason = super()._check_shape(shape, name)
+        if ok and shape[-2] == shape[-1] * self.blocks:
+            return True, None
+        reason = reason or f"`{name}` must have shape {self._form()}, got {tuple(shape)}."
+        return False, f"{reason[:-1]}; for rectangular matrices use LowRankStiefel."
+
+    @staticmethod
+    def _highest_rank(n: int, p: int) -> tuple[int, str]:
+        return n // 2, "n // 2"
 
     @full_precision
     def transp(self, x: torch.Tensor, y: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -58,7 +41,7 @@ class UnitaryGeometry(CheckedMatrices):
         Without the step that led to y it costs :math:`O(n^3)`.
         """
         (x, y, v), shape = self._flatten(x=x, y=y, v=v)
-        return (y @ (x.mH @ v)).view(shape)
+        return self._shaped(y @ (x.mH @ v), shape)
 
     @full_precision
     def logmap(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -81,7 +64,7 @@ class UnitaryGeometry(CheckedMatrices):
         # Of points on the manifold it is the product itself; this takes away what leads off it.
         rotation = PolarFactor.apply(relative, True)  # type: ignore[no-untyped-call]
         log: torch.Tensor = Logarithm.apply(rotation)  # type: ignore[no-untyped-call]
-        return (log @ x).view(shape)
+        return self._shaped(log @ x, shape)
 
     @full_precision
     def dist(self, x: torch.Tensor, y: torch.Tensor, *, keepdim: bool = False) -> torch.Tensor:
@@ -105,6 +88,8 @@ class UnitaryGeometry(CheckedMatrices):
         """
         (x, y), shape = self._flatten(x=x, y=y)
         distance: torch.Tensor = GeodesicDistance.apply(x, y)  # type: ignore[no-untyped-call]
+        if self.blocks > 1:
+            distance = torch.linalg.vector_norm(distance.view(-1, self.blocks), dim=-1)
         return distance.view((*shape[:-2], 1, 1) if keepdim else shape[:-2])
 
     def inner(
@@ -126,118 +111,4 @@ class UnitaryGeometry(CheckedMatrices):
     def proju(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         r"""Project on the tangent space, :math:`\frac12 (u - x u^H x)`; exact, :math:`O(n^3)`."""
         (x, u), shape = self._flatten(x=x, u=u)
-        return ((u - x @ (u.mH @ x)) / 2).view(shape)
-
-    @full_precision
-    def projx(self, x: torch.Tensor) -> torch.Tensor:
-        r"""Return the nearest unitary matrix.
-
-        A probe of :math:`O(n^2)` finds out whether the estimated :math:`\lVert x^H x - I
-        \rVert_F` is at most :math:`(4 \sqrt n + 8)\varepsilon`, a few times the rounding of a
-        unitary matrix. If so, the result is a copy; if not, the polar factor, :math:`O(n^3)`.
-        The host reads the probe's answer.
-
-        Differentiable any number of times, with the derivative of the polar factor; at a unitary
-        matrix that is the projection on the tangent space. There is none where two singular
-        values are zero, or for complex x one.
-
-        Raises
-        ------
-        ValueError
-            If x is not finite.
-        """
-        (flat,), shape = self._flatten(x=x)
-        error = estimate_orthogonality_error(flat.detach())
-        if not bool(error.isfinite().all()):
-            raise ValueError(
-                "`x` must be finite, but has infinite or NaN entries, or entries whose squares "
-                "overflow; start again from `manifold.random` or a checkpoint."
-            )
-        tolerance = torch.finfo(x.dtype).eps * (4 * math.sqrt(x.shape[-1]) + 8)
-        is_unitary = bool((error <= tolerance).all())
-        factor: torch.Tensor = PolarFactor.apply(flat, is_unitary)  # type: ignore[no-untyped-call]
-        return factor.view(shape)
-
-    def random(
-        self,
-        *size: int,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> geoopt.ManifoldTensor:
-        """Draw points from the Haar measure; a real one has either sign of determinant.
-
-        Parameters
-        ----------
-        size : int
-            (*, n, n)
-        dtype, device
-            of the result; torch's default dtype if not given
-
-        Returns
-        -------
-        geoopt.ManifoldTensor
-            (*, n, n)
-        """
-        shape = self._created(size, dtype)
-        return geoopt.ManifoldTensor(haar(*shape, dtype=dtype, device=device), manifold=self)
-
-    def origin(
-        self,
-        *size: int,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        seed: int | None = 42,
-    ) -> geoopt.ManifoldTensor:
-        """Return identity matrices of shape (*, n, n); ``seed`` has no effect."""
-        shape = self._created(size, dtype)
-        eye = torch.eye(shape[-1], dtype=dtype, device=device).expand(shape).contiguous()
-        return geoopt.ManifoldTensor(eye, manifold=self)
-
-    @full_precision
-    @torch.no_grad()
-    def orthogonality_error(self, x: torch.Tensor) -> torch.Tensor:
-        r"""Measure :math:`\lVert x^H x - I \rVert_F`, (*), real; :math:`O(n^3)`, no gradient."""
-        return orthogonality_error(x)
-
-    @full_precision
-    @torch.no_grad()
-    def estimate_orthogonality_error(self, x: torch.Tensor) -> torch.Tensor:
-        r"""Estimate :math:`\lVert x^H x - I \rVert_F`, without a product of two matrices.
-
-        The mean square of :math:`\lVert (x^H x - I) z \rVert` over random z is the squared norm;
-        this takes the mean over four.
-
-        Parameters
-        ----------
-        x : torch.Tensor
-            (*, n, n)
-
-        Returns
-        -------
-        torch.Tensor
-            (*), real, without a gradient; not finite where x is not
-
-        Raises
-        ------
-        TypeError, ValueError
-            If the dtype or the shape is not one of a point.
-
-        Notes
-        -----
-        :math:`O(n^2)` for each matrix; nothing waits for the device.
-
-        Where the error is spread over many directions, as by noise or an average, the estimate
-        is within half the norm at n = 8, a fifth at n = 64 and a tenth at n = 256. Where it is
-        all in one direction, it is between a tenth and two and a half times the norm. These are
-        the extremes among a thousand random matrices, rounded up. The estimate's own rounding
-        adds about :math:`\sqrt n\,\varepsilon`, up to four times the norm of a small matrix that
-        is unitary to rounding. The four vectors are always the same, and an error orthogonal to
-        all of them is not seen.
-        """
-        self.assert_check_point(x)
-        return estimate_orthogonality_error(x)
-
-
-def _exponential(x: torch.Tensor, u: torch.Tensor) -> Rotation:
-    # Not torch.linalg.matrix_exp: in torch 2.13 it loses up to half the digits of one matrix.
-    return Rotation(None, long_exponential(exact(x, u).core))
+        return self._shaped((u - x @ (u.mH @ x)) / 2, shape)

@@ -1,7 +1,7 @@
 """Batches of matrices that lie in several tensors.
 
-What takes ``Pieces`` takes tensors of one shape, (*, n, n), dtype, device and strides for the
-batch (b, n, n) of all their matrices in order.
+What takes ``Pieces`` takes tensors of one shape, (*, n, p), dtype, device and strides for the
+batch (b, n, p) of all their matrices in order.
 """
 
 import math

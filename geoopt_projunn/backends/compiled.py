@@ -10,7 +10,7 @@ import torch
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 # From here on, updates in place are compiled into copies of the whole matrix.
-_COPIES_FROM = 512
+_COPIES_FROM = 512**2
 # torch's own limit, 8, is for functions that were meant to be compiled once.
 _MOST_KINDS = 64
 _NOT_OF_THE_STEP = ("params", "param_names", "name", "lr", "initial_lr", "step", "stabilize")
@@ -20,7 +20,7 @@ Step = Callable[..., None]
 
 def pays(x: torch.Tensor) -> bool:
     """Return whether compiling makes steps of x faster, and the compiler knows its dtype."""
-    return x.shape[-1] < _COPIES_FROM and not x.is_complex() and not x.is_meta
+    return x.shape[-2] * x.shape[-1] < _COPIES_FROM and not x.is_complex() and not x.is_meta
 
 
 @functools.cache

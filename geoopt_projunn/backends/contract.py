@@ -24,6 +24,8 @@ class StepSpec(NamedTuple):
     """Columns that are re-orthonormalized after a step."""
     transform: Callable[[torch.Tensor], torch.Tensor] | None = None
     """What a core, (b, r, r), becomes between sketch and retraction."""
+    scale: float = 1.0
+    """Of generators: they are this times skewh(d xᴴ)."""
 
 
 class Proposal(NamedTuple):
@@ -33,7 +35,7 @@ class Proposal(NamedTuple):
     """
 
     direction: torch.Tensor
-    """(b, n, n)"""
+    """(b, n, p)"""
     buffers: Buffers
     """The next values, by name."""
 
@@ -55,7 +57,7 @@ class Rule(Protocol):
         """Return the names of the state that this group's hyperparameters ask for."""
 
     def first_buffers(self, x: torch.Tensor, group: Mapping[str, Any]) -> Buffers:
-        """Return that state for a fresh parameter of shape (*, n, n).
+        """Return that state for a fresh parameter of shape (*, n, p).
 
         Each tensor's shape begins with the batch dimensions of ``x``; two more follow.
         """
@@ -68,7 +70,7 @@ class Rule(Protocol):
         Parameters
         ----------
         grad : torch.Tensor
-            (b, n, n)
+            (b, n, p)
         buffers : dict
             the state of :meth:`first_buffers`, batch dimensions flattened to b
         taken : torch.Tensor

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-# Matrices below this size spend their step in launching operations: stacking pays.
-_STACK_BELOW = 256
+# Matrices with fewer entries spend their step in launching operations: stacking pays.
+_STACK_BELOW = 256**2
 # Of the points, for each thread: as large as point, direction and state may be in a cache of a few
 # MiB. Smaller parts spend their step in launching operations.
 _PART_BYTES = 4 * 2**20
@@ -14,7 +14,7 @@ _PART_BYTES = 4 * 2**20
 def parts_of_list(x: Sequence[torch.Tensor]) -> list[slice]:
     """Part tensors of one shape into those that are stacked for one step, small ones."""
     first, most = x[0], len(x)
-    if first.shape[-1] >= _STACK_BELOW:
+    if first.shape[-2] * first.shape[-1] >= _STACK_BELOW:
         most = 1
     elif cache := _cache_of(first):
         most = max(1, cache // max(1, first.numel() * first.element_size()))

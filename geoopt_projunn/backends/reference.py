@@ -9,7 +9,7 @@ from ..drift import turn_
 from ..linalg.rows import IN_TORCH, Products
 from ..retractions import RETRACTIONS
 from ..rotation import Rotation
-from ..sketches import SKETCHES, Sketched, exact, full_range
+from ..sketches import SKETCHES, Sketched, exact, exact_tangent, full_range
 from .batch import Pieces, gather, scatter
 from .compiled import compiled, pays
 from .contract import Buffers, Proposal, Rule, StepSpec
@@ -19,7 +19,7 @@ from .parts import parts_of_batch, parts_of_list
 class Reference:
     """The methods of a backend; another one overrides those that it does better.
 
-    Points are (b, n, n), cores (b, r, r), counters (b,), int64: the number of the step.
+    Points are (b, n, p) with n >= p, cores (b, r, r), counters (b,), int64: the number of the step.
     """
 
     name = "reference"
@@ -37,15 +37,18 @@ class Reference:
     def sketch(
         self, x: torch.Tensor, d: torch.Tensor, spec: StepSpec, counter: torch.Tensor
     ) -> Sketched:
-        """Sketch the generator of a step along the ambient direction ``d``, (b, n, n)."""
+        """Sketch the generator of a step along the ambient direction ``d``, (b, n, p)."""
         if spec.k is None:
-            return exact(x, d)
-        return SKETCHES[spec.sketch](x, d, spec.k, counter, self.products)
+            sketched = exact(x, d)
+        else:
+            sketched = SKETCHES[spec.sketch](x, d, spec.k, counter, self.products)
+        return sketched if spec.scale == 1 else sketched._replace(core=spec.scale * sketched.core)
 
     def sketch_tangent(self, x: torch.Tensor, u: torch.Tensor, spec: StepSpec) -> Sketched:
         """Sketch a tangent vector, exactly if :meth:`sketch` may have returned it."""
-        # 2k test vectors span the range of the generator of any such vector.
-        return exact(x, u) if spec.k is None else full_range(x, u, 2 * spec.k, self.products)
+        if spec.k is None:
+            return exact_tangent(x, u)
+        return full_range(x, u, 2 * spec.k, self.products)
 
     def rotation(
         self, sketched: Sketched, length: float | torch.Tensor, spec: StepSpec, dtype: torch.dtype
@@ -87,7 +90,7 @@ class Reference:
         Parameters
         ----------
         x, grad : sequence of torch.Tensor
-            tensors of one shape (*, n, n), dtype, device and strides
+            tensors of one shape (*, n, p), dtype, device and strides
         buffers : mapping
             for each of them ``step`` and ``skipped``, (*,), and the state of the rule
         rule : Rule
@@ -123,7 +126,8 @@ class Reference:
         proposal = rule.propose(grad, buffers, taken, group)
         sketched = self.sketch(x, proposal.direction, spec, taken)
         for name, share in rule.withdrawn(group).items():
-            sketched.add_velocity_(proposal.buffers[name], x, -share, self.products)
+            buffer = proposal.buffers[name]
+            sketched.add_direction_(buffer, x, -share / spec.scale, self.products)
 
         length = group["lr"] if group["maximize"] else -group["lr"]
         rotation = self.rotation(sketched, length, spec, x.dtype)

@@ -17,7 +17,7 @@ def skewh(a: torch.Tensor) -> torch.Tensor:
 
 
 def estimate_orthogonality_error(x: torch.Tensor) -> torch.Tensor:
-    r"""Estimate :math:`\lVert x^H x - I \rVert_F` from four test vectors, in :math:`O(n^2)`.
+    r"""Estimate :math:`\lVert x^H x - I \rVert_F` from four test vectors, in :math:`O(np)`.
 
     The mean square of :math:`\lVert (x^H x - I) z \rVert` over vectors with independent
     entries of unit variance is the squared Frobenius norm.
@@ -25,17 +25,17 @@ def estimate_orthogonality_error(x: torch.Tensor) -> torch.Tensor:
     Parameters
     ----------
     x : torch.Tensor
-        (*, n, n)
+        (*, n, p)
 
     Returns
     -------
     torch.Tensor
         (*), real; not finite where x is not
     """
-    n = x.shape[-1]
+    n, p = x.shape[-2:]
     counter = torch.zeros((), dtype=torch.int64, device=x.device)
-    rows = (uniform(counter, _PROBES * n) * math.sqrt(3.0)).unflatten(-1, (_PROBES, n))
-    batch = x.reshape(math.prod(x.shape[:-2]), n, n)
+    rows = (uniform(counter, _PROBES * p) * math.sqrt(3.0)).unflatten(-1, (_PROBES, p))
+    batch = x.reshape(math.prod(x.shape[:-2]), n, p)
     rows = rows.to(x.dtype).expand(len(batch), -1, -1)
     error = IN_TORCH.times(IN_TORCH.times_adjoint(rows, batch), batch) - rows
     return (torch.linalg.matrix_norm(error) / math.sqrt(_PROBES)).view(x.shape[:-2])
@@ -48,7 +48,7 @@ def orthogonality_error(x: torch.Tensor) -> torch.Tensor:
 
 
 def polar_factor(x: torch.Tensor) -> torch.Tensor:
-    r"""Return the unitary matrix nearest to ``x`` in Frobenius norm.
+    r"""Return the matrix with orthonormal columns nearest to ``x`` in Frobenius norm.
 
     :math:`UV^H` of the singular value decomposition, polished by one Newton-Schulz step
     :math:`y \leftarrow y - \frac12 y (y^H y - I)`, which takes the error of the decomposition
@@ -57,14 +57,14 @@ def polar_factor(x: torch.Tensor) -> torch.Tensor:
     Parameters
     ----------
     x : torch.Tensor
-        (*, n, n)
+        (*, n, p), n >= p
 
     Returns
     -------
     torch.Tensor
-        (*, n, n)
+        (*, n, p)
     """
-    u, _, vh = torch.linalg.svd(x)
+    u, _, vh = torch.linalg.svd(x, full_matrices=False)
     y = u @ vh
     eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
     return y - y @ ((y.mH @ y - eye) / 2)
@@ -73,7 +73,7 @@ def polar_factor(x: torch.Tensor) -> torch.Tensor:
 def haar(
     *size: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> torch.Tensor:
-    """Draw unitary matrices from the Haar measure.
+    """Draw matrices with orthonormal columns, (*, n, p), n >= p, from the Haar measure.
 
     The Q factor of a Gaussian matrix, its columns turned by the phases of R's diagonal:
     without that the law depends on the routine's sign convention (Mezzadri, Notices of the

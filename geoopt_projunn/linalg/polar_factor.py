@@ -10,20 +10,22 @@ from .stacks import OfStacks
 
 
 class PolarFactor(OfStacks):
-    r"""The unitary matrix :math:`y = UV^H` nearest to :math:`x = USV^H`, with its derivative.
+    r"""The polar factor :math:`y = UV^H`, nearest to :math:`x = USV^H`, with its derivative.
 
-    :math:`dy = y\Omega`, where the skew-Hermitian :math:`\Omega` solves
+    :math:`dy = y\Omega + (I - yy^H)\, dx\, h^{-1}`, where the skew-Hermitian :math:`\Omega` solves
     :math:`h \Omega + \Omega h = y^H dx - dx^H y` with :math:`h = y^H x = VSV^H`: a division by
-    :math:`s_i + s_j`, which repeated singular values do not hurt. Where two of them vanish, or for
-    complex x one, there is no derivative. As a linear map of :math:`dx` it is its own adjoint.
+    :math:`s_i + s_j`, which repeated singular values do not hurt. Where two of them vanish, for
+    complex x or n > p one, there is no derivative. As a linear map of :math:`dx` it is its own
+    adjoint.
 
-    ``apply(x, is_unitary)`` takes x, (*, n, n), which is its own polar factor if ``is_unitary``.
+    ``apply(x, is_unitary)`` takes x, (*, n, p), n >= p, which is its own polar factor if
+    ``is_unitary``.
     """
 
     @staticmethod
     @full_precision
     def forward(x: torch.Tensor, is_unitary: bool) -> torch.Tensor:
-        """Return the polar factor, (*, n, n), contiguous."""
+        """Return the polar factor, (*, n, p), contiguous."""
         if is_unitary:
             return x.clone(memory_format=torch.contiguous_format)
         return polar_factor(x).contiguous()
@@ -41,9 +43,11 @@ class PolarFactor(OfStacks):
         """Return the gradient with respect to x."""
         x, y = ctx.saved_tensors
         if ctx.is_unitary and not torch.is_grad_enabled():
-            # The projection on the tangent space. It equals the formula below at unitary matrices
-            # only, so that its own derivative is another.
-            return y @ skewh(y.mH @ grad), None
+            # The projection on the tangent space. It equals the formula below at points of the
+            # manifold only, so that its own derivative is another.
+            product = y.mH @ grad
+            along = y @ skewh(product)
+            return (along if _is_square(x) else along + (grad - y @ product)), None
         return polar_derivative(x, y, grad), None
 
     @staticmethod
@@ -56,8 +60,15 @@ class PolarFactor(OfStacks):
 
 def polar_derivative(x: torch.Tensor, y: torch.Tensor, dx: torch.Tensor) -> torch.Tensor:
     """Return the derivative of the polar factor y of x along dx, or its adjoint applied to dx."""
-    product = y.mH @ dx
-    return y @ _SkewSolution.apply(y.mH @ x, product - product.mH)  # type: ignore[no-untyped-call]
+    product, h = y.mH @ dx, y.mH @ x
+    along: torch.Tensor = y @ _SkewSolution.apply(h, product - product.mH)  # type: ignore[no-untyped-call]
+    if _is_square(x):
+        return along
+    return along + torch.linalg.solve(h, dx - y @ product, left=False)
+
+
+def _is_square(x: torch.Tensor) -> bool:
+    return x.shape[-2] == x.shape[-1]
 
 
 class _SkewSolution(OfStacks):

@@ -1,7 +1,7 @@
 """Modules whose parameters stay on their manifolds, whatever torch does to them.
 
 On import, this registers a hook of torch's that sees every parameter that a module registers.
-It acts on parameters on LowRankUnitary, and on those that take the place of one.
+It acts on parameters on LowRankUnitary and LowRankStiefel, and on those that take the place of one.
 """
 
 from collections import OrderedDict
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ..linalg.precision import WIDE
-from ..manifold import LowRankUnitary
+from ..low_rank import LowRankManifold
 from .placing import dtype_misfit
 from .record import Record
 
@@ -55,7 +55,7 @@ def keep_manifolds(module: torch.nn.Module, path: str = "") -> Record | None:
 
 
 def _register(module: torch.nn.Module, name: str, p: torch.nn.Parameter) -> None:
-    """Keep every parameter on LowRankUnitary, in whatever module it is registered."""
+    """Keep every parameter on such a manifold, in whatever module it is registered."""
     record = module._parameters
     if isinstance(record, Record):
         try:
@@ -68,7 +68,7 @@ def _register(module: torch.nn.Module, name: str, p: torch.nn.Parameter) -> None
         return
     if not isinstance(p, geoopt.ManifoldTensor):
         return
-    if isinstance(getattr(p, "manifold", None), LowRankUnitary):
+    if isinstance(getattr(p, "manifold", None), LowRankManifold):
         keep_manifolds(module)
 
 

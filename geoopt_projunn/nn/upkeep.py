@@ -1,32 +1,34 @@
-"""How far the parameters of a module are off LowRankUnitary, and back onto it."""
+"""How far the parameters of a module are off their manifolds, and back onto them."""
 
 from collections.abc import Iterator
 
 import torch
 
-from ..manifold import LowRankUnitary
+from ..low_rank import LowRankManifold
 from .placing import without_x
 
 __all__ = ["orthogonality_errors", "project_"]
 
 
 def orthogonality_errors(module: torch.nn.Module, exact: bool = False) -> dict[str, float]:
-    r"""Measure :math:`\lVert x^H x - I \rVert_F` of every parameter on LowRankUnitary.
+    r"""Measure :math:`\lVert x^H x - I \rVert_F` of parameters on LowRankUnitary or LowRankStiefel.
+
+    Of one with fewer rows than columns :math:`\lVert x x^H - I \rVert_F`.
 
     Parameters
     ----------
     module : torch.nn.Module
         any module
     exact : bool
-        compute the norms, :math:`O(n^3)` for each matrix, instead of estimating them by
-        :meth:`LowRankUnitary.estimate_orthogonality_error`, :math:`O(n^2)`
+        compute the norms, :math:`O(np^2)` for each matrix, instead of estimating them by
+        :meth:`LowRankUnitary.estimate_orthogonality_error`, :math:`O(np)`
 
     Returns
     -------
     dict
         The error, of the worst matrix where a parameter holds several, by the names of
         ``module.named_parameters(remove_duplicate=False)``: a parameter with several names is
-        under each of them. A name that is missing is not on LowRankUnitary.
+        under each of them. A name that is missing is on neither manifold.
 
     Raises
     ------
@@ -56,7 +58,7 @@ def orthogonality_errors(module: torch.nn.Module, exact: bool = False) -> dict[s
 
 @torch.no_grad()
 def project_(module: torch.nn.Module) -> torch.nn.Module:
-    r"""Move every parameter on LowRankUnitary to the nearest unitary matrix, in place.
+    r"""Move every parameter on LowRankUnitary or LowRankStiefel to the nearest point, in place.
 
     The average of unitary matrices is not unitary. Call this on models that hold averages of
     weights (SWA, EMA), after loading weights that were trained without the manifold, and after
@@ -80,7 +82,7 @@ def project_(module: torch.nn.Module) -> torch.nn.Module:
 
     Notes
     -----
-    :meth:`LowRankUnitary.projx` of each: :math:`O(n^3)`, but :math:`O(n^2)` for what is unitary
+    :meth:`LowRankUnitary.projx` of each: :math:`O(np^2)`, but :math:`O(np)` for what is unitary
     to rounding, which stays bit for bit. It takes the memory of one more copy of the parameters.
 
     Examples
@@ -108,10 +110,10 @@ def project_(module: torch.nn.Module) -> torch.nn.Module:
     return module
 
 
-def _on_low_rank(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor, LowRankUnitary]]:
+def _on_low_rank(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor, LowRankManifold]]:
     for name, p in module.named_parameters(remove_duplicate=False):
         manifold = getattr(p, "manifold", None)
-        if not isinstance(manifold, LowRankUnitary):
+        if not isinstance(manifold, LowRankManifold):
             continue
         if p.is_meta:
             raise ValueError(

@@ -125,8 +125,8 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
     compile : bool
         Compile the steps of real matrices below n = 512 by :func:`torch.compile`, about twice as
         fast at n = 128, where the C++ kernels do not take them whole: without a compiler at
-        installation, on a GPU, and with another sketch than "tangent" or "lsi". They are the
-        same to rounding.
+        installation, on a GPU, with k = None. They are the same to
+        rounding.
         The first step of each kind takes some seconds: of each shape, number of parameters of that
         shape with a gradient, and value of a hyperparameter other than ``lr``. Not with a schedule
         of the momentum, which would compile in every step.

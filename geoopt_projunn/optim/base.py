@@ -11,8 +11,8 @@ from geoopt.optim.mixin import OptimMixin
 from ..backends.choice import assert_serves
 from ..backends.contract import Buffers, Rule
 from ..linalg.precision import full_precision
-from ..manifold import LowRankUnitary
-from .kinds import Parts, check_kind, kind_of, manifold_of
+from ..low_rank import LowRankManifold
+from .kinds import Parts, check_kind, is_low_rank, kind_of, manifold_of, stacked
 from .lost import look_for_lost_manifolds
 from .messages import capitalized, described
 from .nonfinite import SKIP_NONFINITE, AllOrNothing
@@ -29,7 +29,7 @@ _as_tensors = torch._C.DisableTorchFunctionSubclass
 
 
 class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
-    """Step parameters on LowRankUnitary by a rule, the others by torch or geoopt.
+    """Step parameters on this package's manifolds by a rule, the others by torch or geoopt.
 
     A subclass names the rule, the two optimizers whose steps the other parameters take, and what
     the state of those has after a step.
@@ -122,8 +122,8 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
     def skipped_steps(self) -> int:
         """How many steps were skipped because something was not finite; reading it waits.
 
-        Each matrix on LowRankUnitary counts on its own. If there is none, this is how many steps
-        were skipped because of ``skip_nonfinite="all"``.
+        Each matrix on this package's manifolds counts on its own. If there is none, it is how many
+        steps were skipped because of ``skip_nonfinite="all"``.
         """
         return total_skipped(self.param_groups, self.state)
 
@@ -132,7 +132,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
 
         Keys are the parameters' names if the optimizer was made of ``module.named_parameters()``
         and no name occurs twice, else their numbers in ``state_dict()``. Of a batch of matrices
-        each counts on its own. Parameters that are not on LowRankUnitary skip steps only with
+        each counts on its own. Parameters on none of this package's manifolds skip steps only with
         ``skip_nonfinite="all"``.
         """
         return skipped_by_parameter(self.param_groups, self.state)
@@ -155,13 +155,13 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         Raises
         ------
         ValueError
-            If a parameter on LowRankUnitary is off the manifold at its first step or after
+            If a parameter on one of this package's manifolds is off it at its first step or after
             ``load_state_dict``, or a hyperparameter has become unsuitable.
         TypeError
             If a gradient is sparse where it must not be, a dtype is unsupported, or a parameter on
-            LowRankUnitary was sharded or flattened.
+            one of these manifolds was sharded or flattened.
         RuntimeError
-            If a parameter has lost its LowRankUnitary manifold since the last step.
+            If a parameter has lost its manifold since the last step.
 
         Warns
         -----
@@ -194,7 +194,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
                 with _as_tensors():
                     step_kinds(part.low_rank.values(), self.state, self._rule, group)
                 self._stabilize_in_turn(group, skips=step.skips)
-        stepped = [p for part in parts for p in part.low_rank_parameters()]
+        stepped = [members for part in parts for members in part.low_rank.values()]
         self._watch.see_step(stepped, self.state, self._described)
 
     def _stabilize_in_turn(self, group: dict[str, Any], *, skips: bool) -> None:
@@ -234,12 +234,13 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
                     f"`grad` of {described(p, group)} must be dense, got a sparse gradient; use "
                     "`sparse=False` in the layer that makes it."
                 )
-            if not isinstance(manifold, LowRankUnitary):
+            if not is_low_rank(manifold):
                 if grad is not None and "skipped" in state:
                     raise RuntimeError(
-                        f"{capitalized(described(p, group))} was on LowRankUnitary and no longer "
-                        "is: a conversion or a load dropped its manifold; make it a "
-                        "`geoopt.ManifoldParameter` again and rebuild the optimizer."
+                        f"{capitalized(described(p, group))} was on LowRankUnitary or "
+                        "LowRankStiefel and no longer is: a conversion or a load dropped its "
+                        "manifold; make it a `geoopt.ManifoldParameter` again and rebuild the "
+                        "optimizer."
                     )
                 if grad is not None and manifold is None:
                     check_plain(p, group)
@@ -249,7 +250,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
                 if is_new or (self._to_probe and p in self._to_probe):
                     self._begin(p, manifold, group, state)
                 if is_new:
-                    state = fresh[p] = first_state(p, self._rule, group, state)
+                    state = fresh[p] = first_state(p, manifold, self._rule, group, state)
                 kind = kind_of(p, grad, manifold, state)
                 part.low_rank.setdefault(kind, []).append(p)
         for members in part.low_rank.values():
@@ -259,13 +260,14 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
             assert_serves(p)
             if not all(name in state for name in self._rule.buffer_names(group)):
                 for p in members:
-                    fresh[p] = {**self._rule.first_buffers(p.detach(), group), **self.state[p]}
+                    x = stacked(p)
+                    fresh[p] = {**self._rule.first_buffers(x, group), **self.state[p]}
         return part
 
     def _begin(
         self,
         p: torch.Tensor,
-        manifold: LowRankUnitary,
+        manifold: LowRankManifold,
         group: dict[str, Any],
         state: Mapping[str, Any],
     ) -> None:
@@ -291,7 +293,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         others = []
         for p in group["params"]:
             manifold = manifold_of(p)
-            if isinstance(manifold, LowRankUnitary):
+            if is_low_rank(manifold):
                 with torch.no_grad():
                     p.copy_(manifold.projx(p))
             elif manifold is not None:

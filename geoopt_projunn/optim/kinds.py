@@ -2,29 +2,31 @@
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from geoopt.manifolds.base import Manifold
 
-from ..backends.contract import StepSpec
-from ..linalg.precision import WIDE
-from ..manifold import LowRankUnitary
+from ..low_rank import LowRankManifold
+from ..manifold import LowRankStiefel, LowRankUnitary
 from .messages import described
 
 State = Mapping[str, torch.Tensor]
+# Of an abstract class the check takes longer than of the very class.
+_LOW_RANK = (LowRankUnitary, LowRankStiefel, LowRankManifold)
+_ANY = (*_LOW_RANK, Manifold)
 
 
 @dataclass
 class Parts:
-    """The parameters of a group: those on LowRankUnitary by kind, and all others."""
+    """The parameters of a group: those of low-rank steps by kind, and all others."""
 
     low_rank: dict[Hashable, list[torch.Tensor]] = field(default_factory=dict)
     riemannian: list[torch.Tensor] = field(default_factory=list)
     plain: list[torch.Tensor] = field(default_factory=list)
 
     def low_rank_parameters(self) -> list[torch.Tensor]:
-        """Return those on LowRankUnitary, all of which have a gradient."""
+        """Return those of low-rank steps, all of which have a gradient."""
         return [p for members in self.low_rank.values() for p in members]
 
     def others(self) -> list[torch.Tensor]:
@@ -41,19 +43,28 @@ def manifold_of(p: torch.Tensor) -> Manifold | None:
     """Return the manifold of a parameter, None for a plain one."""
     # Not isinstance(p, ManifoldParameter): it folds to False under torch.compile.
     manifold = getattr(p, "manifold", None)
-    # Of an abstract class the check takes longer than of the very class.
-    return manifold if isinstance(manifold, (LowRankUnitary, Manifold)) else None
+    return manifold if isinstance(manifold, _ANY) else None
 
 
-def spec_of(p: torch.Tensor) -> StepSpec:
-    """Return what the manifold of a parameter on LowRankUnitary says about its steps."""
+def is_low_rank(manifold: Manifold | None) -> TypeGuard[LowRankManifold]:
+    """Return whether a manifold is one of those whose steps are taken here."""
+    return isinstance(manifold, _LOW_RANK)
+
+
+def low_rank_of(p: torch.Tensor) -> LowRankManifold:
+    """Return the manifold of a parameter that is on one of those."""
     manifold = manifold_of(p)
-    assert isinstance(manifold, LowRankUnitary)
-    return manifold.spec
+    assert is_low_rank(manifold)
+    return manifold
+
+
+def stacked(p: torch.Tensor) -> torch.Tensor:
+    """View the blocks of a parameter as a batch, as its state has them."""
+    return low_rank_of(p).stacked(p.detach())
 
 
 def kind_of(
-    p: torch.Tensor, grad: torch.Tensor, manifold: LowRankUnitary, state: State
+    p: torch.Tensor, grad: torch.Tensor, manifold: LowRankManifold, state: State
 ) -> Hashable:
     """Return what parameters have in common that can be stepped as one batch.
 
@@ -69,21 +80,19 @@ def check_kind(p: torch.Tensor, state: State, group: Mapping[str, Any]) -> None:
     Raises
     ------
     ValueError
-        If the shape is none of square matrices, or the rank is too high for it.
+        If the shape is none of the manifold, or the rank is too high for it.
     TypeError
         If the dtype of parameter, gradient or state is not supported.
     """
-    grad, manifold = p.grad, manifold_of(p)
+    grad, manifold = p.grad, low_rank_of(p)
     assert grad is not None
-    assert isinstance(manifold, LowRankUnitary)
     if grad.dtype != p.dtype:
         raise TypeError(
             f"`grad` of {described(p, group)} must have its dtype, {p.dtype}, "
             f"got {grad.dtype}; convert it with `p.grad = p.grad.to(p.dtype)`."
         )
-    k = manifold.k or 0
-    if p.dim() < 2 or p.dtype not in WIDE or not 2 * k <= p.shape[-1] == p.shape[-2]:
-        # What may have changed since the first step; says why, or nothing.
+    # What may have changed since the first step.
+    if not manifold.check_point(p):
         manifold.assert_check_point(p)
     if state["skipped"].dtype != p.dtype.to_real():
         raise TypeError(

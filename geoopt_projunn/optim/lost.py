@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from ..checks import upright
 from ..linalg.precision import WIDE
 from .kinds import manifold_of
 from .messages import capitalized, described, warn
@@ -11,9 +12,10 @@ from .state import OFF_MANIFOLD, relative_error
 
 
 def look_for_lost_manifolds(groups: list[dict[str, Any]]) -> None:
-    """Warn of plain square parameters that are unitary to rounding: steps will not keep them so.
+    """Warn of plain parameters that are orthogonal to rounding: steps will not keep them so.
 
-    One probe of :math:`O(n^2)` for each; the host waits for it. Only of parameters that have a
+    With orthonormal columns or rows, or squares of that kind one above the other. One or two
+    probes of :math:`O(np)` for each; the host waits for them. Only of parameters that have a
     gradient. Diagonal matrices are left out: the identity is a usual start of plain weights.
 
     Raises
@@ -28,9 +30,9 @@ def look_for_lost_manifolds(groups: list[dict[str, Any]]) -> None:
             if p.grad is not None and manifold_of(p) is None and _is_unitary(p):
                 warn(
                     f"{capitalized(described(p, group))} is orthogonal to rounding, but a plain "
-                    "parameter: steps will not keep it so. If it was on LowRankUnitary, a "
-                    "conversion, a load or a wrapper has dropped its manifold: call "
-                    "`geoopt_projunn.nn.orthogonalize_` for it, or make it a "
+                    "parameter: steps will not keep it so. If it was on LowRankUnitary or "
+                    "LowRankStiefel, a conversion, a load or a wrapper has dropped its manifold: "
+                    "call `geoopt_projunn.nn.orthogonalize_` for it, or make it a "
                     "`geoopt.ManifoldParameter`, before the optimizer is made. If it is a plain "
                     "weight with an orthogonal start, ignore this."
                 )
@@ -48,14 +50,23 @@ def _assert_not_flattened(p: torch.Tensor) -> None:
 
 
 def _is_unitary(p: torch.Tensor) -> bool:
-    is_square = p.dim() >= 2 and p.shape[-1] == p.shape[-2] >= 2 and p.numel() > 0
-    if not (is_square and p.requires_grad and p.dtype in WIDE and p.layout == torch.strided):
+    has_matrices = p.dim() >= 2 and min(p.shape[-2:]) >= 2 and p.numel() > 0
+    if not (has_matrices and p.requires_grad and p.dtype in WIDE and p.layout == torch.strided):
         return False
     if p.is_meta or hasattr(p, "placements"):
         return False
     x = p.detach()
+    n, columns = x.shape[-2:]
+    candidates = [upright(x)]
+    if n > columns and n % columns == 0:
+        candidates.append(x.unflatten(-2, (-1, columns)))
+    return any(_is_orthogonal(one) for one in candidates)
+
+
+def _is_orthogonal(x: torch.Tensor) -> bool:
     return bool(relative_error(x).max() <= OFF_MANIFOLD) and not _is_diagonal(x)
 
 
 def _is_diagonal(x: torch.Tensor) -> bool:
-    return torch.equal(x, torch.diag_embed(x.diagonal(dim1=-2, dim2=-1)))
+    eye = torch.eye(*x.shape[-2:], dtype=torch.bool, device=x.device)
+    return not bool(x.masked_fill(eye, 0).any())

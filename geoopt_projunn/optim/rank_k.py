@@ -1,4 +1,4 @@
-"""The rank-k step of parameters on LowRankUnitary."""
+"""The rank-k step of parameters on LowRankUnitary and LowRankStiefel."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -7,7 +7,8 @@ import torch
 
 from ..backends import choose
 from ..backends.contract import Buffers, Rule
-from .kinds import spec_of
+from ..checks import upright
+from .kinds import low_rank_of
 from .options import on_device
 
 
@@ -17,7 +18,7 @@ def step_kinds(
     rule: Rule,
     group: Mapping[str, Any],
 ) -> None:
-    """Step parameters on LowRankUnitary, those of one kind together."""
+    """Step parameters, those of one kind together."""
     kinds = list(kinds)
     addresses = [p.data_ptr() for members in kinds for p in members]
     points = set(addresses)
@@ -29,8 +30,15 @@ def step_kinds(
     for members, grads_of_kind in zip(kinds, grads, strict=True):
         buffers = {name: [states[p][name] for p in members] for name in names}
         first = members[0]
+        manifold = low_rank_of(first)
+        if manifold.points(first) is not first:
+            # What steps see of them are tall matrices, one by one.
+            members = [manifold.points(p) for p in members]
+            grads_of_kind = [manifold.points(grad) for grad in grads_of_kind]
+            for name in names[2:]:
+                buffers[name] = [upright(buffer) for buffer in buffers[name]]
         options = {**group, "lr": on_device(group["lr"], first.device)}
-        choose(first).step_(members, grads_of_kind, buffers, rule, options, spec_of(first))
+        choose(first).step_(members, grads_of_kind, buffers, rule, options, manifold.spec)
 
 
 def _apart(grad: torch.Tensor | None, points: set[int]) -> torch.Tensor:

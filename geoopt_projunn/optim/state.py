@@ -1,4 +1,4 @@
-"""The state of a parameter on LowRankUnitary: how it begins, and what a load makes of it."""
+"""The state of a parameter of low-rank steps: how it begins, and what a load makes of it."""
 
 import math
 from collections.abc import Mapping
@@ -8,25 +8,31 @@ import torch
 
 from ..backends.contract import Buffers, Rule
 from ..linalg.dense import estimate_orthogonality_error
-from ..manifold import LowRankUnitary
+from ..low_rank import LowRankManifold
 from .kinds import manifold_of
 from .messages import capitalized, described
 from .nonfinite import COUNTER
 
 OFF_MANIFOLD = 1e-4
-"""The largest ‖xᴴx − I‖ / √n to step from: above the error of float32 data and of any init."""
+"""The largest ‖xᴴx − I‖ / ‖I‖ to step from: above the error of float32 data and of any init."""
 
 
 def first_state(
-    p: torch.Tensor, rule: Rule, group: Mapping[str, Any], found: Mapping[str, Any]
+    p: torch.Tensor,
+    manifold: LowRankManifold,
+    rule: Rule,
+    group: Mapping[str, Any],
+    found: Mapping[str, Any],
 ) -> Buffers:
     """Return the state of a parameter that this optimizer has not stepped yet.
 
     What another optimizer left there, such as torch's and geoopt's Adam, is taken over where it has
-    the name and the shape of ours, together with the number of its steps.
+    the name and the shape of ours, together with the number of its steps. Blocks are counted one
+    by one, and have the shape of a batch.
     """
-    batch = p.shape[:-2]
-    fresh = rule.first_buffers(p.detach(), group)
+    x = manifold.stacked(p.detach())
+    batch = x.shape[:-2]
+    fresh = rule.first_buffers(x, group)
     taken_over = {
         name: value
         for name, value in found.items()
@@ -43,7 +49,7 @@ def first_state(
     }
 
 
-def check_supported(p: torch.Tensor, manifold: LowRankUnitary, group: Mapping[str, Any]) -> None:
+def check_supported(p: torch.Tensor, manifold: LowRankManifold, group: Mapping[str, Any]) -> None:
     """Raise an error unless a parameter has a shape, a dtype and a layout that can be stepped.
 
     Raises
@@ -60,23 +66,25 @@ def check_supported(p: torch.Tensor, manifold: LowRankUnitary, group: Mapping[st
         )
 
 
-def probe(p: torch.Tensor, manifold: LowRankUnitary, group: Mapping[str, Any]) -> None:
-    """Raise ValueError unless a parameter is on its manifold: :math:`O(n^2)`, the host waits."""
+def probe(p: torch.Tensor, manifold: LowRankManifold, group: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a parameter is on its manifold: :math:`O(np)`, the host waits."""
     if p.is_meta or p.numel() == 0:
         return
-    error = float(relative_error(p).max())
+    error = float(relative_error(manifold.points(p)).max())
     if not error <= OFF_MANIFOLD:
+        gram = manifold.gram(p)
+        of_each = "" if manifold.blocks == 1 else f" in each of its {manifold.blocks} blocks"
         raise ValueError(
-            f"{capitalized(described(p, group))} on {manifold} must satisfy xᴴx = I before its "
-            f"first step and after a load, but ‖xᴴx - I‖ / √n is about {error:.1e}; call "
-            "`proj_()` on it under `torch.no_grad()`, build it from `manifold.projx(x)`, or call "
-            "`geoopt_projunn.nn.project_(module)`, to start from the nearest unitary matrix."
+            f"{capitalized(described(p, group))} on {manifold} must satisfy {gram} = I{of_each} "
+            f"before its first step and after a load, but ‖{gram} - I‖ / ‖I‖ is about {error:.1e}; "
+            "call `proj_()` on it under `torch.no_grad()`, build it from `manifold.projx(x)`, or "
+            "call `geoopt_projunn.nn.project_(module)`, to start from the nearest point."
         )
 
 
-def relative_error(p: torch.Tensor) -> torch.Tensor:
-    r"""Estimate :math:`\lVert x^H x - I \rVert_F / \sqrt n` of each matrix, :math:`O(n^2)`."""
-    return estimate_orthogonality_error(p.detach()) / math.sqrt(p.shape[-1])
+def relative_error(x: torch.Tensor) -> torch.Tensor:
+    """Estimate ‖xᴴx - I‖ / ‖I‖ of each of some tall matrices, :math:`O(np)`."""
+    return estimate_orthogonality_error(x.detach()) / math.sqrt(x.shape[-1])
 
 
 def mend_loaded_state(state: Any, p: torch.Tensor, group: Mapping[str, Any]) -> None:

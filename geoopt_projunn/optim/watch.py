@@ -5,13 +5,14 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .kinds import is_low_rank, low_rank_of, manifold_of
 from .messages import capitalized, warn
 from .nonfinite import reads_at_once
 from .state import relative_error
 
 # A GPU's answer is read when later steps are taken: within 100 steps.
 _EVERY = 50
-# ‖xᴴx − I‖ / √n. Rounding stays far below.
+# ‖xᴴx − I‖ / ‖I‖. Rounding stays far below.
 _FAR_OFF = 1e-3
 
 Described = Callable[[torch.Tensor], str]
@@ -52,19 +53,23 @@ class Watch:
 
     def see_step(
         self,
-        stepped: list[torch.Tensor],
+        stepped: Iterable[list[torch.Tensor]],
         states: Mapping[torch.Tensor, dict[str, Any]],
         described: Described,
     ) -> None:
-        """Look at parameters on LowRankUnitary after a step; warn of what is known by now."""
+        """Look at parameters after their low-rank steps, those of a kind in one list.
+
+        Warn of what is known by now.
+        """
         if _is_capturing():
             return
         self._steps += 1
         if not self._warned_of_skip:
-            for p in stepped:
-                skipped = states[p]["skipped"]
-                if reads_at_once(skipped) and (count := _total(skipped)):
-                    self._warn_of_count(p, count, described)
+            for members in stepped:
+                counters = [states[p]["skipped"] for p in members]
+                if reads_at_once(counters[0]) and _any(counters):
+                    for p, counter in zip(members, counters, strict=True):
+                        self._warn_of_count(p, float(counter.sum()), described)
         if self._steps % _EVERY == 0:
             self._measure(states)
         pending, self._pending = self._pending, []
@@ -77,12 +82,19 @@ class Watch:
 
     def _measure(self, states: Mapping[torch.Tensor, dict[str, Any]]) -> None:
         # All that were ever stepped: their gradients may come in turn.
-        points = [p for p in self._skips_before if p in states and not p.is_meta and p.numel() > 0]
+        points = [
+            p
+            for p in self._skips_before
+            if p in states and not p.is_meta and p.numel() > 0 and is_low_rank(manifold_of(p))
+        ]
         # The gradients first: the warning then names the one to blame.
         self._send(self._warn_of_gradient, self._nonfinite)
         self._nonfinite = {}
         self._send(self._warn_of_count, {p: states[p]["skipped"].sum() for p in points})
-        self._send(self._warn_of_error, {p: relative_error(p).max() for p in points})
+        self._send(
+            self._warn_of_error,
+            {p: relative_error(low_rank_of(p).points(p)).max() for p in points},
+        )
 
     def _send(self, warner: Warner, values: Mapping[torch.Tensor, torch.Tensor]) -> None:
         for device in {value.device for value in values.values()}:
@@ -110,10 +122,11 @@ class Watch:
             self._far_off.discard(p)
         elif p not in self._far_off:
             warn(
-                f"{capitalized(described(p))} is off its manifold: ‖xᴴx - I‖ / √n is about "
-                f"{error:.1e}. Something else than this optimizer has changed its values, such as "
-                "a load, an average of weights or noise. Put it back by "
-                "`geoopt_projunn.nn.project_(module)`, or by `proj_()` under `torch.no_grad()`."
+                f"{capitalized(described(p))} is off its manifold: "
+                f"‖{low_rank_of(p).gram(p)} - I‖ / ‖I‖ is about {error:.1e}. Something else than "
+                "this optimizer has changed its values, such as a load, an average of weights or "
+                "noise. Put it back by `geoopt_projunn.nn.project_(module)`, or by `proj_()` under "
+                "`torch.no_grad()`."
             )
             self._far_off.add(p)
 
@@ -124,9 +137,13 @@ _FURTHER_SKIPS = (
 )
 
 
-def _total(skipped: torch.Tensor) -> float:
-    # This runs in every step, and a sum takes five times the time of reading a number.
-    return skipped.item() if skipped.dim() == 0 else skipped.sum().item()
+def _any(counters: list[torch.Tensor]) -> bool:
+    # This runs in every step: reading a number takes a fifth of the time of a sum, and a sum less
+    # than reading many numbers.
+    first, *others = counters
+    if others:
+        return bool(torch.stack(counters).any())
+    return bool(first) if first.dim() == 0 else bool(first.any())
 
 
 def _is_capturing() -> bool:

@@ -109,8 +109,19 @@ def test_steps_that_the_kernels_take_are_not_compiled(kind):
 
 
 @pytest.mark.skipif("cpu" not in backends.available(), reason="the kernels were not built")
-@pytest.mark.parametrize(("kind", "options"), [(SGD, {}), (SGD, {"momentum": 0.9}), (ADAM, {})])
-@pytest.mark.parametrize("manifold", [{"sketch": "column", "retraction": "polar"}, {"k": None}])
+@pytest.mark.parametrize(
+    ("kind", "options", "manifold"),
+    [
+        (SGD, {}, {"k": None}),
+        (SGD, {"momentum": 0.9}, {"k": None}),
+        (ADAM, {}, {"k": None}),
+        (
+            SGD,
+            {"momentum": 0.9, "error_feedback": 0.9},
+            {"sketch": "column", "retraction": "polar"},
+        ),
+    ],
+)
 def test_steps_that_the_kernels_take_in_part_are_compiled(manifold, kind, options):
     start = rotation(3, 24, 24, dtype=torch.float64)
     p, q = (on_manifold(start, **{"k": 1, **manifold}) for _ in range(2))

@@ -32,7 +32,7 @@ def sketch(
     b: int,
     n: int,
     k: int,
-    is_lsi: bool,
+    sketch: int,
     by_columns: int,
     threads: int,
     x: int,
@@ -59,7 +59,7 @@ def turn(
     /,
 ) -> None: ...
 
-# kind, b, n, k, is_lsi, retraction, by_columns, sweep, threads, length; tables, each with its
+# kind, b, n, k, sketch, retraction, by_columns, sweep, threads, length; tables, each with its
 # length: x, grad, steps, skipped; rule, numbers; tables of what the rule keeps, each with its
 # length: the first buffer, the second, the third; whether the second is one number a matrix.
 def step(*numbers: int) -> None: ...

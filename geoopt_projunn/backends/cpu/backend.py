@@ -58,7 +58,7 @@ class CPU(Reference):
         active: torch.Tensor,
     ) -> torch.Tensor:
         """Turn and sweep in two passes: the rotation does not change :math:`x^H x - I`."""
-        if rotation.rows is not None and kernels.is_stored(x):
+        if rotation.rows is not None and x.shape[-2] == x.shape[-1] and kernels.is_stored(x):
             return operators.turn_(x, rotation.rows, rotation.delta, sweep, counter, active)
         return super().turn_(x, rotation, sweep, counter, active)
 
@@ -78,7 +78,7 @@ class CPU(Reference):
         """
         native = rule.native(group)
         if native and spec.transform is None and _knows(x[0], grad[0], spec):
-            length = torch.as_tensor(group["lr"], dtype=torch.float64, device="cpu").reshape(())
+            length = float(group["lr"])
             state = [piece for name in native.state for piece in buffers[name]]
             # torch's dispatcher takes no lazily conjugated or negated tensors to be changed.
             if any(piece.is_conj() or piece.is_neg() for piece in state):
@@ -108,6 +108,8 @@ def _knows(x: torch.Tensor, d: torch.Tensor, spec: StepSpec) -> bool:
     return (
         spec.sketch in kernels.SKETCHES
         and spec.k is not None
+        and spec.scale == 1
+        and x.shape[-2] == x.shape[-1]
         and spec.k <= x.shape[-1] // 2
         and d.dtype == x.dtype
         and kernels.is_stored(x)

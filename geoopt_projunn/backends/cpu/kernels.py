@@ -16,7 +16,7 @@ kernels = _kernels
 BUILT = kernels is not None
 KINDS = {torch.float32: 0, torch.complex64: 1, torch.float64: 2, torch.complex128: 3}
 """What the kernels call a dtype. Bit 0: complex; bit 1: double precision."""
-SKETCHES = ("tangent", "lsi")
+SKETCHES = ("tangent", "lsi", "column")
 RETRACTIONS = ("exponential", "cayley", "polar")
 """Those that the kernels know, in their order."""
 RULES = {"gradient": ((0,), 0), "momentum": ((1,), 3), "adam": ((2, 3), 3)}

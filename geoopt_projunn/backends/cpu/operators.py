@@ -118,8 +118,8 @@ def _sketch(
     by_columns = check_stored([x], "x", b, n, x.dtype) + 2 * check_stored([d], "d", b, n, x.dtype)
     check(counter, "counter", (b,), torch.int64)
     outs = _shapes_of_sketch(x, d, k, counter, name)
-    is_lsi = check_choice("name", name, SKETCHES) == 1
-    numbers = KINDS[x.dtype], b, n, k, is_lsi, by_columns, torch.get_num_threads()
+    number = check_choice("name", name, SKETCHES)
+    numbers = KINDS[x.dtype], b, n, k, number, by_columns, torch.get_num_threads()
     kernels.sketch(*numbers, *_addresses(x, d, counter, *outs))
     return outs
 
@@ -190,7 +190,7 @@ def _(x: torch.Size, rows: torch.Size, factor: torch.Size, **_: object) -> int:
     return 2 * rows[1] * x.numel()
 
 
-FLOPS_OF_SKETCH = {"tangent": 16, "lsi": 6}
+FLOPS_OF_SKETCH = {"tangent": 16, "lsi": 6, "column": 4}
 """Per rank and entry of the matrix."""
 
 

@@ -24,7 +24,7 @@ _library = torch.library.Library("geoopt_projunn", "FRAGMENT")
 _library.define(
     "step_(Tensor(a!)[] x, Tensor[] grad, Tensor(b!)[] state, Tensor(c!)[] step,"
     " Tensor(d!)[] skipped, str rule, float[] numbers, int k, str sketch, str retraction,"
-    " Tensor length, int sweep) -> ()"
+    " float length, int sweep) -> ()"
 )
 step_ = torch.ops.geoopt_projunn.step_.default
 """Reference.step_, for the rules, sketches and retractions that the kernels know.
@@ -74,7 +74,7 @@ def _step_(
     k: int,
     sketch: str,
     retraction: str,
-    length: torch.Tensor,
+    length: float,
     sweep: int,
 ) -> None:
     lead, n, dtype = x[0].shape[:-2], x[0].shape[-1], x[0].dtype
@@ -93,7 +93,6 @@ def _step_(
     grad_by_columns = check_stored(grad, "grad", b, n, dtype)
     if grad_by_columns and rule != "gradient":
         raise Refused("`grad` must be stored by rows like the state, but is stored by columns.")
-    check(length, "length", (), torch.float64)
     tables = _Tables(lead, b)
     # The first buffer is like the points; the others are real, a number for each entry or for all.
     is_scalar = len(state) > len(x) and state[len(x)].shape[-2:] == (1, 1)
@@ -109,7 +108,7 @@ def _step_(
             x_by_columns + 2 * grad_by_columns,
             sweep,
         ),
-        *(torch.get_num_threads(), length.data_ptr(), *tables.of(x), *tables.of(grad)),
+        *(torch.get_num_threads(), tables.numbers([length]), *tables.of(x), *tables.of(grad)),
         *tables.checked(step, "step", (), torch.int64),
         *tables.checked(skipped, "skipped", (), dtype.to_real()),
         *(rule_number, tables.numbers(numbers), *of_buffers, is_scalar),

@@ -99,7 +99,7 @@ View<const T> d_of(Index address, Index transposed, Index offset) {
   return {at<T>(address) + offset, (transposed & 2) != 0};
 }
 
-// kind, b, n, k, is_lsi, transposed, threads; x, d, counters, rows, cores
+// kind, b, n, k, sketch, transposed, threads; x, d, counters, rows, cores
 template <typename T>
 void sketch(const Index* v) {
   const Index b = v[1], n = v[2], k = v[3], parts = parts_of(v[0]), width = parts * n;
@@ -107,7 +107,7 @@ void sketch(const Index* v) {
     Sketcher<T> sketcher(n, parts, k, threads);
     for (; i < last; ++i) {
       const View<T> x = x_of<T>(v[7], v[5], i * n * width);
-      sketcher.sketch(v[4] != 0, {x.data, x.transposed}, d_of<T>(v[8], v[5], i * n * width),
+      sketcher.sketch(v[4], {x.data, x.transposed}, d_of<T>(v[8], v[5], i * n * width),
                       at<Index>(v[9])[i], at<double>(v[10]) + i * 2 * k * width,
                       at<double>(v[11]) + i * 4 * k * k * parts);
     }
@@ -169,7 +169,7 @@ class Pieces {
   Index matrices_;
 };
 
-// kind, b, n, k, is_lsi, retraction, transposed, sweep, threads, length; tables, each with its
+// kind, b, n, k, sketch, retraction, transposed, sweep, threads, length; tables, each with its
 // length: x, d, steps, skipped. Call along(stepper, x, d, i, taken, threads) for each matrix.
 template <typename T, typename Along>
 void step_each(const Index* v, const Along& along) {
@@ -177,7 +177,7 @@ void step_each(const Index* v, const Along& along) {
   const Pieces x(v[10], v[11], b), d(v[12], v[13], b), steps(v[14], v[15], b),
       skipped(v[16], v[17], b);
   for_each_matrix<T>(b, n, width, v[8], [&](Index i, Index last, Index threads) {
-    Stepper<T> stepper(n, parts, v[3], v[4] != 0, v[5], v[7], threads);
+    Stepper<T> stepper(n, parts, v[3], v[4], v[5], v[7], threads);
     for (; i < last; ++i) {
       const View<T> point{x.matrix<T>(i, n * width), (v[6] & 1) != 0};
       Index* taken = steps.matrix<Index>(i, 1);

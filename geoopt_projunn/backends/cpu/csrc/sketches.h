@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 #include <complex>
+#include <limits>
+#include <numeric>
 #include <vector>
 
 #include "basis.h"
@@ -17,6 +19,9 @@ namespace {
 // Explained in geoopt_projunn.sketches.
 constexpr Index in_turn = 4;
 constexpr double anywhere = 0.3;
+
+// What sketches are called.
+enum : Index { tangent_sketch, lsi_sketch, column_sketch };
 
 // Basis rows, (2k, n), and cores, (2k, 2k), are in double precision, other rows in that of x.
 template <typename T>
@@ -45,10 +50,15 @@ class Sketcher {
 
   // Sketch the step from x along d. Return how many of the products of the rows with x are known
   // from it.
-  Index sketch(bool is_lsi, View<const T> x, View<const T> d, Index counter, double* rows,
+  Index sketch(Index kind, View<const T> x, View<const T> d, Index counter, double* rows,
                double* core) {
-    is_lsi ? lsi(x, d, counter, rows, core) : tangent(x, d, counter, rows, core);
-    return is_lsi ? 0 : k_;
+    if (kind == tangent_sketch)
+      tangent(x, d, counter, rows, core);
+    else if (kind == lsi_sketch)
+      lsi(x, d, counter, rows, core);
+    else
+      column(x, d, counter, rows, core);
+    return kind == tangent_sketch ? k_ : 0;
   }
   const T* known_products() const { return along_.data(); }
 
@@ -91,8 +101,23 @@ class Sketcher {
     add_to_basis(back_);
     narrow_basis(&mixed_);
     sides_.times_adjoint(d, k_, mixed_.data(), back_.data());
-    sides_.times_adjoint(x, k_, mixed_.data(), last_.data());
+    ambient(x, rows, core);
+  }
 
+  void column(View<const T> x, View<const T> d, Index counter, double* rows, double* core) {
+    draw_columns(d, counter);
+    for (Index row = 0; row < k_; ++row) read_adjoint_column(d, drawn_[row], &back_[row * width_]);
+    basis_.clear();
+    add_to_basis(back_);
+    narrow_basis(&back_);
+    sides_.times(d, k_, back_.data(), mixed_.data());
+    ambient(x, rows, core);
+  }
+
+ private:
+  // Express the step along a b^H, the rows a^H in back_ and b^H in mixed_.
+  void ambient(View<const T> x, double* rows, double* core) {
+    sides_.times_adjoint(x, k_, mixed_.data(), last_.data());
     basis_.clear();
     add_to_basis(back_);
     add_to_basis(last_);
@@ -112,7 +137,58 @@ class Sketcher {
     write_basis(rows);
   }
 
- private:
+  // Draw k columns without replacement, with probabilities proportional to their squared norms.
+  void draw_columns(View<const T> d, Index counter) {
+    keys_.resize(n_);
+    drawn_.resize(n_);
+    std::iota(drawn_.begin(), drawn_.end(), Index(0));
+    in_parts(n_, is_large() ? threads_ : 1, [&](Index first, Index last) {
+      d.transposed ? square_rows(d, first, last) : square_columns(d, first, last);
+    });
+    const Uniform uniform(counter, n_);
+    for (Index j = 0; j < n_; ++j) {
+      keys_[j] = std::log(keys_[j]) - std::log(-std::log((uniform[j] + 1) / 2));
+      // First, for what is not finite has to show.
+      if (std::isnan(keys_[j])) keys_[j] = std::numeric_limits<double>::infinity();
+    }
+    std::partial_sort(drawn_.begin(), drawn_.begin() + k_, drawn_.end(), [&](Index i, Index j) {
+      return keys_[i] > keys_[j] || (keys_[i] == keys_[j] && i < j);
+    });
+  }
+  bool is_large() const { return n_ * width_ * static_cast<Index>(sizeof(T)) > bytes_for_a_thread; }
+
+  // keys_: squared norms of some rows, or columns, of the stored matrix. The columns are those of
+  // one thread, so that the threads change no bit.
+  void square_rows(View<const T> d, Index first, Index last) {
+    std::vector<T> row(width_);
+    for (Index i = first; i < last; ++i) {
+      read(d, i * width_, width_, row.data());
+      const std::vector<double> wide(row.begin(), row.end());
+      keys_[i] = dot(wide.data(), wide.data(), width_);
+    }
+  }
+  void square_columns(View<const T> d, Index first, Index last) {
+    std::vector<T> part(parts_ * (last - first));
+    std::fill(keys_.begin() + first, keys_.begin() + last, 0.0);
+    for (Index i = 0; i < n_; ++i) {
+      read(d, i * width_ + parts_ * first, parts_ * (last - first), part.data());
+      for (Index j = 0; j < last - first; ++j)
+        for (Index l = 0; l < parts_; ++l) {
+          const double value = part[parts_ * j + l];
+          keys_[first + j] += value * value;
+        }
+    }
+  }
+
+  // A column, conjugated: a row of the adjoint.
+  void read_adjoint_column(View<const T> d, Index column, T* to) const {
+    if (d.transposed)
+      read(d, column * width_, width_, to);
+    else
+      for (Index i = 0; i < n_; ++i) read(d, i * width_ + parts_ * column, parts_, to + parts_ * i);
+    if (parts_ == 2) conjugate(to, n_);
+  }
+
   // back_ = (rows x d^H - rows d x^H) / 2
   void generator_rows(View<const T> x, View<const T> d, const T* rows) {
     sides_.times(x, k_, rows, along_.data());
@@ -209,7 +285,8 @@ class Sketcher {
 
   Index n_, parts_, k_, width_, threads_, count_;
   std::vector<T> some_, few_, mixed_, along_, moved_, back_, last_;
-  std::vector<double> wide_, other_, dots_, more_;
+  std::vector<double> wide_, other_, dots_, more_, keys_;
+  std::vector<Index> drawn_;
   Basis basis_;
   Sides<T> sides_;
   Scratch<T> scratch_;

@@ -18,10 +18,10 @@ constexpr Index made_whole_bytes = 256 * 1024;
 template <typename T>
 class Stepper {
  public:
-  Stepper(Index n, Index parts, Index k, bool is_lsi, Index retraction_kind, Index sweep,
+  Stepper(Index n, Index parts, Index k, Index sketch_kind, Index retraction_kind, Index sweep,
           Index threads)
       : numbers_(parts * n * n),
-        is_lsi_(is_lsi),
+        sketch_kind_(sketch_kind),
         sketcher_(n, parts, k, threads),
         retraction_(retraction(retraction_kind, 2 * k, parts)),
         turner_(n, parts, 2 * k, sweep, threads),
@@ -53,7 +53,7 @@ class Stepper {
  private:
   // Return how many products of the rows with x are known.
   Index sketch(View<T> x, View<const T> d, Index counter) {
-    return sketcher_.sketch(is_lsi_, {x.data, x.transposed}, d, counter, wide_.data(),
+    return sketcher_.sketch(sketch_kind_, {x.data, x.transposed}, d, counter, wide_.data(),
                             core_.data());
   }
 
@@ -65,7 +65,7 @@ class Stepper {
   }
 
   Index numbers_;
-  bool is_lsi_;
+  Index sketch_kind_;
   Sketcher<T> sketcher_;
   std::unique_ptr<Retraction> retraction_;
   Turner<T> turner_;

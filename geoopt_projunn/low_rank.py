@@ -1,0 +1,233 @@
+r"""Steps of rank k on matrices with orthonormal columns, and geoopt's contract for them."""
+
+import functools
+from collections.abc import Callable
+from numbers import Integral
+from typing import Any, TypeVar
+
+import torch
+from geoopt.manifolds.base import Manifold
+
+from .backends import choose
+from .backends.contract import StepSpec
+from .geometry import OrthonormalGeometry
+from .linalg.hashing import bits_of_row
+from .linalg.precision import full_precision
+from .retractions import RETRACTIONS
+from .rotation import Rotation
+from .sketches import SKETCHES, Sketched
+
+T = TypeVar("T")
+
+
+def _step(method: Callable[..., T]) -> Callable[..., T]:
+    """Run a step with autocast off, and without a gradient where it truncates.
+
+    The basis of a sketch has no derivative where rows depend on each other, as they do in any
+    direction of low rank.
+    """
+
+    @functools.wraps(method)
+    def wrapped(self: "LowRankManifold", *args: Any, **kwargs: Any) -> T:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.k is None):
+            return method(self, *args, **kwargs)
+
+    return full_precision(wrapped)
+
+
+class LowRankManifold(OrthonormalGeometry):
+    """What optimizers and modules ask for: the steps that all manifolds of this package share.
+
+    A subclass adds a geometry, which says what shapes points may have, and a metric.
+    """
+
+    __scaling__ = Manifold.__scaling__.copy()
+
+    def __init__(
+        self,
+        k: int | None = 1,
+        *,
+        retraction: str = "exponential",
+        sketch: str = "tangent",
+        sweep: int = 1,
+        blocks: int = 1,
+    ) -> None:
+        super().__init__()
+        if k is not None:
+            _check_integer("k", k, least=1, remedy="use k=None for full rank")
+        _check_integer("sweep", sweep, least=0, remedy="use sweep=0 to turn drift control off")
+        _check_integer("blocks", blocks, least=1, remedy="use blocks=1 for one matrix")
+        _check_name("retraction", retraction, RETRACTIONS)
+        _check_name("sketch", sketch, SKETCHES)
+        self.k = k if k is None else int(k)
+        self.retraction = retraction
+        self.sketch = sketch
+        self.sweep = int(sweep)
+        self.blocks = int(blocks)
+
+    @property
+    def reversible(self) -> bool:
+        """Whether ``retr_transp`` undoes itself: only without truncation."""
+        return self.k is None
+
+    def _config(self) -> tuple[int | None, str, str, int, int]:
+        return self.k, self.retraction, self.sketch, self.sweep, self.blocks
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self._config() == other._config()
+
+    def __hash__(self) -> int:
+        # Once a step for each parameter: not by _config, which costs as much again.
+        return hash((self.k, self.retraction, self.sketch, self.sweep, self.blocks))
+
+    def extra_repr(self) -> str:
+        """Return what tells two of these manifolds apart."""
+        swept = "" if self.sweep == 1 else f", sweep={self.sweep}"
+        stacked = "" if self.blocks == 1 else f", blocks={self.blocks}"
+        return f"k={self.k}, retraction={self.retraction}, sketch={self.sketch}{swept}{stacked}"
+
+    @property
+    def spec(self) -> StepSpec:
+        """What a backend has to know about steps."""
+        return StepSpec(self.k, self.sketch, self.retraction, self.sweep, scale=self._factor)
+
+    @full_precision
+    def sketch_direction(self, x: torch.Tensor, d: torch.Tensor, counter: torch.Tensor) -> Sketched:
+        r"""Sketch the generator of the step along an ambient direction.
+
+        Parameters
+        ----------
+        x, d : torch.Tensor
+            (b, n, p), n >= p, point and direction, see :meth:`points`
+        counter : torch.Tensor
+            (b,), int64, the number of the step
+
+        Returns
+        -------
+        Sketched
+            basis and core of the generator, for :meth:`rotation`
+        """
+        return choose(x).sketch(x, d, self.spec, counter)
+
+    def rotation(
+        self, sketched: Sketched, step: float | torch.Tensor, dtype: torch.dtype
+    ) -> Rotation:
+        """Retract a sketched generator times ``step``, a number or a (b, 1, 1) tensor."""
+        return choose(sketched.core).rotation(sketched, step, self.spec, dtype)
+
+    # -- geoopt's contract -------------------------------------------------------------
+
+    @_step
+    def egrad2rgrad(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        r"""Return the sketch of the Riemannian gradient, :math:`O(knp)`.
+
+        :math:`W \operatorname{skewh}(K) W^H x`, of rank at most 2k; for k=None the exact
+        :math:`\frac12 (u - x u^H x)`, in the canonical metric twice as long. Equal
+        gradients have equal sketches; the test vectors depend on u and differ from one gradient to
+        the next.
+
+        Parameters
+        ----------
+        x, u : torch.Tensor
+            point and Euclidean gradient
+
+        Returns
+        -------
+        torch.Tensor
+            tangent at x
+        """
+        (x, u), shape = self._flatten(x=x, u=u)
+        if self.k is None:
+            return self._shaped((u - x @ (u.mH @ x)) * (self._factor / 2), shape)
+        # No step is numbered here; the bits of u change from one gradient to the next.
+        backend = choose(x)
+        sketched = backend.sketch(x, u, self.spec, bits_of_row(u))
+        assert sketched.rows is not None
+        velocity = sketched.velocity(x, backend.products)
+        return self._shaped(sketched.rows.to(x.dtype).mH @ velocity, shape)
+
+    @_step
+    def retr(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        r"""Retract along a tangent vector, :math:`O(knp)`.
+
+        Exact (to rounding) for a tangent vector of rank at most 2k, as ``egrad2rgrad`` returns
+        them. Of a vector of higher rank, such as a sum of several, the part that touches 2k
+        directions is followed, by the tangent sketch. A normal part of u is projected away.
+        Where ``retraction`` shortens a generator (the exponential beyond a Frobenius norm of
+        170), so does this; :meth:`expmap` is exact for any length.
+
+        Parameters
+        ----------
+        x, u : torch.Tensor
+            point and tangent vector
+
+        Returns
+        -------
+        torch.Tensor
+            a point
+        """
+        (x, u), shape = self._flatten(x=x, u=u)
+        (y,) = self._turned(x, u, x)
+        return self._shaped(y, shape)
+
+    @_step
+    def retr_transp(
+        self, x: torch.Tensor, u: torch.Tensor, v: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        r"""Retract along u and carry v along, :math:`O(knp)`.
+
+        With :math:`R` the rotation of the step, :math:`x \mapsto Rx` and :math:`v \mapsto Rv`:
+        isometric, tangent at the new point if v was at the old one, and exact for the
+        direction of the step itself.
+
+        Parameters
+        ----------
+        x, u, v : torch.Tensor
+            point, direction and the tangent vector to transport
+
+        Returns
+        -------
+        tuple of torch.Tensor
+            the new point and the transported vector
+        """
+        (x, u, v), shape = self._flatten(x=x, u=u, v=v)
+        y, carried = self._turned(x, u, x, v)
+        return self._shaped(y, shape), self._shaped(carried, shape)
+
+    @_step
+    def transp_follow_retr(self, x: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Transport v along the retraction of u, as :meth:`retr_transp` does."""
+        (x, u, v), shape = self._flatten(x=x, u=u, v=v)
+        (carried,) = self._turned(x, u, v)
+        return self._shaped(carried, shape)
+
+    def _turned(self, x: torch.Tensor, u: torch.Tensor, *vs: torch.Tensor) -> list[torch.Tensor]:
+        """Turn some vectors as the step along u turns x."""
+        backend = choose(x)
+        sketched = backend.sketch_tangent(x, u, self.spec)
+        rotation = backend.rotation(sketched, 1.0, self.spec, x.dtype)
+        return [rotation(v, backend.products) for v in vs]
+
+    def _check_shape(self, shape: tuple[int, ...], name: str) -> tuple[bool, str | None]:
+        ok, reason = super()._check_shape(shape, name)
+        if ok and self.k is not None:
+            highest, rule = self._highest_rank(shape[-2] // self.blocks, shape[-1])
+            if self.k > highest:
+                return False, (
+                    f"`k` must satisfy 1 <= k <= {rule} = {highest}, got {self.k}; "
+                    "use k=None for full rank."
+                )
+        return ok, reason
+
+
+def _check_integer(name: str, value: object, *, least: int, remedy: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"`{name}` must be an integer, got {value!r}; {remedy}.")
+    if int(value) < least:
+        raise ValueError(f"`{name}` must be at least {least}, got {value}; {remedy}.")
+
+
+def _check_name(name: str, value: str, known: dict[str, Any]) -> None:
+    if value not in list(known):
+        choices = ", ".join(repr(choice) for choice in known)
+        raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")
