@@ -9,6 +9,7 @@ from ..linalg.rows import IN_TORCH, Products
 from .cpu import CPU
 from .reference import Reference
 from .triton import Triton
+from .triton.support import warn_of_lack
 
 _BACKENDS = {backend.name: backend for backend in (CPU(), Triton(), Reference())}
 """In order of preference; the last one serves everything."""
@@ -27,6 +28,11 @@ def choose(x: torch.Tensor) -> Reference:
     ------
     RuntimeError
         If :func:`use` asks for one that cannot serve them.
+
+    Warns
+    -----
+    UserWarning
+        Once for each GPU that the Triton kernels cannot serve.
     """
     if _asked_for:
         assert_serves(x)
@@ -35,6 +41,8 @@ def choose(x: torch.Tensor) -> Reference:
     for backend in preferred:
         if backend.refusal(x) is None:
             return backend
+    if x.is_cuda and not torch.compiler.is_compiling():
+        warn_of_lack(x.device)
     return last
 
 

@@ -16,6 +16,7 @@ from . import support
 _LARGEST_RANK = 16
 _LARGEST_SWEEP = 8
 _SKETCHES = ("tangent", "lsi")
+_RULES = ("gradient", "momentum", "adam")
 _RETRACTIONS = ("exponential", "cayley", "polar")
 
 
@@ -31,22 +32,16 @@ class Triton(Reference):
 
     def is_available(self) -> bool:
         """Return whether there is Triton, and a GPU for it or its interpreter."""
-        if not support.is_installed():
-            return False
-        if support.is_interpreted():
-            return True
-        devices = range(torch.cuda.device_count())
-        return any(support.lack(torch.device("cuda", index)) is None for index in devices)
+        devices = (torch.device("cuda", index) for index in range(torch.cuda.device_count()))
+        return support.INTERPRETED or any(support.lack(device) is None for device in devices)
 
     def refusal(self, x: torch.Tensor) -> str | None:
         """Return why the kernels cannot serve tensors like ``x``."""
-        if not x.is_cuda and not (x.is_cpu and support.is_installed() and support.is_interpreted()):
+        if not (x.is_cuda or (x.is_cpu and support.INTERPRETED)):
             return f"the tensors are on {x.device}"
-        if x.is_cuda and (lack := support.lack(x.device)):
-            return lack
         if x.dtype not in WIDE:
             return f"the kernels do not know {x.dtype}"
-        return refusal_of_modes()
+        return refusal_of_modes() or (support.lack(x.device) if x.is_cuda else None)
 
     def step_(
         self,
@@ -91,8 +86,7 @@ def _knows(x: torch.Tensor, spec: StepSpec) -> bool:
     """Return whether the kernels know such steps of (*, n, p)."""
     return (
         spec.k is not None
-        and 1 <= spec.k <= min(_LARGEST_RANK, x.shape[-1] // 2)
-        and x.shape[-1] == x.shape[-2]
+        and 1 <= spec.k <= min(_LARGEST_RANK, x.shape[-2] // 2, x.shape[-1])
         and spec.sketch in _SKETCHES
         and spec.retraction in _RETRACTIONS
         and min(spec.sweep, x.shape[-1]) <= _LARGEST_SWEEP
@@ -101,11 +95,14 @@ def _knows(x: torch.Tensor, spec: StepSpec) -> bool:
 
 
 def _native(rule: Rule, group: Mapping[str, Any]) -> NativeRule | None:
-    """Return the native form of a rule, None also for one with numbers on a GPU."""
+    """Return the native form of a rule, if the kernels know it and its numbers are on the host."""
     native = rule.native(group)
-    if native is None or any(getattr(number, "is_cuda", False) for number in native.numbers):
+    if native is None or native.name not in _RULES:
         return None
-    return native
+    # Options may be tensors.
+    numbers: tuple[object, ...] = native.numbers
+    on_device = any(isinstance(v, torch.Tensor) and not v.is_cpu for v in numbers)
+    return None if on_device else native
 
 
 def _plain(t: torch.Tensor) -> torch.Tensor:
@@ -125,23 +122,12 @@ def _take(
     spec: StepSpec,
     group: Mapping[str, Any],
 ) -> None:
-    from .kernels import directions
-    from .step import Direction, Step
+    from .direction import Direction
+    from .step import Step
 
-    state = [buffers[name] for name in native.state]
-    first, second, third = (*map(float, native.numbers), 0.0, 0.0, 0.0)[:3]
-    rule = directions.GRADIENT
-    if native.name == "momentum":
-        rule = directions.NESTEROV if third else directions.MOMENTUM
-    elif native.name == "adam":
-        is_scalar = state[1].shape[-2:] == (1, 1)
-        rule = directions.ADAM_SCALAR if is_scalar else directions.ADAM
-    has_most = len(state) == 3
-    kept = [*state, *(grad,) * (3 - len(state))]
-    d = Direction(grad, *kept, rule, has_most, (first, second, third))
-    rate = group["lr"] if isinstance(group["lr"], torch.Tensor) else None
-    if rate is not None and rate.device != x.device:
-        rate = rate.item()
-    sign = 1.0 if group["maximize"] else -1.0
-    number, on_device = (1.0, rate) if isinstance(rate, torch.Tensor) else (group["lr"], None)
-    Step(x, d, buffers["step"], buffers["skipped"], sign * float(number), on_device, spec).take()
+    unit, rate = (spec.scale if group["maximize"] else -spec.scale), group["lr"]
+    # On a GPU; one on the host is a number.
+    is_on_device = isinstance(rate, torch.Tensor) and rate.device == x.device
+    length, factor = (unit, rate) if is_on_device else (unit * float(rate), None)
+    d = Direction.of(grad, buffers, native)
+    Step(x, d, buffers["step"], buffers["skipped"], length, factor, spec).take()

@@ -75,7 +75,9 @@ def direction(
                 if PARTS == 2:
                     other = tl.load(g + (offset ^ 1), mask=mask, other=0.0)
                     square += other * other
-                moment = averaged(tl.load(second + offset // PARTS, mask=mask, other=0.0), square, share)
+                moment = averaged(
+                    tl.load(second + offset // PARTS, mask=mask, other=0.0), square, share
+                )
                 largest = moment
                 if HAS_MOST:
                     largest = tl.maximum(
@@ -86,7 +88,8 @@ def direction(
                 return after / tl.where(mask, divisor, 1.0), after, moment, largest
             else:
                 divisor = scale * tl.sqrt(tl.load(numbers + MOST).to(kind)) + least
-                return after / divisor, after, after, after
+                moment = tl.zeros_like(after) + tl.load(numbers + NEXT).to(kind)
+                return after / divisor, after, moment, after
 
 
 @triton.jit

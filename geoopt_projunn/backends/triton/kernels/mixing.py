@@ -39,7 +39,15 @@ def in_turn(counter, count, index, n):
 
 
 @triton.jit
-def draw(rows, taken, n, K: tl.constexpr, K_PADDED: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr):
+def draw(
+    rows,
+    taken,
+    n,
+    K: tl.constexpr,
+    K_PADDED: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Write K rows of random numbers."""
     which = tl.arange(0, K_PADDED)
     for start in range(0, n, BLOCK):

@@ -17,7 +17,13 @@ def added(total, rows, tile, BY_DOT: tl.constexpr):
 
 
 @triton.jit
-def started(kind: tl.constexpr, COUNT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BY_DOT: tl.constexpr):
+def started(
+    kind: tl.constexpr,
+    COUNT: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BY_DOT: tl.constexpr,
+):
     """Return column sums of nothing: of few rows each thread adds up its own entries."""
     if BY_DOT:
         return tl.zeros((COUNT, BN), kind)

@@ -32,7 +32,7 @@ def exponential(core, PARTS: tl.constexpr):
     a = shortened(core, LONGEST_EXPONENTIAL, PARTS) * SHORT
     delta = a
     for i in tl.static_range(TAYLOR_DEGREE - 1):
-        delta = a + times(a, delta) / (TAYLOR_DEGREE - i)
+        delta = a + times(a, delta) * (1.0 / (TAYLOR_DEGREE - i))
     for _ in range(SQUARINGS):
         delta = 2.0 * delta + times(delta, delta)
     return delta
@@ -57,7 +57,9 @@ def polar(core, COUNT: tl.constexpr, PADDED: tl.constexpr, PARTS: tl.constexpr):
         y = one + delta
         other = solve(tl.trans(y), -tl.trans(delta), COUNT, PADDED)
         gamma = tl.sqrt(tl.sqrt(square_of_norm(one + other) / square_of_norm(y)))
-        delta = 0.5 * (delta * gamma + other / gamma + one * ((gamma - 1.0) * (gamma - 1.0) / gamma))
+        delta = 0.5 * (
+            delta * gamma + other / gamma + one * ((gamma - 1.0) * (gamma - 1.0) / gamma)
+        )
     return delta
 
 

@@ -65,7 +65,9 @@ def gram_schmidt(gram, COUNT: tl.constexpr, PADDED: tl.constexpr, PARTS: tl.cons
         fresh *= tl.where(is_nothing, 0.0, 1.0 / tl.sqrt(tl.where(is_nothing, 1.0, rest)))
         basis += tl.where((index == row)[:, None], fresh[None, :], 0.0)
         if PARTS == 2:
-            swapped = tl.sum(tl.where((index ^ 1)[:, None] == index[None, :], fresh[None, :], 0.0), 1)
+            swapped = tl.sum(
+                tl.where((index ^ 1)[:, None] == index[None, :], fresh[None, :], 0.0), 1
+            )
             turned = tl.where((index & 1) == 1, swapped, -swapped)
             basis += tl.where((index == row + 1)[:, None], turned[None, :], 0.0)
     return basis
