@@ -32,7 +32,7 @@ from torch.nn.utils import parametrizations, parametrize
 from tqdm import tqdm
 
 from geoopt_projunn import ProjUNNRiemannianAdam
-from geoopt_projunn.nn import OrthogonalRNN, UnitaryRNN
+from geoopt_projunn.nn import OrthogonalGRU, OrthogonalRNN, UnitaryRNN
 
 BASELINE = "torch.nn.RNN, relu"
 
@@ -109,6 +109,11 @@ METHODS: dict[str, Callable[[Size], tuple[torch.nn.Module, torch.optim.Optimizer
     "torch-eunn, EURNN, capacity 2": lambda s: of_package(
         "torch_eunn", lambda package, s: package.EURNN(s.inputs, s.hidden), s
     ),
+    "torch.nn.GRU": lambda s: adam(torch.nn.GRU(s.inputs, s.hidden)),
+    "OrthogonalGRU, tanh, k = 1": lambda s: projunn(
+        OrthogonalGRU(s.inputs, s.hidden, nonlinearity="tanh")
+    ),
+    "OrthogonalGRU, modrelu, k = 1": lambda s: projunn(OrthogonalGRU(s.inputs, s.hidden)),
     "torch.nn.LSTM": lambda s: adam(torch.nn.LSTM(s.inputs, s.hidden)),
 }
 
@@ -193,7 +198,8 @@ def loop_table(options: argparse.Namespace) -> str:
     hidden, inputs = options.hidden, Size.inputs
     head = "| layer |" + "".join(f" H = {h}: time | kept |" for h in hidden)
     lines = [head, "|---|" + "---|---|" * len(hidden)]
-    kinds = [(k, n) for k in (OrthogonalRNN, UnitaryRNN) for n in ("modrelu", "relu", "tanh")]
+    layers = (OrthogonalRNN, UnitaryRNN, OrthogonalGRU)
+    kinds = [(k, n) for k in layers for n in ("modrelu", "relu", "tanh")]
     for kind, nonlinearity in tqdm(kinds, unit="layer"):
         cells = ""
         for h in hidden:

@@ -19,15 +19,15 @@ from typing import NamedTuple
 import torch
 
 from .linalg.basis import orthonormalize
-from .linalg.dense import skewh
+from .linalg.dense import length_of, skewh
 from .linalg.hashing import uniform
 from .linalg.precision import WIDE
 from .linalg.rows import (
     IN_TORCH,
     Products,
+    generator_parts,
     generator_rows,
     row_norms,
-    squared_column_norms,
     tangent_rows,
 )
 
@@ -74,7 +74,7 @@ class Sketched(NamedTuple):
         products.add_product_(d, rows, velocity)
 
 
-Sketch = Callable[[torch.Tensor, torch.Tensor, int, torch.Tensor, Products], Sketched]
+Sketch = Callable[[torch.Tensor, torch.Tensor, int, torch.Tensor, Products, float], Sketched]
 
 
 def tangent(
@@ -83,6 +83,7 @@ def tangent(
     k: int,
     counter: torch.Tensor,
     products: Products = IN_TORCH,
+    floor: float = 0.0,
 ) -> Sketched:
     r"""Sketch the tangent step itself: everything in it that touches k directions.
 
@@ -109,6 +110,9 @@ def tangent(
         (b,), int64, the number of the step
     products : Products
         how to multiply a few rows with ``x`` and ``d``
+    floor : float
+        Where the generator is below this share of what it is the difference of, products of ``d``
+        with the test vectors, it is rounding of a normal direction, and the core is zero.
 
     Returns
     -------
@@ -128,15 +132,18 @@ def tangent(
     turn = turn.remainder_(number)
     some, anywhere = _test_rows(x, k, counter, count + length).split((count, length), dim=-1)
     if k == 1:
-        few = d.gather(-2, turn.unsqueeze(-1).expand(-1, -1, p))
+        few = products.rows_at(d, turn)
         mixed = _mostly(torch.bmm(some, few), anywhere)
         test = products.times_adjoint(mixed, x)
         moved, back = products.both_sides(test, mixed, d)
         # The rows choose a subspace and no more: here alone xᴴx may be taken for I.
-        return _touching(x, d, back - products.times_adjoint(moved, x), products)
-    few = d.gather(-1, turn.unsqueeze(-2).expand(-1, n, -1)).mH
-    test = _mostly(torch.bmm(some, few), anywhere)
-    return _touching(x, d, generator_rows(test, x, d, products), products)
+        forth = products.times_adjoint(moved, x)
+    else:
+        few = products.columns_at(d, turn)
+        test = _mostly(torch.bmm(some, few), anywhere)
+        back, forth = generator_parts(test, x, d, products)
+    rows, core = _touching(x, d, back - forth, products)
+    return Sketched(rows, _above(floor, core, back))
 
 
 def full_range(x: torch.Tensor, u: torch.Tensor, k: int, products: Products = IN_TORCH) -> Sketched:
@@ -177,6 +184,7 @@ def lsi(
     k: int,
     counter: torch.Tensor,
     products: Products = IN_TORCH,
+    floor: float = 0.0,
 ) -> Sketched:
     r"""Sketch the ambient direction on random rows (the paper's LSI).
 
@@ -196,7 +204,7 @@ def lsi(
     """
     rows = products.times(_test_rows(x, k, counter, x.shape[-2]), d)
     v = orthonormalize(rows.to(WIDE[x.dtype])).to(x.dtype)
-    return _ambient(x, products.times_adjoint(v, d), v, products)
+    return _ambient(x, products.times_adjoint(v, d), v, products, floor)
 
 
 def column(
@@ -205,6 +213,7 @@ def column(
     k: int,
     counter: torch.Tensor,
     products: Products = IN_TORCH,
+    floor: float = 0.0,
 ) -> Sketched:
     r"""Sketch the ambient direction on k of its columns (the paper's column sampling).
 
@@ -222,19 +231,22 @@ def column(
     -----
     Three passes over ``d`` and one over ``x``.
     """
-    n, p = x.shape[-2:]
+    p = x.shape[-1]
     draws = (uniform(counter, p) + 1) / 2
-    keys = squared_column_norms(d).log() - (-draws.log()).log()
+    keys = products.squared_column_norms(d).log() - (-draws.log()).log()
     chosen = keys.topk(k).indices
-    columns = d.gather(-1, chosen.unsqueeze(-2).expand(-1, n, -1)).mH
+    columns = products.columns_at(d, chosen)
     u = orthonormalize(columns.to(WIDE[x.dtype])).to(x.dtype)
-    return _ambient(x, u, products.times(u, d), products)
+    return _ambient(x, u, products.times(u, d), products, floor)
 
 
-def exact(x: torch.Tensor, d: torch.Tensor) -> Sketched:
-    r"""Return the whole generator :math:`\operatorname{skewh}(d x^H)`, in :math:`O(n^2 p)`."""
+def exact(x: torch.Tensor, d: torch.Tensor, floor: float = 0.0) -> Sketched:
+    r"""Return the whole generator :math:`\operatorname{skewh}(d x^H)`, in :math:`O(n^2 p)`.
+
+    Where it is below ``floor`` times the length of ``d`` it is zero.
+    """
     wide = WIDE[x.dtype]
-    return Sketched(None, skewh(d.to(wide) @ x.to(wide).mH))
+    return Sketched(None, _above(floor, skewh(d.to(wide) @ x.to(wide).mH), d))
 
 
 def exact_tangent(x: torch.Tensor, u: torch.Tensor) -> Sketched:
@@ -246,7 +258,9 @@ def exact_tangent(x: torch.Tensor, u: torch.Tensor) -> Sketched:
     return Sketched(None, 2 * skewh((u - x @ (x.mH @ u) / 2) @ x.mH))
 
 
-def _ambient(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, products: Products) -> Sketched:
+def _ambient(
+    x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, products: Products, floor: float
+) -> Sketched:
     r"""Express :math:`a b^H x^H` (rows :math:`a^H`, :math:`b^H`) in the basis orth[a, xb].
 
     With the polar retraction of ``I + core`` this is, for a square x, the matrix nearest to
@@ -255,7 +269,16 @@ def _ambient(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, products: Produc
     wide = WIDE[x.dtype]
     left, right = a.to(wide), products.times_adjoint(b, x).to(wide)
     rows = orthonormalize(torch.cat((left, right), dim=-2))
-    return Sketched(rows, (rows @ left.mH) @ (rows @ right.mH).mH)
+    core = (rows @ left.mH) @ (rows @ right.mH).mH
+    return Sketched(rows, _above(floor, core, core))
+
+
+def _above(floor: float, core: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Return a core, or zero where its skew part is below a share of the length of another."""
+    if floor == 0:
+        return core
+    # So that what is not a number stays one.
+    return core.masked_fill(length_of(skewh(core)) <= floor * length_of(seen), 0)
 
 
 def _is_square(x: torch.Tensor) -> bool:

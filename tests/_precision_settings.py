@@ -3,15 +3,19 @@
 import torch
 
 backends = torch.backends
-NEW = {
-    "general": (backends, "fp32_precision"),
-    "cuda": (backends.cudnn, "fp32_precision"),
-    "cuda.matmul": (backends.cuda.matmul, "fp32_precision"),
-    "cudnn.conv": (backends.cudnn.conv, "fp32_precision"),
-    "cudnn.rnn": (backends.cudnn.rnn, "fp32_precision"),
-    "mkldnn": (backends.mkldnn, "fp32_precision"),
-    "mkldnn.matmul": (backends.mkldnn.matmul, "fp32_precision"),
-}
+# Of torch 2.9 and later.
+HAS_NEW = hasattr(backends.cuda.matmul, "fp32_precision")
+NEW = {}
+if HAS_NEW:
+    NEW = {
+        "general": (backends, "fp32_precision"),
+        "cuda": (backends.cudnn, "fp32_precision"),
+        "cuda.matmul": (backends.cuda.matmul, "fp32_precision"),
+        "cudnn.conv": (backends.cudnn.conv, "fp32_precision"),
+        "cudnn.rnn": (backends.cudnn.rnn, "fp32_precision"),
+        "mkldnn": (backends.mkldnn, "fp32_precision"),
+        "mkldnn.matmul": (backends.mkldnn.matmul, "fp32_precision"),
+    }
 OLD = {
     "cuda.matmul.allow_tf32": (backends.cuda.matmul, "allow_tf32"),
     "cudnn.allow_tf32": (backends.cudnn, "allow_tf32"),
@@ -50,18 +54,21 @@ REDUCED = [
     ("float32_matmul_precision", "high"),
     ("float32_matmul_precision", "medium"),
     ("cuda.matmul.allow_tf32", True),
-    ("general", "tf32"),
-    ("cuda", "tf32"),
-    ("cuda.matmul", "tf32"),
-    ("mkldnn.matmul", "bf16"),
-    ("mkldnn.matmul", "tf32"),
 ]
+if HAS_NEW:
+    REDUCED += [
+        ("general", "tf32"),
+        ("cuda", "tf32"),
+        ("cuda.matmul", "tf32"),
+        ("mkldnn.matmul", "bf16"),
+        ("mkldnn.matmul", "tf32"),
+    ]
 
 
 def forget():
     """Leave the precision of products as it is when torch starts."""
     torch.set_float32_matmul_precision("highest")
-    for name in ("general", "cuda", "cuda.matmul", "mkldnn.matmul"):
+    for name in {"general", "cuda", "cuda.matmul", "mkldnn.matmul"} & NEW.keys():
         use(name, "none")
 
 
@@ -83,5 +90,7 @@ def snapshot():
 
 
 def products_are_full():
+    if not HAS_NEW:
+        return torch.get_float32_matmul_precision() == "highest"
     full = ("ieee", "none")
     return all(o.fp32_precision in full for o in (backends.cuda.matmul, backends.mkldnn.matmul))

@@ -115,7 +115,8 @@ def test_the_convolutions_are_timed_side_by_side(capsys):
     assert table in capsys.readouterr().out
     rows = {line.split(" | ")[0].removeprefix("| "): line for line in table.splitlines()[2:]}
     assert rows[conv.PLAIN].endswith("| 1.00 |")
-    for name in ("OrthogonalConv2d, k = 1, SGD", "OrthogonalConv2d, k = 4, Adam", "Cayley layer"):
+    ours = [f"{kind}, k = 4, Adam" for kind in ("BlockOrthogonalConv2d, 3 x 3", "OrthogonalConv2d")]
+    for name in (*ours, "Cayley layer"):
         assert float(rows[name].split(" | ")[-1].removesuffix(" |")) > 0
 
 
@@ -146,6 +147,7 @@ def test_the_table_of_the_loop_that_transforms_run(tmp_path, capsys):
     table = (tmp_path / "rnn_transformed.md").read_text()
     assert table in capsys.readouterr().out
     assert table.count("RNN, ") == 6
+    assert table.count("GRU, ") == 3
     # At five steps, what the loop of torch's operations keeps is already the larger part.
     ratios = [float(line.split("|")[3]) for line in table.splitlines() if "RNN, modrelu" in line]
     assert min(ratios) > 1
@@ -158,6 +160,8 @@ def test_the_memory_of_a_step_is_that_of_its_sequences():
     ours = rnn.measure_memory("OrthogonalRNN, modrelu, k = 1", size)
     assert 2 * states < ours < 2.5 * states
     assert ours < 1.1 * rnn.measure_memory(rnn.BASELINE, size)
+    gated = rnn.measure_memory("OrthogonalGRU, modrelu, k = 1", size)
+    assert gated < rnn.measure_memory("torch.nn.GRU", size)
 
 
 def test_the_peak_is_that_of_what_is_held_at_once():

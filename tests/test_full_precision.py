@@ -38,9 +38,7 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.fixture(
-    params=REDUCED if hasattr(torch.backends.cuda.matmul, "fp32_precision") else [], ids=str
-)
+@pytest.fixture(params=REDUCED, ids=str)
 def reduced(request):
     use(*request.param)
     yield

@@ -7,6 +7,7 @@ import torch
 
 from ..linalg.rows import IN_TORCH, Products
 from .cpu import CPU
+from .distributed import Distributed, is_spread, local_of
 from .reference import Reference
 from .triton import Triton
 from .triton.support import warn_of_lack
@@ -22,7 +23,8 @@ def choose(x: torch.Tensor) -> Reference:
     """Return the backend for a step of tensors like ``x``, by device, dtype and mode of autograd.
 
     A backend itself leaves to torch's operations what it does not know, such as a layout or a
-    sketch.
+    sketch. Of what lies on several processes, the part of each is served by the backend chosen for
+    that part.
 
     Raises
     ------
@@ -34,6 +36,10 @@ def choose(x: torch.Tensor) -> Reference:
     UserWarning
         Once for each GPU that the Triton kernels cannot serve.
     """
+    return _DISTRIBUTED if is_spread(x) else _choose_local(x)
+
+
+def _choose_local(x: torch.Tensor) -> Reference:
     if _asked_for:
         assert_serves(x)
         return _BACKENDS[_asked_for[-1][0]]
@@ -46,10 +52,13 @@ def choose(x: torch.Tensor) -> Reference:
     return last
 
 
+_DISTRIBUTED = Distributed(_choose_local)
+
+
 def assert_serves(x: torch.Tensor) -> None:
     """Raise what :func:`choose` would raise, before anything has moved."""
     for (name,) in _asked_for[-1:]:
-        refusal = _BACKENDS[name].refusal(x)
+        refusal = _BACKENDS[name].refusal(local_of(x))
         if refusal is not None:
             raise RuntimeError(
                 f"The backend {name!r} is asked for by `backends.use` but cannot serve: "
@@ -59,6 +68,8 @@ def assert_serves(x: torch.Tensor) -> None:
 
 def products_for(x: torch.Tensor) -> Products:
     """Return the products of the backend for ``x``; outside of steps no choice is refused."""
+    if is_spread(x):
+        return IN_TORCH
     asked = [_BACKENDS[name] for (name,) in _asked_for[-1:]] or list(_BACKENDS.values())
     serving = (backend.products for backend in asked if backend.refusal(x) is None)
     return next(serving, IN_TORCH)

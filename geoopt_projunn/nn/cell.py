@@ -15,8 +15,83 @@ from .transforms import needs_plain_operations
 __all__ = ["OrthogonalRNNCell", "UnitaryRNNCell"]
 
 
-class _RNNCell(Recurrent, torch.nn.RNNCell):
-    offset: Tensor
+class RecurrentCell(Recurrent, torch.nn.RNNCellBase):
+    """A torch.nn.RNNCell or torch.nn.GRUCell whose recurrent weight is on a manifold.
+
+    A subclass names one of these as its last base and says what one step does.
+    """
+
+    _NAME: ClassVar[str]
+    """Of torch's class."""
+
+    def _step(self, x: Tensor, hx: Tensor | None) -> Tensor:
+        """Return the next state of a batch."""
+        raise NotImplementedError
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Take one step, as torch's class does.
+
+        Parameters
+        ----------
+        input : torch.Tensor
+            (N, input_size) or (input_size)
+        hx : torch.Tensor, optional
+            (N, hidden_size) or (hidden_size); zero if not given
+
+        Returns
+        -------
+        torch.Tensor
+            the next state, in the form of ``hx``
+
+        Raises
+        ------
+        ValueError, RuntimeError
+            If a dtype or a shape does not fit, as torch's class raises them.
+        """
+        for name, x in (("input", input), ("hidden", hx)):
+            if x is not None and x.dim() not in (1, 2):
+                raise ValueError(
+                    f"{self._NAME}: Expected {name} to be 1D or 2D, got {x.dim()}D instead"
+                )
+        if input.dim() == 1:
+            return self(input.unsqueeze(0), None if hx is None else hx.unsqueeze(0)).squeeze(0)
+        if input.is_complex() and not self.is_complex:
+            raise ValueError(
+                f"{self._NAME} input dtype ({input.dtype}) is complex but {type(self).__name__} is "
+                f"real. {self._remedy_for_complex_input()}"
+            )
+        dtype = self.weight_hh.dtype
+        return self._run(taken_as(input, dtype), None if hx is None else taken_as(hx, dtype))
+
+    @full_precision
+    def _run(self, x: Tensor, hx: Tensor | None) -> Tensor:
+        if x.shape[1] != self.input_size:
+            raise RuntimeError(
+                f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}"
+            )
+        if hx is not None:
+            self._check_hidden(hx, x.shape[0])
+        return self._step(x, hx)
+
+    def _check_hidden(self, hx: Tensor, batch: int) -> None:
+        if hx.shape[0] != batch:
+            raise RuntimeError(
+                f"Input batch size {batch} doesn't match hidden0 batch size {hx.shape[0]}"
+            )
+        if hx.shape[1:] != (self.hidden_size,):
+            raise RuntimeError(
+                f"hidden0 has inconsistent hidden_size: got {hx.shape[-1]}, "
+                f"expected {self.hidden_size}"
+            )
+
+    def extra_repr(self) -> str:
+        """Return torch's description, and what is particular to these cells."""
+        plain = super().extra_repr().split(", nonlinearity=")[0]
+        return plain + self._describe(getattr(self, "weight_hh", None))
+
+
+class _RNNCell(RecurrentCell, torch.nn.RNNCell):
+    _NAME = "RNNCell"
 
     def __init__(
         self,
@@ -37,76 +112,16 @@ class _RNNCell(Recurrent, torch.nn.RNNCell):
         super().__init__(input_size, hidden_size, bias, known, device=device, dtype=dtype)
         self._finish(nonlinearity, manifold, ["weight_hh"])
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """Take one step, as torch.nn.RNNCell does.
-
-        Parameters
-        ----------
-        input : torch.Tensor
-            (N, input_size) or (input_size)
-        hx : torch.Tensor, optional
-            (N, hidden_size) or (hidden_size); zero if not given
-
-        Returns
-        -------
-        torch.Tensor
-            the next state, in the form of ``hx``
-
-        Raises
-        ------
-        ValueError, RuntimeError
-            If a dtype or a shape does not fit, as torch.nn.RNNCell raises them.
-        """
-        for name, x in (("input", input), ("hidden", hx)):
-            if x is not None and x.dim() not in (1, 2):
-                raise ValueError(f"RNNCell: Expected {name} to be 1D or 2D, got {x.dim()}D instead")
-        if input.dim() == 1:
-            return self(input.unsqueeze(0), None if hx is None else hx.unsqueeze(0)).squeeze(0)
-        if input.is_complex() and not self.is_complex:
-            raise ValueError(
-                f"RNNCell input dtype ({input.dtype}) is complex but {type(self).__name__} is "
-                "real. Use UnitaryRNNCell, or give it a real input"
-            )
-        dtype = self.weight_hh.dtype
-        x, hx = taken_as(input, dtype), None if hx is None else taken_as(hx, dtype)
+    def _step(self, x: Tensor, hx: Tensor | None) -> Tensor:
         known = not self.is_complex and self.nonlinearity != "modrelu"
-        if known and not needs_plain_operations(input, hx, self.weight_ih, self.weight_hh):
-            return self._run_as_torch(x, hx)
-        return self._run(x, hx)
-
-    @full_precision
-    def _run_as_torch(self, x: Tensor, hx: Tensor | None) -> Tensor:
-        return torch.nn.RNNCell.forward(self, x, hx)
-
-    @full_precision
-    def _run(self, x: Tensor, hx: Tensor | None) -> Tensor:
-        if x.shape[1] != self.input_size:
-            raise RuntimeError(
-                f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}"
-            )
+        if known and not needs_plain_operations(x, hx, self.weight_ih, self.weight_hh):
+            return torch.nn.RNNCell.forward(self, x, hx)
         z = linear(x, self.weight_ih, self.bias_ih)
         if hx is not None:
-            self._check_hidden(hx, x.shape[0])
             z = z + linear(hx, self.weight_hh, self.bias_hh)
         elif self.bias_hh is not None:
             z = z + self.bias_hh
-        return activated(z, self.nonlinearity, getattr(self, "offset", None))
-
-    def _check_hidden(self, hx: Tensor, batch: int) -> None:
-        if hx.shape[0] != batch:
-            raise RuntimeError(
-                f"Input batch size {batch} doesn't match hidden0 batch size {hx.shape[0]}"
-            )
-        if hx.shape[1:] != (self.hidden_size,):
-            raise RuntimeError(
-                f"hidden0 has inconsistent hidden_size: got {hx.shape[-1]}, "
-                f"expected {self.hidden_size}"
-            )
-
-    def extra_repr(self) -> str:
-        """Return torch's description, and what is particular to these cells."""
-        plain = torch.nn.RNNCell.extra_repr(self).split(", nonlinearity=")[0]
-        return plain + self._describe(getattr(self, "weight_hh", None))
+        return activated(z, self.nonlinearity, self._offset())
 
 
 class OrthogonalRNNCell(_RNNCell):

@@ -1,7 +1,6 @@
 r"""What orthogonal convolutions of all dimensions, real or complex, have in common."""
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any, ClassVar
 
 import geoopt
@@ -9,15 +8,21 @@ import torch
 
 from ..backends import products_for
 from ..init import INITS
-from ..linalg.precision import WIDE, full_precision
+from ..linalg.precision import full_precision
 from ..manifold import LowRankUnitary
+from .arguments import (
+    assert_dtype_of_layer,
+    assert_known,
+    checked_dtype,
+    positive,
+    positive_tuple,
+)
 from .channels import channels_to_pixels, pixels_to_channels
+from .circular import padding_before, plain_convolution
 from .keeping import KeepsManifolds, keep_manifolds
 from .transforms import is_exported, needs_plain_operations
 
 __all__ = ["FullWidthConv"]
-
-_PLAIN = {1: torch.nn.Conv1d, 2: torch.nn.Conv2d, 3: torch.nn.Conv3d}
 
 
 class _Multiply(torch.autograd.Function):
@@ -71,21 +76,19 @@ class FullWidthConv(KeepsManifolds):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.in_channels = _positive("in_channels", in_channels)
-        self.out_channels = _positive("out_channels", out_channels)
-        self.size = _positive_tuple("size", size, self._dims)
-        self.stride = _positive("stride", stride)
+        self.in_channels = positive("in_channels", in_channels)
+        self.out_channels = positive("out_channels", out_channels)
+        self.size = positive_tuple("size", size, self._dims)
+        self.stride = positive("stride", stride)
         if any(n % self.stride for n in self.size):
             raise ValueError(
                 f"`stride` must divide `size` = {self.size} on every axis, got {stride}; "
                 "choose another stride, or pad the input to a multiple of it."
             )
-        if init not in INITS:
-            choices = ", ".join(repr(choice) for choice in INITS)
-            raise ValueError(f"`init` must be one of {choices}, got {init!r}.")
+        assert_known("init", init, list(INITS))
         self.init = init
         manifold = LowRankUnitary(k, retraction=retraction, sketch=sketch)
-        dtype = self._checked_dtype(dtype)
+        dtype = checked_dtype(dtype, self._complex)
         for name, count in self._counts().items():
             shape = (count, self.channels, self.channels)
             of_weight = dtype.to_complex() if name == "weight" else dtype
@@ -172,23 +175,8 @@ class FullWidthConv(KeepsManifolds):
         unit = torch.zeros(count, count, *self.grid, **factory)
         unit.flatten(2)[..., 0] = torch.eye(count, **factory)
         rows = self.adjoint(unit).conj()
-        left = [(n - self.stride + 1) // 2 for n in self.size]
-        if self.stride == 1:
-            left = [(n - 1) // 2 for n in self.size]
-        plain: Any = _PLAIN[self._dims]
-        conv: torch.nn.Module = plain(
-            self.in_channels,
-            count,
-            self.size,
-            self.stride,
-            padding="same" if self.stride == 1 else tuple(left),
-            bias=self.bias is not None,
-            padding_mode="circular",
-            **factory,
-        )
-        kernel = {"weight": rows.roll(left, tuple(range(2, 2 + self._dims)))}
-        conv.load_state_dict(kernel if self.bias is None else {**kernel, "bias": self.bias})
-        return conv
+        kernel = rows.roll(padding_before(self.size, self.stride), tuple(range(2, 2 + self._dims)))
+        return plain_convolution(kernel, self.stride, self.bias)
 
     def extra_repr(self) -> str:
         """Return the arguments that tell two layers apart."""
@@ -249,10 +237,7 @@ class FullWidthConv(KeepsManifolds):
             )
         if x.dtype != self._dtype:
             if not torch.is_autocast_enabled(x.device.type):
-                raise TypeError(
-                    f"`{name}` must have the dtype of the layer, {self._dtype}, got {x.dtype}; "
-                    f"convert it, or the layer with `layer.to({x.dtype})`."
-                )
+                assert_dtype_of_layer(name, x, self._dtype)
             x = x.to(self._dtype)
         shape = (channels, *size)
         if x.dim() not in (len(shape), len(shape) + 1) or x.shape[-len(shape)] != channels:
@@ -273,27 +258,3 @@ class FullWidthConv(KeepsManifolds):
             # and raises for another size.
             (x,) = x.split([n], axis)
         return x if x.dim() > len(shape) else x.unsqueeze(0)
-
-    def _checked_dtype(self, dtype: torch.dtype | None) -> torch.dtype:
-        if dtype is None:
-            default = torch.get_default_dtype()
-            return default.to_complex() if self._complex else default
-        if dtype not in WIDE or dtype.is_complex != self._complex:
-            known = ("complex64", "complex128") if self._complex else ("float32", "float64")
-            raise TypeError(f"`dtype` must be torch.{known[0]} or torch.{known[1]}, got {dtype}.")
-        return dtype
-
-
-def _positive(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"`{name}` must be an integer, got {value!r}.")
-    if value < 1:
-        raise ValueError(f"`{name}` must be at least 1, got {value}.")
-    return int(value)
-
-
-def _positive_tuple(name: str, value: Any, dims: int) -> tuple[int, ...]:
-    values = (value,) * dims if isinstance(value, Integral) else value
-    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != dims:
-        raise TypeError(f"`{name}` must be an integer or a tuple of {dims}, got {value!r}.")
-    return tuple(_positive(name, one) for one in values)

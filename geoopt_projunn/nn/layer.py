@@ -1,86 +1,54 @@
-"""How a recurrent layer runs, whatever field its weights are in."""
+"""How a recurrent layer runs, whatever recurrence its weights are of."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from ..linalg.precision import full_precision, full_precision_cudnn
-from ..manifold import LowRankUnitary
-from .recurrence import recur
+from ..linalg.precision import full_precision
+from .fused import in_full_precision
 from .recurrent import Recurrent, taken_as
 from .transforms import is_exported, needs_plain_operations
-from .unrolled import Weights
+from .unrolled import Order
 
 
-class RecurrentLayer(Recurrent, torch.nn.RNN):
-    """torch.nn.RNN with this package's recurrence, or torch's kernels where these are better."""
+class RecurrentLayer(Recurrent, torch.nn.RNNBase):
+    """A torch.nn.RNN or torch.nn.GRU with this package's recurrence.
+
+    A subclass names one of these as its last base and says what one direction of one layer does.
+    """
+
+    _DIMENSIONS: ClassVar[str]
+    """What torch's class says of an input with other dimensions."""
+    _fused = False
+    """Whether to run the kernels of torch's class."""
 
     weight_ih_l0: Tensor
     weight_hh_l0: Tensor
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        nonlinearity: str = "modrelu",
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        k: int | None = 1,
-        retraction: str = "exponential",
-        sketch: str = "tangent",
-        init: str = "henaff",
-        **unsupported: Any,
-    ) -> None:
-        manifold = LowRankUnitary(k, retraction=retraction, sketch=sketch)
-        known, dtype = self._options(nonlinearity, init, dtype)
-        super().__init__(
-            input_size,
-            hidden_size,
-            num_layers,
-            known,
-            bias=bias,
-            batch_first=batch_first,
-            dropout=dropout,
-            bidirectional=bidirectional,
-            device=device,
-            dtype=dtype,
-            **unsupported,
-        )
-        self._finish(nonlinearity, manifold, [names[1] for names in self._all_weights])
-        self.mode = f"RNN_{nonlinearity.upper()}"
-
-    @property
-    def _fused(self) -> bool:
-        """Whether to run torch's kernels; on a CPU those are slower than ours and keep more."""
-        known = not self.is_complex and self.nonlinearity != "modrelu"
-        # During a conversion the weight may not be there.
-        weight = getattr(self, "weight_hh_l0", None)
-        return known and weight is not None and weight.is_cuda
+    def _recur(
+        self, x: Tensor, h0: Tensor | None, suffix: str, order: Order
+    ) -> tuple[Tensor, Tensor]:
+        """Run the layer and direction of a suffix; return all states and the last ones."""
+        raise NotImplementedError
 
     def __setattr__(self, name: str, value: Any) -> None:
         try:
             super().__setattr__(name, value)
         except (TypeError, ValueError):
-            # By then torch.nn.RNN has put the value among its flat weights.
+            # By then torch.nn.RNNBase has put the value among its flat weights.
             self._init_flat_weights()
             raise
 
     def flatten_parameters(self) -> None:
-        """Do what torch.nn.RNN does where torch's kernels are used, nothing elsewhere."""
+        """Do what torch's class does where its kernels are used, nothing elsewhere."""
         if self._fused:
             super().flatten_parameters()
 
     def _load_from_state_dict(self, *args: Any) -> None:
-        # torch.nn.RNN keeps weak references to its parameters, and torch.utils.swap_tensors raises
-        # for a parameter that has one.
+        # torch.nn.RNNBase keeps weak references to its parameters, and torch.utils.swap_tensors
+        # raises for a parameter that has one.
         self._flat_weight_refs = []
         try:
             super()._load_from_state_dict(*args)
@@ -88,7 +56,7 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
             self._init_flat_weights()
 
     def forward(self, input: Any, hx: Tensor | None = None) -> Any:
-        """Run over a batch, a single sequence or a PackedSequence, as torch.nn.RNN does.
+        """Run over a batch, a single sequence or a PackedSequence, as torch's class does.
 
         Parameters
         ----------
@@ -107,20 +75,19 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
         Raises
         ------
         ValueError, RuntimeError
-            If a dtype or a shape does not fit, as torch.nn.RNN raises them.
+            If a dtype or a shape does not fit, as torch's class raises them.
         """
         return (self._call if torch.compiler.is_exporting() else self._call_outside)(input, hx)
 
     def _call(self, input: Any, hx: Tensor | None) -> Any:
         packed = isinstance(input, PackedSequence)
-        if self._fused and not needs_plain_operations(input.data if packed else input, hx):
-            return full_precision_cudnn(super().forward)(input, hx)
+        fused = self._fused and torch.backends.cudnn.enabled
+        if fused and not needs_plain_operations(input.data if packed else input, hx):
+            return self._run_fused(input, hx)
         if packed:
             return self._run_packed(input, hx)
         if input.dim() not in (2, 3):
-            raise ValueError(
-                f"RNN: Expected input to be 2D or 3D, got {input.dim()}D tensor instead"
-            )
+            raise ValueError(self._DIMENSIONS.format(input.dim()))
         batched = input.dim() == 3
         if hx is not None and hx.dim() != input.dim():
             raise RuntimeError(
@@ -145,8 +112,26 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
             outputs = [states.transpose(0, 1) for states in outputs]
         return _joined(outputs), last
 
-    # torch.compile leaves out a function that calls a torch.nn.RNN, but would compile what this
-    # calls, the loop over all time steps.
+    def _run_fused(self, input: Any, hx: Tensor | None) -> Any:
+        """Run torch's kernels, in the precision of the parameters as everything here."""
+        packed = isinstance(input, PackedSequence)
+        run = super().forward
+        dtype = self.weight_hh_l0.dtype
+
+        def call(x: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
+            states, last = run(input._replace(data=x) if packed else x, h0)
+            return (states.data if packed else states), last
+
+        states, last = in_full_precision(
+            call,
+            taken_as(input.data if packed else input, dtype),
+            None if hx is None else taken_as(hx, dtype),
+            [weight for weight in self._flat_weights if weight is not None],
+        )
+        return (input._replace(data=states) if packed else states), last
+
+    # torch.compile leaves out a function that calls a torch.nn.RNN or a torch.nn.GRU, but would
+    # compile what this calls, the loop over all time steps.
     _call_outside = torch.compiler.disable(_call)
 
     def _run_packed(self, packed: PackedSequence, hx: Tensor | None) -> Any:
@@ -190,26 +175,11 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
             outputs = []
             for direction in range(directions):
                 suffix = f"l{layer}" + ("_reverse" if direction else "")
-                states, last = recur(
-                    x,
-                    None if hx is None else hx[len(lasts)],
-                    self._weights(suffix),
-                    nonlinearity=self.nonlinearity,
-                    batch_sizes=batch_sizes,
-                    reverse=bool(direction),
-                )
+                h0 = None if hx is None else hx[len(lasts)]
+                states, last = self._recur(x, h0, suffix, Order(batch_sizes, bool(direction)))
                 outputs.append(states)
                 lasts.append(last)
         return outputs, torch.stack(lasts)
-
-    def _weights(self, suffix: str) -> Weights:
-        return Weights(
-            getattr(self, f"weight_ih_{suffix}"),
-            getattr(self, f"weight_hh_{suffix}"),
-            getattr(self, f"bias_ih_{suffix}") if self.bias else None,
-            getattr(self, f"bias_hh_{suffix}") if self.bias else None,
-            getattr(self, f"offset_{suffix}") if self.nonlinearity == "modrelu" else None,
-        )
 
     def check_forward_args(
         self, input: Tensor, hidden: Tensor | None, batch_sizes: Tensor | None
@@ -230,9 +200,9 @@ class RecurrentLayer(Recurrent, torch.nn.RNN):
         if input.is_complex() and not self.is_complex:
             raise ValueError(
                 f"RNN input dtype ({input.dtype}) is complex but {type(self).__name__} is real. "
-                "Use UnitaryRNN, or give it a real input"
+                f"{self._remedy_for_complex_input()}"
             )
-        # torch.nn.RNN looks at a list of weights that torch.func.functional_call leaves stale.
+        # torch's class looks at a list of weights that torch.func.functional_call leaves stale.
         dtype = self.weight_ih_l0.dtype
         if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
             raise ValueError(
@@ -258,7 +228,7 @@ def _joined(outputs: list[Tensor]) -> Tensor:
     if len(outputs) > 1:
         return torch.cat(outputs, -1)
     states = outputs[0]
-    # The backward pass of recur needs its states as they are; a program does not call it.
+    # The backward pass of a recurrence needs its states as they are; a program does not call it.
     return states.clone() if states.requires_grad and not is_exported() else states
 
 

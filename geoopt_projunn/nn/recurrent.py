@@ -20,8 +20,8 @@ _REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 class Recurrent(KeepsManifolds):
     """Mixed in before torch's class: unitary recurrent weights, modReLU offsets, inits.
 
-    The names of its parameters tell what they are: ``weight_hh…``, ``weight_ih…``, ``bias…`` and
-    ``offset…``.
+    The names of its parameters tell what they are: ``weight_hh…`` is on a manifold,
+    ``weight_ih…`` and ``weight_gates…`` are not, ``bias…`` and ``offset…`` start at 0.
     """
 
     is_complex: ClassVar[bool]
@@ -72,18 +72,28 @@ class Recurrent(KeepsManifolds):
     def reset_parameters(self) -> None:
         r"""Draw all parameters anew.
 
-        Recurrent weights by ``init``; input weights uniformly with Glorot's variance
-        :math:`E |w|^2 = 2 / (\text{inputs} + \text{outputs})`, which the two parts of a complex
-        one share; biases and offsets 0.
+        Recurrent weights on a manifold by ``init``; all other weights uniformly with Glorot's
+        variance :math:`E |w|^2 = 2 / (\text{inputs} + \text{outputs})`, which the two parts of a
+        complex one share; biases and offsets 0.
         """
         for name, p in self.named_parameters(recurse=False):
             if name.startswith("weight_hh"):
                 p.copy_(INITS[self.init](*p.shape, dtype=p.dtype, device=p.device))
-            elif name.startswith("weight_ih"):
-                bound = math.sqrt((3 if self.is_complex else 6) / sum(p.shape))
+            elif name.startswith("weight"):
+                # A gate has weights of its own, with as many outputs as the state has features.
+                fans = p.shape[1] + self.hidden_size
+                bound = math.sqrt((3 if self.is_complex else 6) / fans)
                 _parts(p).uniform_(-bound, bound)
             else:
                 p.zero_()
+
+    def _offset(self, suffix: str = "") -> Tensor | None:
+        """Return the offset of a modReLU."""
+        return getattr(self, f"offset{suffix}") if self.nonlinearity == "modrelu" else None
+
+    def _remedy_for_complex_input(self) -> str:
+        counterpart = self._counterpart()
+        return f"{f'Use {counterpart}, or give' if counterpart else 'Give'} it a real input"
 
     def _describe(self, weight: Any) -> str:
         manifold = getattr(weight, "manifold", None)

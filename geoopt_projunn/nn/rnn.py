@@ -1,13 +1,80 @@
 """Recurrent layers with orthogonal or unitary recurrent weights."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
+
+from ..manifold import LowRankUnitary
 from .layer import RecurrentLayer
+from .recurrence import recur
+from .unrolled import Order, Weights
 
 __all__ = ["OrthogonalRNN", "UnitaryRNN"]
 
 
-class OrthogonalRNN(RecurrentLayer):
+class _RNN(RecurrentLayer, torch.nn.RNN):
+    _DIMENSIONS = "RNN: Expected input to be 2D or 3D, got {}D tensor instead"
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "modrelu",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        k: int | None = 1,
+        retraction: str = "exponential",
+        sketch: str = "tangent",
+        init: str = "henaff",
+        **unsupported: Any,
+    ) -> None:
+        manifold = LowRankUnitary(k, retraction=retraction, sketch=sketch)
+        known, dtype = self._options(nonlinearity, init, dtype)
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            known,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+            device=device,
+            dtype=dtype,
+            **unsupported,
+        )
+        self._finish(nonlinearity, manifold, [names[1] for names in self._all_weights])
+        self.mode = f"RNN_{nonlinearity.upper()}"
+
+    @property
+    def _fused(self) -> bool:  # type: ignore[override]
+        """Whether to run torch's kernels; on a CPU those are slower than ours and keep more."""
+        known = not self.is_complex and self.nonlinearity != "modrelu"
+        # During a conversion the weight may not be there.
+        weight = getattr(self, "weight_hh_l0", None)
+        return known and weight is not None and weight.is_cuda
+
+    def _recur(
+        self, x: Tensor, h0: Tensor | None, suffix: str, order: Order
+    ) -> tuple[Tensor, Tensor]:
+        weights = Weights(
+            getattr(self, f"weight_ih_{suffix}"),
+            getattr(self, f"weight_hh_{suffix}"),
+            getattr(self, f"bias_ih_{suffix}") if self.bias else None,
+            getattr(self, f"bias_hh_{suffix}") if self.bias else None,
+            self._offset(f"_{suffix}"),
+        )
+        return recur(x, h0, weights, nonlinearity=self.nonlinearity, order=order)
+
+
+class OrthogonalRNN(_RNN):
     r"""A torch.nn.RNN whose recurrent weights are orthogonal.
 
     .. math::
@@ -59,12 +126,13 @@ class OrthogonalRNN(RecurrentLayer):
 
     Notes
     -----
-    On a CUDA device, "relu" and "tanh" run torch's own kernels, with their limits: cuDNN raises an
-    error for second derivatives and for states that were changed in place, and its backward pass
-    takes the precision that torch's settings say. Everything else is one differentiable function.
-    It keeps the input and the states for the backward pass and returns a copy of the states,
-    which may be changed in place in any way. modReLU's derivatives are taken to be 0 where the
-    state is 0.
+    On a CUDA device, "relu" and "tanh" run cuDNN's kernels, with their limits: there is an error
+    for second derivatives and for states that were changed in place. In
+    ``with torch.backends.cudnn.flags(enabled=False):`` they run as modReLU does: as one
+    differentiable function. It keeps the input and the states for the backward pass and returns a
+    copy of the states, which may be changed in place in any way. modReLU's derivatives are taken
+    to be 0 where the state is 0. On a GPU of compute capability 8 or later, with Triton, a modReLU
+    is one launch a time step each way, beside that of the product.
 
     Forward and backward pass run in the precision of the parameters, also in autocast and where
     float32 products are reduced to TF32 or bfloat16. In the loop below, this holds for its
@@ -104,7 +172,7 @@ class OrthogonalRNN(RecurrentLayer):
     is_complex: ClassVar[bool] = False
 
 
-class UnitaryRNN(RecurrentLayer):
+class UnitaryRNN(_RNN):
     r"""A recurrent layer with complex states and unitary recurrent weights.
 
     As :class:`OrthogonalRNN`, with :math:`W_{hh}^H W_{hh} = I` and

@@ -8,7 +8,7 @@ the second, ... with ``batch_sizes`` rows each, not increasing. A batch of equal
 case of constant ``batch_sizes``.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -68,24 +68,49 @@ def unrolled(
     x: Tensor, h0: Tensor | None, weights: Weights, nonlinearity: str, order: Order
 ) -> tuple[Tensor, Tensor]:
     """Return all states, and the last state of each sequence, as :func:`~.recurrence.recur`."""
-    u = weights.project(x).split(order.batch_sizes)
     transposed = weights.hh.t()
+
+    def step(u: Tensor, h: Tensor | None) -> Tensor:
+        z = u if h is None else torch.addmm(u, h, transposed)
+        return activated(z, nonlinearity, weights.offset)
+
+    return unroll(weights.project(x), h0, step, order)
+
+
+def unroll(
+    u: Tensor,
+    h0: Tensor | None,
+    step: Callable[[Tensor, Tensor | None], Tensor],
+    order: Order,
+) -> tuple[Tensor, Tensor]:
+    """Apply a step at all times; return all states, and the last state of each sequence.
+
+    Parameters
+    ----------
+    u : torch.Tensor
+        (rows, m), what the step adds at each time
+    h0 : torch.Tensor or None
+        (batch, n), the state before the first step
+    step : callable
+        makes the state (rows, n) of its part of ``u`` and the state before it, which is None at
+        the beginning of a sequence if ``h0`` is
+    order : Order
+        the rows of each time step, and the direction
+    """
+    parts_of_u = u.split(order.batch_sizes)
     states: dict[int, Tensor] = {}
     ended = []
-    state = u[0]
+    state = u
     for now, previous, shared in order.steps():
-        rows, parts = u[now].shape[0], []
+        given, parts = parts_of_u[now], []
         if previous is not None:
-            parts.append(torch.addmm(u[now][:shared], state[:shared], transposed))
+            parts.append(step(given[:shared], state[:shared]))
             if shared < state.shape[0]:
                 ended.append(state[shared:])
-        if previous is None or shared < rows:
-            begun = u[now][shared:]
-            if h0 is not None:
-                begun = torch.addmm(begun, h0[shared:rows], transposed)
-            parts.append(begun)
-        z = parts[0] if len(parts) == 1 else torch.cat(parts)
-        state = states[now] = activated(z, nonlinearity, weights.offset)
+        if previous is None or shared < given.shape[0]:
+            rows = given.shape[0]
+            parts.append(step(given[shared:], None if h0 is None else h0[shared:rows]))
+        state = states[now] = parts[0] if len(parts) == 1 else torch.cat(parts)
     # The shortest sequences, which end first, are the last rows.
     final = torch.cat([state, *reversed(ended)])
-    return torch.cat([states[now] for now in range(len(u))]), final
+    return torch.cat([states[now] for now in range(len(parts_of_u))]), final

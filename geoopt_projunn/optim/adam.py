@@ -6,7 +6,7 @@ from typing import Any
 import geoopt
 import torch
 
-from ..backends.contract import Buffers, NativeRule, Proposal
+from ..backends.contract import Buffers, NativeRule, Proposal, Total
 from .base import ProjUNNOptimizer
 from .options import check_choice, check_range, on_device
 
@@ -18,6 +18,8 @@ _SECOND_MOMENTS = {"elementwise": "exp_avg_sq", "scalar": "exp_avg_norm_sq"}
 
 class _Adam:
     """Bias-corrected moments of ambient gradients."""
+
+    is_linear = False
 
     def buffer_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         second = _SECOND_MOMENTS[group["second_moment"]]
@@ -32,13 +34,19 @@ class _Adam:
         }
 
     def propose(
-        self, grad: torch.Tensor, buffers: Buffers, taken: torch.Tensor, group: Mapping[str, Any]
+        self,
+        grad: torch.Tensor,
+        buffers: Buffers,
+        taken: torch.Tensor,
+        group: Mapping[str, Any],
+        total: Total | None = None,
     ) -> Proposal:
         name = _SECOND_MOMENTS[group["second_moment"]]
         beta1, beta2 = (on_device(beta, grad.device) for beta in group["betas"])
         square = grad.real.square() if not grad.is_complex() else grad.real**2 + grad.imag**2
         if group["second_moment"] == "scalar":
             square = square.sum((-2, -1), keepdim=True)
+            square = square if total is None else total(square)
         second = _averaged(buffers[name], square, beta2)
         proposed = {"exp_avg": _averaged(buffers["exp_avg"], grad, beta1), name: second}
         if group["amsgrad"]:
@@ -100,6 +108,10 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         where the norm is constant.
     amsgrad : bool
         divide by the largest second moment so far
+    normalize : {None, "angle", "spectral"}
+        What ``lr`` means on LowRankUnitary. None: a multiple of the direction. "angle": the root
+        mean square angle, in radians, of the k planes that a step turns. "spectral": the angle of
+        each of them. See Notes.
     second_moment : {"elementwise", "scalar"}
         On LowRankUnitary, one second moment for each entry (the paper's RMSprop), or one for
         each matrix, the mean of :math:`\lVert g \rVert_F^2` (geoopt's). A unit of learning rate
@@ -147,10 +159,30 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
     first two cases and draws a warning in the last. Messages name a parameter if the optimizer was
     made of ``module.named_parameters()``.
 
+    **Steps in radians.** With :math:`S = \operatorname{skewh}(K)`, the core of the direction's
+    sketch, ``normalize`` makes the generator of a step
+
+    .. math::
+
+        -\eta \frac{\sqrt{2k}}{\lVert S \rVert_F} S \quad\text{("angle")}, \qquad
+        -\eta\, S (S^H S)^{-1/2} \quad\text{("spectral")},
+
+    whatever the size of the gradient: ``lr`` is an angle, 0.2 to 1 radian for most problems and
+    all ranks and sizes. It is that of the exponential; the Cayley transform and the polar factor
+    turn a little less. No plane turns further than :math:`\pi`. "spectral" turns planes with
+    hardly any gradient less. Where the tangent part of a direction is rounding, nothing moves;
+    the sketches "lsi" and "column" cannot tell. k=None counts as k = n // 2, in :math:`O(n^3)`.
+    Such steps do not shrink as the gradient does: let ``lr`` decay, to zero at the end. Other
+    parameters take ``lr`` as they always do, so give them a group of their own.
+
     References
     ----------
     Kiani et al., arXiv:2203.05483, section 4. Kingma and Ba, arXiv:1412.6980.
     Bécigneul and Ganea, arXiv:1810.00760.
+    Steps in radians are what Pethick et al., arXiv:2502.07529 (Scion), call linear minimization
+    oracles, here over balls of the Frobenius and of the spectral norm in the tangent space; the
+    latter at full rank is manifold Muon (Bernstein, *Modular manifolds*, Thinking Machines Lab,
+    2025).
     """
 
     _rule = _Adam()
@@ -168,6 +200,7 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         amsgrad: bool = False,
         *,
         second_moment: str = "elementwise",
+        normalize: str | None = None,
         maximize: bool = False,
         decoupled_weight_decay: bool = False,
         skip_nonfinite: str = "manifold",
@@ -185,6 +218,7 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
             "weight_decay": weight_decay,
             "amsgrad": amsgrad,
             "second_moment": second_moment,
+            "normalize": normalize,
             "maximize": maximize,
             "decoupled_weight_decay": decoupled_weight_decay,
             "skip_nonfinite": skip_nonfinite,

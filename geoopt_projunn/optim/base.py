@@ -10,17 +10,20 @@ from geoopt.optim.mixin import OptimMixin
 
 from ..backends.choice import assert_serves
 from ..backends.contract import Buffers, Rule
+from ..backends.distributed import is_dtensor, is_spread, receive_first
 from ..linalg.precision import full_precision
 from ..low_rank import LowRankManifold
+from ..normalization import NORMALIZATIONS
 from .kinds import Parts, check_kind, is_low_rank, kind_of, manifold_of, stacked
 from .lost import look_for_lost_manifolds
 from .messages import capitalized, described
 from .nonfinite import SKIP_NONFINITE, AllOrNothing
-from .options import check_choice, check_have_values, check_range, warn_of_misspelt
+from .options import check_choice, check_have_values, check_range, check_steps, warn_of_misspelt
 from .others import Others, check_plain
 from .rank_k import step_kinds
 from .skips import skipped_by_parameter, total_skipped
-from .state import check_supported, first_state, mend_loaded_state, probe
+from .spread import average_buffers, check_is_whole, check_spread, first_buffers
+from .state import first_state, mend_loaded_state, probe
 from .watch import Watch
 
 # Else torch asks a subclass of Tensor, at every attribute, whether it overrides it. A
@@ -94,12 +97,9 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         for name in ("lr", "weight_decay"):
             check_range(name, group[name], 0.0)
         check_choice("compile", group["compile"], (True, False))
+        check_choice("normalize", group["normalize"], (None, *NORMALIZATIONS))
         check_choice("skip_nonfinite", group["skip_nonfinite"], SKIP_NONFINITE)
-        every = group["stabilize"]
-        if every is not None and (
-            isinstance(every, bool) or not isinstance(every, int) or every < 1
-        ):
-            raise ValueError(f"`stabilize` must be None or a positive integer, got {every!r}.")
+        check_steps("stabilize", group["stabilize"])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, after checking its hyperparameters.
@@ -117,6 +117,16 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
             warn_of_misspelt(param_group, {*self.defaults, "stabilize"})
         super().add_param_group(param_group)
         self._looked_for_lost = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, as torch does.
+
+        Buffers of parameters that :func:`geoopt_projunn.distributed.sketch_gradients_` has marked
+        are averaged first: every process has to call this.
+        """
+        for group in self.param_groups:
+            average_buffers(group["params"], self.state)
+        return super().state_dict()
 
     @property
     def skipped_steps(self) -> int:
@@ -170,6 +180,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
             off its manifold, which is measured every 50 steps; at the first step that is skipped
             because something is not finite. Of parameters on a GPU the warning comes up to 100
             steps later, so that the host need not wait; a CUDA graph that is replayed gives none.
+            Also if steps in radians are so long that a plane may have to stop at half a turn.
 
         Notes
         -----
@@ -191,6 +202,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
             # These first: torch may raise an error that was not foreseen.
             self._others.step(self.state, self.param_groups, parts, self._state_of_others)
             for group, part in zip(self.param_groups, parts, strict=True):
+                self._watch.see_angles(part.low_rank_parameters(), group, self._described)
                 with _as_tensors():
                     step_kinds(part.low_rank.values(), self.state, self._rule, group)
                 self._stabilize_in_turn(group, skips=step.skips)
@@ -244,6 +256,8 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
                     )
                 if grad is not None and manifold is None:
                     check_plain(p, group)
+                if grad is not None and manifold is not None:
+                    check_is_whole(p, manifold, group)
                 (part.plain if manifold is None else part.riemannian).append(p)
             elif grad is not None:
                 is_new = "skipped" not in state
@@ -258,10 +272,13 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
             state = fresh.get(p) or self.state[p]
             check_kind(p, state, group)
             assert_serves(p)
+            if is_spread(p) or is_dtensor(p.grad):
+                for p in members:
+                    check_spread(p, fresh.get(p) or self.state[p], self._rule, group)
             if not all(name in state for name in self._rule.buffer_names(group)):
                 for p in members:
                     x = stacked(p)
-                    fresh[p] = {**self._rule.first_buffers(x, group), **self.state[p]}
+                    fresh[p] = {**first_buffers(x, self._rule, group), **self.state[p]}
         return part
 
     def _begin(
@@ -272,7 +289,10 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         state: Mapping[str, Any],
     ) -> None:
         """Look at a parameter before its first step, or the first after a load."""
-        check_supported(p, manifold, group)
+        manifold.assert_check_point(p)
+        if is_spread(p):
+            check_spread(p, {}, self._rule, group)
+            receive_first(p)
         self._watch.begin(p, state.get("skipped"))
         # Before they load, distributed checkpoints take a step of length 0 from any values.
         if not p.is_meta and float(group["lr"]) == 0:

@@ -37,6 +37,12 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
         raise ValueError(f"`{name}` must be {', '.join(most)} or {last}, got {value!r}.")
 
 
+def check_steps(name: str, value: Any) -> None:
+    """Raise an error unless a value is None or a number of steps."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"`{name}` must be None or a positive integer, got {value!r}.")
+
+
 def check_have_values(group: dict[str, Any]) -> None:
     """Raise an error if an option is on the meta device and a parameter is not."""
     betas = group.get("betas", ())

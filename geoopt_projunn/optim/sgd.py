@@ -6,7 +6,7 @@ from typing import Any
 import geoopt
 import torch
 
-from ..backends.contract import Buffers, NativeRule, Proposal
+from ..backends.contract import Buffers, NativeRule, Proposal, Total
 from .base import ProjUNNOptimizer
 from .options import check_range
 
@@ -15,6 +15,8 @@ __all__ = ["ProjUNNRiemannianSGD"]
 
 class _Momentum:
     """Momentum of ambient gradients, as in torch.optim.SGD, or with error feedback."""
+
+    is_linear = True
 
     def buffer_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         if group["error_feedback"] is not None:
@@ -28,7 +30,12 @@ class _Momentum:
         }
 
     def propose(
-        self, grad: torch.Tensor, buffers: Buffers, taken: torch.Tensor, group: Mapping[str, Any]
+        self,
+        grad: torch.Tensor,
+        buffers: Buffers,
+        taken: torch.Tensor,
+        group: Mapping[str, Any],
+        total: Total | None = None,
     ) -> Proposal:
         momentum, feedback = group["momentum"], group["error_feedback"]
         if feedback is not None:
@@ -90,6 +97,10 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
         L2 penalty. It has no effect on LowRankUnitary, where the norm is constant.
     nesterov : bool
         use Nesterov momentum; needs a momentum and no dampening
+    normalize : {None, "angle", "spectral"}
+        What ``lr`` means on LowRankUnitary. None: a multiple of the direction. "angle": the root
+        mean square angle, in radians, of the k planes that a step turns. "spectral": the angle of
+        each of them. See Notes.
     error_feedback : float, optional
         On LowRankUnitary, the share in [0, 1) that the buffer keeps, from step to step, of what
         a step has not carried; ``momentum`` is the share that it keeps of what it has:
@@ -98,7 +109,7 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
         momentum. With :math:`\phi = \mu`, the default, this is the heavy ball. 0.99 averages
         the noise of small batches, at learning rates below the best one without, if the gradient
         vanishes at the solution; where its normal part stays, a share near 1 does not converge.
-        0 to 0.5 suit exact gradients. Not with ``nesterov`` or ``dampening``.
+        0 to 0.5 suit exact gradients. Not with ``nesterov``, ``dampening`` or ``normalize``.
     maximize : bool
         ascend instead of descend
     skip_nonfinite : {"manifold", "all"}
@@ -134,9 +145,29 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
     first two cases and draws a warning in the last. Messages name a parameter if the optimizer was
     made of ``module.named_parameters()``.
 
+    **Steps in radians.** With :math:`S = \operatorname{skewh}(K)`, the core of the direction's
+    sketch, ``normalize`` makes the generator of a step
+
+    .. math::
+
+        -\eta \frac{\sqrt{2k}}{\lVert S \rVert_F} S \quad\text{("angle")}, \qquad
+        -\eta\, S (S^H S)^{-1/2} \quad\text{("spectral")},
+
+    whatever the size of the gradient: ``lr`` is an angle, 0.2 to 1 radian for most problems and
+    all ranks and sizes. It is that of the exponential; the Cayley transform and the polar factor
+    turn a little less. No plane turns further than :math:`\pi`. "spectral" turns planes with
+    hardly any gradient less. Where the tangent part of a direction is rounding, nothing moves;
+    the sketches "lsi" and "column" cannot tell. k=None counts as k = n // 2, in :math:`O(n^3)`.
+    Such steps do not shrink as the gradient does: let ``lr`` decay, to zero at the end. Other
+    parameters take ``lr`` as they always do, so give them a group of their own.
+
     References
     ----------
     Kiani et al., arXiv:2203.05483, Algorithm 1.
+    Steps in radians are what Pethick et al., arXiv:2502.07529 (Scion), call linear minimization
+    oracles, here over balls of the Frobenius and of the spectral norm in the tangent space; the
+    latter at full rank is manifold Muon (Bernstein, *Modular manifolds*, Thinking Machines Lab,
+    2025).
     """
 
     _rule = _Momentum()
@@ -154,6 +185,7 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
         nesterov: bool = False,
         *,
         error_feedback: float | None = None,
+        normalize: str | None = None,
         maximize: bool = False,
         skip_nonfinite: str = "manifold",
         foreach: bool | None = None,
@@ -169,6 +201,7 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
             "weight_decay": weight_decay,
             "nesterov": nesterov,
             "error_feedback": error_feedback,
+            "normalize": normalize,
             "maximize": maximize,
             "skip_nonfinite": skip_nonfinite,
             "foreach": foreach,
@@ -197,4 +230,10 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
                     "`error_feedback` needs nesterov = False and dampening = 0, got "
                     f"nesterov={group['nesterov']}, dampening={group['dampening']}; leave "
                     "`error_feedback` at None for either of them."
+                )
+            if group["normalize"] is not None:
+                raise ValueError(
+                    "`error_feedback` needs normalize = None, for a step in radians does not "
+                    f"carry a share of its direction, got normalize={group['normalize']!r}; leave "
+                    "one of them at None."
                 )

@@ -1,10 +1,13 @@
 """What an optimizer tells its user while it runs, without waiting for a GPU."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 
+from ..backends.distributed import local_of
+from ..normalization import furthest
 from .kinds import is_low_rank, low_rank_of, manifold_of
 from .messages import capitalized, warn
 from .nonfinite import reads_at_once
@@ -22,13 +25,15 @@ Warner = Callable[[torch.Tensor, float, Described], None]
 class Watch:
     """Measure points and read counters now and then, and warn.
 
-    It warns of a point that is far off its manifold, once, and again if it was back in between; and
-    of the first step that was skipped because something was not finite.
+    It warns of a point that is far off its manifold, once, and again if it was back in between; of
+    the first step that was skipped because something was not finite; and of steps in radians that
+    may be shortened.
     """
 
     def __init__(self) -> None:
         self._steps = 0
         self._warned_of_skip = False
+        self._warned_of_angle = False
         self._far_off: set[torch.Tensor] = set()
         self._skips_before: dict[torch.Tensor, float] = {}
         self._nonfinite: dict[torch.Tensor, torch.Tensor] = {}
@@ -36,7 +41,8 @@ class Watch:
 
     def begin(self, p: torch.Tensor, skipped: torch.Tensor | None) -> None:
         """Start to watch a parameter that has skipped some steps already; waits for its device."""
-        self._skips_before[p] = 0.0 if skipped is None or p.is_meta else float(skipped.sum())
+        counts = None if skipped is None or p.is_meta else local_of(skipped)
+        self._skips_before[p] = 0.0 if counts is None else float(counts.sum())
 
     def see_gradients(
         self, finite: Mapping[torch.Tensor, torch.Tensor], described: Described
@@ -50,6 +56,26 @@ class Watch:
             else:
                 before = self._nonfinite.get(p)
                 self._nonfinite[p] = ~flag if before is None else ~flag | before
+
+    def see_angles(
+        self, params: Iterable[torch.Tensor], group: Mapping[str, Any], described: Described
+    ) -> None:
+        """Warn if a plane might turn by more than half a turn; a tensor of a rate is not read."""
+        lr, name = group["lr"], group["normalize"]
+        if name is None or self._warned_of_angle or isinstance(lr, torch.Tensor):
+            return
+        for p in params:
+            # Without a rank the gradient is spread over many planes, unless it is of low rank.
+            k = low_rank_of(p).k or 1
+            if furthest(lr, k, name) > math.pi:
+                rule = "lr" if name == "spectral" else "lr·√k"
+                warn(
+                    f"With normalize={name!r} a step of {described(p)} stops at half a turn of a "
+                    f"plane, for {rule} = {furthest(lr, k, name):.3g} is above π: `lr` = {lr} is "
+                    "an angle in radians; lower it if steps should be of that length."
+                )
+                self._warned_of_angle = True
+                return
 
     def see_step(
         self,
@@ -66,7 +92,7 @@ class Watch:
         self._steps += 1
         if not self._warned_of_skip:
             for members in stepped:
-                counters = [states[p]["skipped"] for p in members]
+                counters = [local_of(states[p]["skipped"]) for p in members]
                 if reads_at_once(counters[0]) and _any(counters):
                     for p, counter in zip(members, counters, strict=True):
                         self._warn_of_count(p, float(counter.sum()), described)
@@ -90,7 +116,7 @@ class Watch:
         # The gradients first: the warning then names the one to blame.
         self._send(self._warn_of_gradient, self._nonfinite)
         self._nonfinite = {}
-        self._send(self._warn_of_count, {p: states[p]["skipped"].sum() for p in points})
+        self._send(self._warn_of_count, {p: local_of(states[p]["skipped"]).sum() for p in points})
         self._send(
             self._warn_of_error,
             {p: relative_error(low_rank_of(p).points(p)).max() for p in points},

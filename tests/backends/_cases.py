@@ -21,6 +21,8 @@ RULES = {
     "momentum": (SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.3}),
     "nesterov": (SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
     "feedback": (SGD, {"lr": 0.1, "momentum": 0.5, "error_feedback": 0.9}),
+    "angle": (SGD, {"lr": 0.3, "momentum": 0.9, "nesterov": True, "normalize": "angle"}),
+    "spectral": (ADAM, {"lr": 0.2, "second_moment": "scalar", "normalize": "spectral"}),
     "adam": (ADAM, {"lr": 0.02}),
     "amsgrad": (ADAM, {"lr": 0.02, "amsgrad": True, "betas": (0.8, 0.9)}),
     "scalar": (ADAM, {"lr": 0.2, "second_moment": "scalar"}),

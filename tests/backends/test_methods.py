@@ -140,18 +140,18 @@ def test_points_are_turned_and_swept_as_by_the_reference(name, dtype, layout, n,
         assert torch.linalg.matrix_norm(error) < 10 * off**2 * n**0.5 + 100 * eps(dtype)
 
 
+@pytest.mark.parametrize("normalize", [None, "angle", "spectral"])
 @pytest.mark.parametrize("sketch", ["tangent", "lsi", "column"])
 @each_other
-def test_a_rotation_has_a_length_for_each_matrix_and_a_transform_of_its_core(name, sketch):
+def test_a_rotation_has_a_length_for_each_matrix(name, sketch, normalize):
     x, d, counter = draw(24, torch.complex128)
     lengths = torch.tensor([0.1, 0.0, -0.3], dtype=torch.float64)[:, None, None]
-    how = spec(2, sketch)._replace(transform=lambda core: 2 * core)
-    for own in (backend(name), REFERENCE):
-        sketched = own.sketch(x, d, how, counter)
-        together = own.rotation(sketched, lengths, how, x.dtype)(x)
-        for i, length in enumerate(lengths.flatten().tolist()):
-            alone = own.rotation(sketched, 2 * length, spec(2, sketch), x.dtype)(x)
-            assert_within(together[i], alone[i], 1e-13)
+    how = spec(2, sketch)._replace(normalize=normalize)
+    sketched = backend(name).sketch(x, d, how, counter)
+    together = backend(name).rotation(sketched, lengths, how, x.dtype)(x)
+    for i, length in enumerate(lengths.flatten().tolist()):
+        alone = REFERENCE.rotation(sketched, length, how, x.dtype)(x)
+        assert_within(together[i], alone[i], 1e-13)
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def step(name, x, grad, spec, taken=3, rule="gradient", lr=0.1):
         ((140, 70), F64, StepSpec(3, "lsi", "polar", 2), "amsgrad", 8),
         ((2, 40, 33), C128, StepSpec(16, "tangent", "exponential", 8), "nesterov", 8),
         # Twice the generator, and no sweep.
-        ((40, 17), F64, StepSpec(1, "tangent", "polar", 0, None, 2.0), "gradient", 3),
+        ((40, 17), F64, StepSpec(1, "tangent", "polar", 0, 2.0), "gradient", 3),
     ],
 )
 def test_so_they_are_for_any_size(shape, dtype, spec, rule, taken):

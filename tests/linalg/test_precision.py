@@ -9,7 +9,14 @@ import torch
 from geoopt_projunn.linalg import precision
 from geoopt_projunn.linalg.precision import WIDE, full_precision, full_precision_cudnn
 from tests._matrices import DTYPES, wide
-from tests._precision_settings import REDUCED, forget, products_are_full, snapshot, use
+from tests._precision_settings import (
+    HAS_NEW,
+    REDUCED,
+    forget,
+    products_are_full,
+    snapshot,
+    use,
+)
 
 
 @full_precision
@@ -49,11 +56,6 @@ def test_the_function_keeps_its_name_and_its_documentation():
     assert multiply.__doc__ == "Multiply."
 
 
-needs_new_interface = pytest.mark.skipif(
-    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="needs torch 2.9"
-)
-
-
 @pytest.fixture
 def reduced(request):
     use(*request.param)
@@ -62,7 +64,6 @@ def reduced(request):
     forget()
 
 
-@needs_new_interface
 @pytest.mark.parametrize("reduced", REDUCED, ids=str, indirect=True)
 def test_the_products_of_a_full_precision_function_are_not_reduced(reduced):
     before = snapshot()
@@ -85,7 +86,7 @@ def test_the_products_of_a_full_precision_function_are_not_reduced(reduced):
     assert inside == [True] * 4
 
 
-@needs_new_interface
+@pytest.mark.skipif(not HAS_NEW, reason="this torch has one interface")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_settings_in_any_order_by_either_interface_are_as_before():
     command = [sys.executable, "-m", "tests.linalg._orders_of_settings"]
@@ -93,7 +94,6 @@ def test_settings_in_any_order_by_either_interface_are_as_before():
     assert said == "308 cases\n"
 
 
-@needs_new_interface
 @pytest.mark.parametrize("reduced", REDUCED, ids=str, indirect=True)
 def test_the_last_of_several_threads_puts_the_settings_back(reduced):
     before = snapshot()
@@ -130,7 +130,6 @@ def test_with_the_old_interface_alone_the_setting_is_raised_and_put_back(value, 
     assert inside == "highest"
 
 
-@needs_new_interface
 @pytest.mark.parametrize("reduced", REDUCED, ids=str, indirect=True)
 def test_what_is_compiled_with_reduced_products_says_so(reduced):
     torch.compiler.reset()

@@ -7,6 +7,8 @@ import torch
 from geoopt_projunn import LowRankUnitary
 from geoopt_projunn.nn import (
     OrthogonalConv2d,
+    OrthogonalGRU,
+    OrthogonalGRUCell,
     OrthogonalRNN,
     OrthogonalRNNCell,
     UnitaryConv1d,
@@ -48,6 +50,11 @@ MODULES = {
     "tied unitary layer": (lambda: tied(UnitaryRNN), ["weight_hh_l0", "weight_hh_l0_reverse"]),
     "orthogonal cell": (lambda: OrthogonalRNNCell(3, 8, **OPTIONS), ["weight_hh"]),
     "unitary cell": (lambda: UnitaryRNNCell(3, 8, **OPTIONS), ["weight_hh"]),
+    "gated layer": (
+        lambda: OrthogonalGRU(3, 8, 2, **OPTIONS),
+        ["weight_hh_l0", "weight_hh_l1"],
+    ),
+    "gated cell": (lambda: OrthogonalGRUCell(3, 8, **OPTIONS), ["weight_hh"]),
     "orthogonal convolution": (
         lambda: OrthogonalConv2d(4, 4, 4, **OPTIONS),
         ["weight_real", "weight"],

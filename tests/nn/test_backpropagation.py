@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from geoopt_projunn.nn import OrthogonalRNN, UnitaryRNN, backpropagation
+from geoopt_projunn.nn import OrthogonalRNN, UnitaryRNN, passes
 from tests._asserts import assert_within
 from tests.nn._oracles import KINDS, scattered, textbook, wide
 
@@ -27,15 +27,15 @@ every_loss = pytest.mark.parametrize("loss", LOSSES)
 def chunks(monkeypatch):
     """Make chunks of short sequences as well, and return the sizes of those that were made."""
     sizes = []
-    made = backpropagation._Pass._chunks
+    made = passes.Pass._chunks
 
     def record(self):
         chunks = made(self)
         sizes.append([len(chunk) for chunk in chunks])
         return chunks
 
-    monkeypatch.setattr(backpropagation, "_LEAST_ENTRIES", 1)
-    monkeypatch.setattr(backpropagation._Pass, "_chunks", record)
+    monkeypatch.setattr(passes, "_LEAST_ENTRIES", 1)
+    monkeypatch.setattr(passes.Pass, "_chunks", record)
     return sizes
 
 
@@ -83,7 +83,7 @@ def test_they_are_those_of_one_chunk(kind, nonlinearity, batch_sizes, loss, chun
     layer = LAYERS[kind](INPUTS, HIDDEN, 1, nonlinearity, bidirectional=True, dtype=wide(kind))
     x, h0 = arguments(scattered(layer), batch_sizes)
     ours = gradients(layer, x, h0, batch_sizes, loss)
-    monkeypatch.setattr(backpropagation, "_LEAST_ENTRIES", 10**9)
+    monkeypatch.setattr(passes, "_LEAST_ENTRIES", 10**9)
     assert_same(ours, gradients(layer, x, h0, batch_sizes, loss))
     assert chunks[-1] == [len(batch_sizes)]
 

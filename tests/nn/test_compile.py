@@ -10,6 +10,7 @@ from geoopt_projunn import ProjUNNRiemannianAdam
 from geoopt_projunn.nn import (
     ModReLU,
     OrthogonalConv2d,
+    OrthogonalGRU,
     OrthogonalRNN,
     OrthogonalRNNCell,
     RealReadout,
@@ -183,9 +184,12 @@ def test_convolutions_in_a_row_are_one_graph_for_batches_of_any_size():
             assert_within(actual, expected, 1e-4 * max(1.0, expected.abs().max().item()))
 
 
-@pytest.mark.parametrize("nonlinearity", ["modrelu", "tanh"])
-def test_the_compiler_does_not_look_into_a_recurrent_layer(nonlinearity):
-    """It leaves out a function that calls a torch.nn.RNN, but takes what that function calls.
+@pytest.mark.parametrize(
+    ("kind", "nonlinearity"),
+    [(OrthogonalRNN, "modrelu"), (OrthogonalRNN, "tanh"), (OrthogonalGRU, "modrelu")],
+)
+def test_the_compiler_does_not_look_into_a_recurrent_layer(kind, nonlinearity):
+    """It leaves out a function that calls torch's layers, but takes what that function calls.
 
     Here it would unroll the loop, and compile it anew for every length.
     """
@@ -195,7 +199,7 @@ def test_the_compiler_does_not_look_into_a_recurrent_layer(nonlinearity):
         graphs.append(graph)
         return graph
 
-    layer = OrthogonalRNN(3, 8, nonlinearity=nonlinearity)
+    layer = kind(3, 8, nonlinearity=nonlinearity)
     model = Layered(layer, torch.nn.Identity(), torch.nn.Identity())
     run = torch.compile(model, backend=backend)
     for length in (3, 4, 5):

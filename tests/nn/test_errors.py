@@ -1,4 +1,4 @@
-"""Bad input is refused in the words of torch.nn.RNN, or with the rule, the value and a remedy."""
+"""Bad input is refused in torch's words, or with the rule, the value and a remedy."""
 
 import pytest
 import torch
@@ -6,6 +6,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 
 from geoopt_projunn.nn import (
     ModReLU,
+    OrthogonalGRU,
+    OrthogonalGRUCell,
     OrthogonalRNN,
     OrthogonalRNNCell,
     RealReadout,
@@ -13,11 +15,15 @@ from geoopt_projunn.nn import (
     UnitaryRNNCell,
 )
 
-LAYERS = [OrthogonalRNN, UnitaryRNN]
-CELLS = [OrthogonalRNNCell, UnitaryRNNCell]
+LAYERS = {OrthogonalRNN: torch.nn.RNN, UnitaryRNN: torch.nn.RNN, OrthogonalGRU: torch.nn.GRU}
+CELLS = {
+    OrthogonalRNNCell: torch.nn.RNNCell,
+    UnitaryRNNCell: torch.nn.RNNCell,
+    OrthogonalGRUCell: torch.nn.GRUCell,
+}
 every_layer = pytest.mark.parametrize("kind", LAYERS)
 every_cell = pytest.mark.parametrize("kind", CELLS)
-every_kind = pytest.mark.parametrize("kind", LAYERS + CELLS)
+every_kind = pytest.mark.parametrize("kind", [*LAYERS, *CELLS])
 
 
 def raised(make):
@@ -51,7 +57,7 @@ def raised(make):
 )
 def test_arguments_that_torch_refuses_are_refused_as_torch_does(kind, options):
     options = {"input_size": 3, "hidden_size": 8, **options}
-    assert raised(lambda: kind(**options)) == raised(lambda: torch.nn.RNN(**options))
+    assert raised(lambda: kind(**options)) == raised(lambda: LAYERS[kind](**options))
 
 
 @every_layer
@@ -95,6 +101,7 @@ def test_arguments_that_torch_does_not_know(kind, options, error, words):
         (OrthogonalRNN, torch.complex64, "must be torch.float32 or torch.float64, got torch.comp"),
         (UnitaryRNN, torch.float64, "must be torch.complex64 or torch.complex128, got torch.flo"),
         (OrthogonalRNNCell, torch.complex128, "must be torch.float32 or torch.float64, got torch"),
+        (OrthogonalGRU, torch.complex64, "must be torch.float32 or torch.float64, got torch.comp"),
         (UnitaryRNNCell, torch.float32, "must be torch.complex64 or torch.complex128, got torch"),
     ],
 )
@@ -146,7 +153,7 @@ def calls():
 @pytest.mark.parametrize("nonlinearity", ["modrelu", "relu"])
 @pytest.mark.parametrize("case", calls())
 def test_calls_that_torch_refuses_are_refused_as_torch_does(kind, nonlinearity, case):
-    layer, theirs = kind(3, 8, nonlinearity=nonlinearity), torch.nn.RNN(3, 8)
+    layer, theirs = kind(3, 8, nonlinearity=nonlinearity), LAYERS[kind](3, 8)
     x, h0 = calls()[case]
     error, words = raised(lambda: layer(x, h0))
     expected, their_words = raised(lambda: theirs(x, h0))
@@ -164,6 +171,17 @@ def test_complex_input_to_a_real_layer(nonlinearity, packed):
         OrthogonalRNN(3, 8, nonlinearity=nonlinearity)(
             pack_padded_sequence(x, torch.tensor([5, 3])) if packed else x
         )
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules are a new feature:UserWarning")
+def test_complex_input_to_a_gated_unit_which_has_no_complex_form():
+    x = torch.randn(5, 3, dtype=torch.complex64)
+    words = r"input dtype \(torch.complex64\) is complex but {} is real\. Give it a real input$"
+    for module in (OrthogonalGRU(3, 8), OrthogonalGRUCell(3, 8)):
+        with pytest.raises(ValueError, match=words.format(type(module).__name__)):
+            module(x)
+        with pytest.raises(TypeError, match=r"must be real, got torch.complex64\. This module is"):
+            module.to(torch.complex64)
 
 
 @every_layer
@@ -187,7 +205,7 @@ def test_unsorted_packed_input(kind):
 @pytest.mark.parametrize("shape", [(0, 2, 3), (5, 0, 3), (0, 3)])
 @pytest.mark.parametrize("nonlinearity", ["modrelu", "relu"])
 def test_empty_input(kind, nonlinearity, shape):
-    layer, theirs = kind(3, 8, nonlinearity=nonlinearity), torch.nn.RNN(3, 8)
+    layer, theirs = kind(3, 8, nonlinearity=nonlinearity), LAYERS[kind](3, 8)
     x = torch.randn(shape)
     if 0 in shape[:1]:
         error, words = raised(lambda: theirs(x))
@@ -207,7 +225,7 @@ def test_empty_input(kind, nonlinearity, shape):
     ids=str,
 )
 def test_calls_that_torchs_cell_refuses_are_refused_as_torch_does(kind, nonlinearity, x, h):
-    cell, theirs = kind(3, 8, nonlinearity=nonlinearity), torch.nn.RNNCell(3, 8)
+    cell, theirs = kind(3, 8, nonlinearity=nonlinearity), CELLS[kind](3, 8)
     x, h = torch.randn(x), None if h is None else torch.randn(h)
     assert raised(lambda: cell(x, h)) == raised(lambda: theirs(x, h))
 

@@ -198,7 +198,8 @@ def test_a_parameter_that_lost_its_manifold_is_refused(kind):
     assert_refused(
         optimizer,
         RuntimeError,
-        r"shape \(6, 6\) was on LowRankUnitary and no longer is.*`geoopt.ManifoldParameter`",
+        r"shape \(6, 6\) was on LowRankUnitary or LowRankStiefel and no longer is.*"
+        "`geoopt.ManifoldParameter`",
     )
 
 

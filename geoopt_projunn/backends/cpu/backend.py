@@ -37,7 +37,7 @@ class CPU(Reference):
         self, x: torch.Tensor, d: torch.Tensor, spec: StepSpec, counter: torch.Tensor
     ) -> Sketched:
         """Sketch by one kernel, where it knows the sketch."""
-        if spec.k is not None and _knows(x, d, spec):
+        if spec.k is not None and spec.normalize is None and _knows(x, d, spec):
             return Sketched(*operators.sketch(x, d, spec.k, counter, spec.sketch))
         return super().sketch(x, d, spec, counter)
 
@@ -77,7 +77,7 @@ class CPU(Reference):
         gradients and buffers may be in any number of tensors.
         """
         native = rule.native(group)
-        if native and spec.transform is None and _knows(x[0], grad[0], spec):
+        if native and spec.normalize is None and _knows(x[0], grad[0], spec):
             length = float(group["lr"])
             state = [piece for name in native.state for piece in buffers[name]]
             # torch's dispatcher takes no lazily conjugated or negated tensors to be changed.

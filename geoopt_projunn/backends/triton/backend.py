@@ -90,7 +90,7 @@ def _knows(x: torch.Tensor, spec: StepSpec) -> bool:
         and spec.sketch in _SKETCHES
         and spec.retraction in _RETRACTIONS
         and min(spec.sweep, x.shape[-1]) <= _LARGEST_SWEEP
-        and spec.transform is None
+        and spec.normalize is None
     )
 
 

@@ -1,0 +1,53 @@
+"""Checks of the arguments that convolutions share, with one wording of their errors."""
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
+import torch
+
+from ..linalg.precision import WIDE
+
+
+def positive(name: str, value: Any) -> int:
+    """Return a positive integer, or raise."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"`{name}` must be an integer, got {value!r}.")
+    if value < 1:
+        raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    return int(value)
+
+
+def positive_tuple(name: str, value: Any, dims: int) -> tuple[int, ...]:
+    """Return one positive integer for each axis, or raise."""
+    values = (value,) * dims if isinstance(value, Integral) else value
+    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != dims:
+        raise TypeError(f"`{name}` must be an integer or a tuple of {dims}, got {value!r}.")
+    return tuple(positive(name, one) for one in values)
+
+
+def assert_known(name: str, value: Any, known: Sequence[str]) -> None:
+    """Raise ValueError for a value that is none of some names."""
+    if value not in known:
+        choices = ", ".join(repr(choice) for choice in known)
+        raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")
+
+
+def checked_dtype(dtype: torch.dtype | None, is_complex: bool) -> torch.dtype:
+    """Return the dtype of signals, torch's default for None, or raise."""
+    if dtype is None:
+        default = torch.get_default_dtype()
+        return default.to_complex() if is_complex else default
+    if dtype not in WIDE or dtype.is_complex != is_complex:
+        known = ("complex64", "complex128") if is_complex else ("float32", "float64")
+        raise TypeError(f"`dtype` must be torch.{known[0]} or torch.{known[1]}, got {dtype}.")
+    return dtype
+
+
+def assert_dtype_of_layer(name: str, x: torch.Tensor, dtype: torch.dtype) -> None:
+    """Raise TypeError for a signal of another dtype."""
+    if x.dtype != dtype:
+        raise TypeError(
+            f"`{name}` must have the dtype of the layer, {dtype}, got {x.dtype}; "
+            f"convert it, or the layer with `layer.to({x.dtype})`."
+        )

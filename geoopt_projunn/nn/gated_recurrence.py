@@ -1,0 +1,127 @@
+"""The recurrence of a gated recurrent unit, fast.
+
+It runs in place, without a tape. For the backward pass it keeps the input, the states, and of each
+step the two gates, the candidate and what the reset gate multiplies: five numbers for each of the
+state. What that pass needs of the nonlinearity is recovered from the candidate.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from . import untaped
+from .gated import GatedWeights, unrolled_gates
+from .gated_backpropagation import backpropagate, state_before
+from .passes import rows_of
+from .pointwise import POINTWISE
+from .unrolled import Order
+
+
+def recur(
+    x: Tensor, h0: Tensor | None, weights: GatedWeights, *, nonlinearity: str, order: Order
+) -> tuple[Tensor, Tensor]:
+    """Run :func:`~.gated.gated_step` over all time steps.
+
+    Parameters
+    ----------
+    x : torch.Tensor
+        (rows, m), the input, in the layout of :class:`~.unrolled.Order`
+    h0 : torch.Tensor or None
+        (batch, n), the state before the first step; zero if None
+    weights : GatedWeights
+        of one direction of one layer, real
+    nonlinearity : {"modrelu", "relu", "tanh"}
+        of the candidate
+    order : Order
+        the rows of each time step, and the direction
+
+    Returns
+    -------
+    tuple of torch.Tensor
+        the states (rows, n), and the last state of each sequence (batch, n). The backward pass
+        needs the states: change a copy, not them.
+    """
+    return untaped.run(_Recurrence(nonlinearity, order), x, h0, *weights)
+
+
+class _Recurrence(untaped.Recurrence):
+    names: ClassVar[tuple[str, ...]] = ("the input", "the first state", *GatedWeights._fields)
+
+    def __init__(self, nonlinearity: str, order: Order) -> None:
+        self.nonlinearity, self.order = nonlinearity, order
+
+    def forward(self, *given: Any) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        x, h0, *weights = given
+        states, final, parts = _forward(
+            x, h0, GatedWeights(*weights), self.nonlinearity, self.order
+        )
+        return states, final, (parts,)
+
+    def unrolled(self, *given: Any) -> tuple[Tensor, Tensor]:
+        x, h0, *weights = given
+        return unrolled_gates(x, h0, GatedWeights(*weights), self.nonlinearity, self.order)
+
+    def which_are_read(self, needed: tuple[bool, ...], states: Tensor) -> tuple[bool, ...]:
+        need_x, _, *need = needed
+        wanted = GatedWeights(*need)  # type: ignore[arg-type]
+        return bool(wanted.ih), True, need_x, True, True, False, False, False
+
+    def backward(
+        self,
+        states: Tensor,
+        kept: tuple[Tensor, ...],
+        given: tuple[Any, ...],
+        grads: untaped.Grads,
+        needed: tuple[bool, ...],
+    ) -> list[Tensor | None]:
+        x, h0, *weights = given
+        return backpropagate(
+            *(states, *kept, x, h0, GatedWeights(*weights), grads, needed),
+            nonlinearity=self.nonlinearity,
+            order=self.order,
+        )
+
+
+def _forward(
+    x: Tensor, h0: Tensor | None, weights: GatedWeights, nonlinearity: str, order: Order
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return all states, the last states, and (rows, 4n): a = U h + b', r, z and c side by side."""
+    pointwise = POINTWISE[nonlinearity, False](weights.offset)
+    n, sizes = weights.hh.shape[0], order.batch_sizes
+    parts = _begun(x, weights)
+    # a, r and z are one product.
+    turn = torch.cat([weights.hh, weights.gates]).t()
+    turned = parts[:, : 3 * n].split_with_sizes(sizes)
+    gates = parts[:, n : 3 * n].split_with_sizes(sizes)
+    a, r, z, c = (part.split_with_sizes(sizes) for part in parts.split(n, 1))
+    whole = x.new_empty(x.shape[0], n)
+    states = whole.split_with_sizes(sizes)
+    final = x.new_empty(sizes[0], n)
+    for step in order.steps():
+        now, previous, shared = step
+        h = state_before(step, sizes[now], states, h0)
+        if previous is not None and shared < sizes[previous]:
+            final[shared : sizes[previous]] = states[previous][shared:]
+        turned[now].addmm_(h, turn)
+        gates[now].sigmoid_()
+        pointwise.forward_(c[now].addcmul_(r[now], a[now]))
+        torch.lerp(c[now], h, z[now], out=states[now])
+    rows_of(final, 0, sizes[now]).copy_(states[now])
+    return whole, final, parts
+
+
+def _begun(x: Tensor, weights: GatedWeights) -> Tensor:
+    """Return what the input and the biases contribute to a, r, z and c."""
+    n = weights.hh.shape[0]
+    parts = x.new_empty(x.shape[0], 4 * n)
+    a, given = parts[:, :n], parts[:, n:]
+    if weights.bias_ih is None or weights.bias_hh is None:
+        a.zero_()
+        torch.mm(x, weights.ih.t(), out=given)
+        return parts
+    a.copy_(weights.bias_hh[2 * n :])
+    bias = weights.bias_ih.clone()
+    bias[: 2 * n] += weights.bias_hh[: 2 * n]
+    torch.addmm(bias, x, weights.ih.t(), out=given)
+    return parts
