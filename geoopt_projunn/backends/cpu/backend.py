@@ -77,7 +77,7 @@ class CPU(Reference):
         gradients and buffers may be in any number of tensors.
         """
         native = rule.native(group)
-        if native and spec.normalize is None and _knows(x[0], grad[0], spec):
+        if native and spec.normalize in kernels.NORMALIZATIONS and _knows(x[0], grad[0], spec):
             length = float(group["lr"])
             state = [piece for name in native.state for piece in buffers[name]]
             # torch's dispatcher takes no lazily conjugated or negated tensors to be changed.
@@ -99,6 +99,7 @@ class CPU(Reference):
                     spec.retraction,
                     length if group["maximize"] else -length,
                     sweep,
+                    spec.normalize,
                 )
         super().step_(x, grad, buffers, rule, group, spec)
 

@@ -177,7 +177,7 @@ void step_each(const Index* v, const Along& along) {
   const Pieces x(v[10], v[11], b), d(v[12], v[13], b), steps(v[14], v[15], b),
       skipped(v[16], v[17], b);
   for_each_matrix<T>(b, n, width, v[8], [&](Index i, Index last, Index threads) {
-    Stepper<T> stepper(n, parts, v[3], v[4], v[5], v[7], threads);
+    Stepper<T> stepper(n, parts, v[3], v[4], v[5], v[7], threads, v[27], *at<double>(v[28]));
     for (; i < last; ++i) {
       const View<T> point{x.matrix<T>(i, n * width), (v[6] & 1) != 0};
       Index* taken = steps.matrix<Index>(i, 1);
@@ -193,7 +193,8 @@ void step_each(const Index* v, const Along& along) {
 enum : Index { gradient_rule, momentum_rule, adam_rule };
 
 // ...; rule, numbers; tables of what it keeps, each with its length: the first buffer, the second
-// and the third, which may be empty; whether the second is one number for each matrix.
+// and the third, which may be empty; whether the second is one number for each matrix; the
+// normalization, and the share of a direction below which a generator is rounding.
 template <typename T>
 void step(const Index* v) {
   const Index b = v[1], entries = v[2] * v[2], parts = parts_of(v[0]), rule = v[18];
@@ -219,8 +220,8 @@ void step(const Index* v) {
 }
 
 PyObject* py_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Index v[27];
-  if (!parse(args, count, 27, v)) return nullptr;
+  Index v[29];
+  if (!parse(args, count, 29, v)) return nullptr;
   return without_lock([&] { is_double(v[0]) ? step<double>(v) : step<float>(v); });
 }
 
