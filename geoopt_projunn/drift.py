@@ -91,5 +91,6 @@ def sweep_columns_(
     within = error.gather(-1, turn.unsqueeze(-2).expand(-1, count, -1))
     mended = torch.baddbmm(rows - products.times_adjoint(error, x), within, rows, alpha=0.5)
     # Far from the manifold, where a parameter was overwritten, the correction would diverge.
-    near = torch.linalg.vector_norm(row_norms(error), dim=(-2, -1)) < _CONVERGES
+    # torch 2.8 compiles no negative dimensions of size 1.
+    near = torch.linalg.vector_norm(row_norms(error), dim=(1, 2)) < _CONVERGES
     set_columns_(x, pick, torch.where((active & near)[:, None, None], mended, rows).mH)

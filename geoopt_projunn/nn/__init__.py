@@ -12,6 +12,7 @@ from .conv import (
     UnitaryConv3d,
 )
 from .gru import OrthogonalGRU, OrthogonalGRUCell
+from .linear import OrthogonalLinear
 from .orthogonalize import orthogonalize_
 from .readout import RealReadout
 from .rnn import OrthogonalRNN, UnitaryRNN
@@ -26,6 +27,7 @@ __all__ = [
     "OrthogonalConv3d",
     "OrthogonalGRU",
     "OrthogonalGRUCell",
+    "OrthogonalLinear",
     "OrthogonalRNN",
     "OrthogonalRNNCell",
     "RealReadout",

@@ -18,7 +18,7 @@ from .arguments import (
 from .block_kernels import Remembered, alternating_axes, block_kernel
 from .circular import fold, pad, padding_before, paddings, plain_convolution
 from .keeping import KeepsManifolds, keep_manifolds
-from .transforms import needs_plain_operations
+from .transforms import is_exported, needs_plain_operations
 
 __all__ = ["BlockOrthogonalConv1d", "BlockOrthogonalConv2d"]
 
@@ -110,6 +110,10 @@ class _BlockConv(KeepsManifolds):
         """Convolve ``input``, (b, in_channels, *size) or (in_channels, *size)."""
         self._check("input", input, self.in_channels, 1)
         x = input if input.dim() > self._dims + 1 else input.unsqueeze(0)
+        if self.stride > 1 and is_exported():
+            # torch.jit.trace records operations, and none of the checks above.
+            for axis in range(2, x.dim()):
+                x = x.unflatten(axis, (-1, self.stride)).flatten(axis, axis + 1)
         x = pad(x, paddings(self.kernel_size, self.stride))
         y = _CONVOLVE[self._dims](x, self._kernel(), self.bias, self.stride)
         return y if y.dim() == input.dim() else y.squeeze(0)

@@ -1,7 +1,7 @@
 """Modules whose parameters stay on their manifolds, whatever torch does to them.
 
 On import, this registers a hook of torch's that sees every parameter that a module registers.
-It acts on parameters on LowRankUnitary and LowRankStiefel, and on those that take the place of one.
+It acts on parameters on this package's manifolds, and on those that take the place of one.
 """
 
 from collections import OrderedDict

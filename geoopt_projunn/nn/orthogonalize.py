@@ -2,17 +2,19 @@
 
 import gc
 from types import EllipsisType
+from typing import Any
 
 import torch
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from ..checks import dtype_rule
-from ..init import INITS
 from ..linalg.precision import WIDE
-from ..manifold import LowRankUnitary
+from ..low_rank import LowRankManifold
+from ..manifold import LowRankStiefel, LowRankUnitary
 from .keeping import keep_manifolds
 from .placing import assert_whole, put_on, without_x
+from .starting import check_init, initial, manifold_for
 
 __all__ = ["orthogonalize_"]
 
@@ -23,11 +25,15 @@ def orthogonalize_(
     name: str,
     k: int | EllipsisType | None = ...,
     *,
+    blocks: int | None = None,
     retraction: str | None = None,
     sketch: str | None = None,
     init: str = "nearest",
 ) -> torch.nn.Parameter:
-    r"""Put a weight of any module on :class:`LowRankUnitary`, in place.
+    r"""Put a weight of any module on :class:`LowRankUnitary` or :class:`LowRankStiefel`, in place.
+
+    A square matrix becomes orthogonal, or unitary if it is complex; a tall one keeps orthonormal
+    columns, a wide one orthonormal rows.
 
     Parameters
     ----------
@@ -35,15 +41,22 @@ def orthogonalize_(
         the module, or one that contains it
     name : str
         of the parameter, as in ``module.named_parameters()``: "weight_hh_l0",
-        "layers.0.self_attn.out_proj.weight". Its shape must be (*, n, n), its dtype float32,
+        "layers.0.self_attn.out_proj.weight". Its shape must be (*, n, p), its dtype float32,
         float64, complex64 or complex128.
     k, retraction, sketch
-        Of :class:`LowRankUnitary`, with its defaults; ``k=None`` for full rank. A weight that is
-        on a LowRankUnitary keeps the options that are not given.
+        Of the manifold, with its defaults; ``k=None`` for full rank. A weight that is on one of
+        these manifolds keeps the options that are not given.
+    blocks : int, optional
+        How many matrices lie one above the other in the weight; each is put on the manifold. The
+        weights of these modules hold several, and need it: 4 for ``weight_hh_l0`` and
+        ``weight_ih_l0`` of torch.nn.LSTM and ``weight_hh`` and ``weight_ih`` of LSTMCell, 3 for
+        those of GRU and GRUCell, 3 for ``in_proj_weight`` of MultiheadAttention. The parameter
+        keeps its shape, and checkpoints theirs.
     init : {"nearest", "henaff", "cayley", "identity", "haar"}
-        "nearest" moves the weight to the nearest unitary matrix, :math:`O(n^3)`, or leaves it
-        bit for bit if it is one to rounding; the others replace it,
-        see :mod:`geoopt_projunn.init`.
+        "nearest" moves the weight to the nearest point, :math:`O(np^2)`, or leaves it
+        bit for bit if it is one to rounding; the others replace it, see
+        :mod:`geoopt_projunn.init`. A rectangular weight takes "nearest", "identity" (ones on
+        the diagonal) and "haar".
 
     Returns
     -------
@@ -60,7 +73,8 @@ def orthogonalize_(
         If it is no plain parameter, a DTensor or the kernel of a convolution, or its dtype is not
         one of those above.
     ValueError
-        If its shape or its values do not fit, or an argument is out of range.
+        If its shape or its values do not fit, an argument is out of range, or ``blocks`` is needed
+        and not given.
         After any of these, the module is as it was.
 
     Notes
@@ -95,28 +109,35 @@ def orthogonalize_(
     >>> weight is rnn.weight_hh_l0, weight.manifold.k
     (True, 2)
     """
-    if init != "nearest" and init not in INITS:
-        names = ", ".join(repr(known) for known in ("nearest", *INITS))
-        raise ValueError(f"`init` must be one of {names}, got {init!r}.")
     owner, leaf = _owner(module, name)
     weight = owner._parameters[leaf]
     assert weight is not None
+    _assert_plain(name, weight)
     now = getattr(weight, "manifold", None)
-    now = now if isinstance(now, LowRankUnitary) else LowRankUnitary()
-    manifold = LowRankUnitary(
-        now.k if isinstance(k, EllipsisType) else k,
-        retraction=now.retraction if retraction is None else retraction,
-        sketch=now.sketch if sketch is None else sketch,
-        sweep=now.sweep,
-    )
+    if blocks is None and not isinstance(now, LowRankManifold):
+        _assert_one_matrix(name, owner, leaf, weight)
+    now = now if isinstance(now, LowRankManifold) else LowRankUnitary()
+    options: dict[str, Any] = {
+        "retraction": now.retraction if retraction is None else retraction,
+        "sketch": now.sketch if sketch is None else sketch,
+        "sweep": now.sweep,
+        "blocks": now.blocks if blocks is None else blocks,
+    }
+    rank = now.k if isinstance(k, EllipsisType) else k
+    if isinstance(now, LowRankStiefel):
+        # Square ones as well: the unit of its learning rate is another.
+        manifold: LowRankManifold = LowRankStiefel(rank, **options)
+    else:
+        manifold = manifold_for(weight.shape, rank, **options)
     _check(name, weight, manifold)
+    check_init(init, weight.shape, manifold.blocks, "nearest")
     if init == "nearest":
         try:
             value = manifold.projx(weight)
         except ValueError as error:
             raise ValueError(f"`{name}` cannot be projected: {without_x(error)}") from error
     else:
-        value = INITS[init](*weight.shape, dtype=weight.dtype, device=weight.device)
+        value = initial(manifold, weight.shape, init, dtype=weight.dtype, device=weight.device)
     weight.copy_(value)
     put_on(weight, manifold)
     paths = {holder: path for path, holder in module.named_modules()}
@@ -164,18 +185,46 @@ def _owner(module: torch.nn.Module, name: str) -> tuple[torch.nn.Module, str]:
     return owner, leaf
 
 
-def _check(name: str, weight: torch.nn.Parameter, manifold: LowRankUnitary) -> None:
-    assert_whole(f"`{name}`", weight, manifold)
+# How many matrices the weights of torch's modules hold, and the size of each.
+_STACKS: tuple[tuple[tuple[type, ...], str, int, str], ...] = (
+    ((torch.nn.LSTM, torch.nn.LSTMCell), "weight_hh weight_ih", 4, "hidden_size"),
+    ((torch.nn.GRU, torch.nn.GRUCell), "weight_hh weight_ih", 3, "hidden_size"),
+    ((torch.nn.MultiheadAttention,), "in_proj_weight", 3, "embed_dim"),
+)
+
+
+def _assert_one_matrix(
+    name: str, owner: torch.nn.Module, leaf: str, weight: torch.nn.Parameter
+) -> None:
+    for kinds, names, count, size in _STACKS:
+        if (
+            isinstance(owner, kinds)
+            and leaf.startswith(tuple(names.split()))
+            and weight.ndim == 2
+            and weight.shape[0] == count * getattr(owner, size)
+        ):
+            raise ValueError(
+                f"`{name}` of shape {tuple(weight.shape)} is {count} matrices of a "
+                f"{type(owner).__name__}, one above the other; give `blocks={count}` to make each "
+                "of them orthogonal."
+            )
+
+
+def _assert_plain(name: str, weight: torch.nn.Parameter) -> None:
+    assert_whole(f"`{name}`", weight, getattr(weight, "manifold", LowRankUnitary()))
     if not hasattr(weight, "manifold") and type(weight) is not torch.nn.Parameter:
         raise TypeError(
             f"`{name}` must be a torch.nn.Parameter or a geoopt.ManifoldParameter, "
             f"got {type(weight).__name__}."
         )
+
+
+def _check(name: str, weight: torch.nn.Parameter, manifold: LowRankManifold) -> None:
     if weight.dtype not in WIDE:
         raise TypeError(dtype_rule(name, weight.dtype))
-    if weight.ndim < 2 or weight.shape[-1] != weight.shape[-2]:
+    if weight.ndim < 2:
         raise ValueError(
-            f"`{name}` must have shape (*, n, n), got {tuple(weight.shape)}{_why(weight.shape)}."
+            f"`{name}` must have shape (*, n, p), got {tuple(weight.shape)}, which is no matrix."
         )
     if weight.is_meta:
         raise ValueError(
@@ -184,20 +233,3 @@ def _check(name: str, weight: torch.nn.Parameter, manifold: LowRankUnitary) -> N
     fits, reason = manifold.check_point(weight, explain=True)
     if not fits:
         raise ValueError(f"`{name}` does not fit: {without_x(reason)}")
-
-
-def _why(shape: torch.Size) -> str:
-    if len(shape) < 2:
-        return ", which is no matrix"
-    rows, columns = shape[-2:]
-    why = (
-        ": it is rectangular, and LowRankUnitary takes square matrices. Of a rectangular one "
-        "geoopt.Stiefel keeps the columns orthonormal"
-    )
-    if columns and rows in (3 * columns, 4 * columns):
-        why += (
-            f". If it is {rows // columns} square matrices stacked in one parameter, as "
-            "`MultiheadAttention.in_proj_weight` and `LSTM.weight_hh_l0` are, these need a module "
-            "that keeps them apart"
-        )
-    return why

@@ -20,12 +20,13 @@ def layer_dtype(layer):
 
 
 @torch.no_grad()
-def jacobian(layer):
-    """Return the matrix of the layer without its bias, (outputs, inputs)."""
+def jacobian(layer, size=None):
+    """Return the matrix of the layer without its bias, (outputs, inputs), for signals of a size."""
     dtype = layer_dtype(layer)
-    count = layer.in_channels * math.prod(layer.size)
-    impulses = torch.eye(count, dtype=dtype).view(count, layer.in_channels, *layer.size)
-    nothing = torch.zeros(1, layer.in_channels, *layer.size, dtype=dtype)
+    size = layer.size if size is None else size
+    count = layer.in_channels * math.prod(size)
+    impulses = torch.eye(count, dtype=dtype).view(count, layer.in_channels, *size)
+    nothing = torch.zeros(1, layer.in_channels, *size, dtype=dtype)
     return (layer(impulses) - layer(nothing)).flatten(1).T
 
 

@@ -105,48 +105,61 @@ def parametrized():
 
 
 BAD = {
-    "stacked": (
+    "stacked, MultiheadAttention": (
         lambda: torch.nn.MultiheadAttention(8, 2),
         "in_proj_weight",
         {},
         ValueError,
-        r"`in_proj_weight` must have shape \(\*, n, n\), got \(24, 8\): .*it is 3 square matrices",
+        r"`in_proj_weight` of shape \(24, 8\) is 3 matrices of a Multihead.*give `blocks=3`",
     ),
-    "stacked, four": (
+    "stacked, LSTM": (
+        lambda: torch.nn.LSTM(6, 8),
+        "weight_ih_l0",
+        {},
+        ValueError,
+        r"`weight_ih_l0` of shape \(32, 6\) is 4 matrices of a LSTM, one above .*give `blocks=4`",
+    ),
+    "stacked, in a model": (
+        lambda: torch.nn.Sequential(torch.nn.GRUCell(8, 8)),
+        "0.weight_hh",
+        {},
+        ValueError,
+        r"`0.weight_hh` of shape \(24, 8\) is 3 matrices of a GRUCell, .*give `blocks=3`",
+    ),
+    "blocks that do not divide": (
         lambda: torch.nn.LSTM(8, 8),
         "weight_hh_l0",
-        {},
+        {"blocks": 5},
         ValueError,
-        r"got \(32, 8\): it is rectangular, .*geoopt.Stiefel .*If it is 4 square matrices stacked",
+        r"it must have shape \(\*, 5 n, p\), for it has 5 blocks, got \(32, 8\)",
     ),
-    "rectangular": (
-        lambda: torch.nn.Linear(512, 128),
-        "weight",
-        {},
+    "no blocks": (
+        lambda: torch.nn.LSTM(8, 8),
+        "weight_hh_l0",
+        {"blocks": 0},
         ValueError,
-        r"got \(128, 512\): it is rectangular, and LowRankUnitary takes square matrices\. Of a "
-        r"rectangular one geoopt.Stiefel keeps the columns orthonormal\.$",
+        "`blocks` must be at least 1, got 0; use blocks=1 for one matrix",
     ),
-    "tall": (
-        lambda: torch.nn.Linear(4, 8),
+    "rank of a rectangular one": (
+        lambda: torch.nn.Linear(8, 6),
         "weight",
-        {},
+        {"k": 5},
         ValueError,
-        r"`weight` must have shape .*got \(8, 4\): it is rectangular.*orthonormal\.$",
+        r"`weight` does not fit: `k` must satisfy 1 <= k <= min\(p, n // 2\) = 4, got 5",
     ),
-    "batch of rectangular ones": (
-        lambda: Holder(torch.randn(2, 4, 8)),
+    "init of a rectangular one": (
+        lambda: torch.nn.Linear(8, 6),
         "weight",
-        {},
+        {"init": "henaff"},
         ValueError,
-        r"`weight` must have shape .*got \(2, 4, 8\): it is rectangular.*orthonormal\.$",
+        "`init` must be one of 'nearest', 'identity', 'haar' for a rectangular matrix, got 'henaff",
     ),
     "vector": (
         lambda: torch.nn.Linear(4, 4),
         "bias",
         {},
         ValueError,
-        r"`bias` must have shape \(\*, n, n\), got \(4,\), which is no matrix\.",
+        r"`bias` must have shape \(\*, n, p\), got \(4,\), which is no matrix\.",
     ),
     "missing": (
         lambda: torch.nn.Linear(4, 4),

@@ -199,7 +199,7 @@ def test_a_parameter_that_lost_its_manifold_is_refused(kind):
         optimizer,
         RuntimeError,
         r"shape \(6, 6\) was on LowRankUnitary or LowRankStiefel and no longer is.*"
-        r"`geoopt.ManifoldParameter`",
+        "`geoopt.ManifoldParameter`",
     )
 
 

@@ -1,0 +1,56 @@
+"""Which manifold a weight of a given shape belongs on, and where it starts."""
+
+from collections.abc import Sequence
+
+import torch
+
+from ..init import INITS
+from ..low_rank import LowRankManifold
+from ..manifold import LowRankStiefel, LowRankUnitary
+
+RECTANGULAR = ("identity", "haar")
+"""The initial matrices that need not be square."""
+
+
+def manifold_for(
+    shape: Sequence[int],
+    k: int | None,
+    *,
+    retraction: str,
+    sketch: str,
+    sweep: int = 1,
+    blocks: int = 1,
+) -> LowRankManifold:
+    """Return the LowRankUnitary of square matrices, the LowRankStiefel of others."""
+    is_square = len(shape) >= 2 and shape[-2] == blocks * shape[-1]
+    kind = LowRankUnitary if is_square else LowRankStiefel
+    return kind(k, retraction=retraction, sketch=sketch, sweep=sweep, blocks=blocks)
+
+
+def check_init(init: str, shape: Sequence[int], blocks: int = 1, *others: str) -> None:
+    """Raise ValueError unless matrices of some shape can start so; ``others`` are names as well."""
+    if init in others:
+        return
+    is_square = len(shape) < 2 or shape[-2] == blocks * shape[-1]
+    if init not in INITS or not (is_square or init in RECTANGULAR):
+        names = ", ".join(map(repr, (*others, *(INITS if is_square else RECTANGULAR))))
+        whose = "" if is_square else " for a rectangular matrix"
+        raise ValueError(f"`init` must be one of {names}{whose}, got {init!r}.")
+
+
+def initial(
+    manifold: LowRankManifold,
+    shape: Sequence[int],
+    init: str,
+    *,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+) -> torch.Tensor:
+    """Return a point of some shape to start from, by a name that :func:`check_init` has seen."""
+    if init == "identity":
+        return manifold.origin(*shape, dtype=dtype, device=device)
+    if init == "haar":
+        return manifold.random(*shape, dtype=dtype, device=device)
+    *batch, rows, n = shape
+    drawn = INITS[init](*batch, rows // n, n, n, dtype=dtype, device=device)
+    return drawn.reshape(tuple(shape))
