@@ -51,8 +51,10 @@ def assert_serves(x: torch.Tensor) -> None:
 def products_for(x: torch.Tensor) -> Products:
     """Return the products of the backend for ``x``; outside of steps no choice is refused."""
     asked = [_BACKENDS[name] for (name,) in _asked_for[-1:]] or list(_BACKENDS.values())
-    serving = (backend.products for backend in asked if backend.refusal(x) is None)
-    return next(serving, IN_TORCH)
+    for backend in asked:
+        if backend.refusal(x) is None:
+            return backend.products
+    return IN_TORCH
 
 
 def available() -> list[str]:
