@@ -45,6 +45,14 @@ def export_parameters_of_a_subclass():
     return _runs(lambda: export(strict=True), torch._dynamo.exc.InternalTorchDynamoError)
 
 
+@functools.cache
+def list_numbers_within_a_gradient():
+    """list the numbers of a tensor within torch.func.grad"""
+    numbers = torch.ones(2)
+    take = torch.func.grad(lambda x: x * sum(numbers.tolist()))
+    return _runs(lambda: take(torch.ones(())), RuntimeError)
+
+
 def _with_a_manifold():
     module = torch.nn.Linear(2, 2)
     module.weight = geoopt.ManifoldParameter(torch.eye(2), manifold=geoopt.Stiefel())
