@@ -11,6 +11,7 @@ Kolter, arXiv:2104.07167) is the few lines of its formula.
 """
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from geoopt_projunn import ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
-from geoopt_projunn.nn import OrthogonalConv2d
+from geoopt_projunn.nn import BlockOrthogonalConv2d, OrthogonalConv2d
 
 SHAPES = ((64, 32, 16), (128, 16, 16))
 PLAIN = "torch.nn.Conv2d, circular, 3 x 3"
@@ -60,12 +61,15 @@ def entries(channels: int, size: int) -> Iterator[Entry]:
         return Entry(name, layer, torch.optim.SGD(layer.parameters(), lr=1e-4))
 
     yield plain(PLAIN, torch.nn.Conv2d(channels, channels, 3, padding=1, padding_mode="circular"))
-    for k in (1, 4):
-        for optimizer in (ProjUNNRiemannianSGD, ProjUNNRiemannianAdam):
-            layer = OrthogonalConv2d(channels, channels, size, init="haar", k=k)
-            short = optimizer.__name__.removeprefix("ProjUNNRiemannian")
-            stepper = optimizer(layer.parameters(), lr=1e-4)
-            yield Entry(f"OrthogonalConv2d, k = {k}, {short}", layer, stepper)
+    kinds = {
+        "BlockOrthogonalConv2d, 3 x 3": lambda k: BlockOrthogonalConv2d(channels, channels, 3, k=k),
+        "OrthogonalConv2d": lambda k: OrthogonalConv2d(channels, channels, size, init="haar", k=k),
+    }
+    optimizers = {"SGD": ProjUNNRiemannianSGD, "Adam": ProjUNNRiemannianAdam}
+    for (name, make), k in itertools.product(kinds.items(), (1, 4)):
+        for short, optimizer in optimizers.items():
+            layer = make(k)
+            yield Entry(f"{name}, k = {k}, {short}", layer, optimizer(layer.parameters(), lr=1e-4))
     yield plain("Cayley layer", CayleyConv(channels, size))
     try:
         from orthogonium.layers import AdaptiveOrthoConv2d

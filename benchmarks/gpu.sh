@@ -1,67 +1,47 @@
 #!/usr/bin/env bash
-# All that needs a GPU, in one call of under ten minutes. Writes JSON to a folder.
+# All that needs a GPU, once and unattended, in 7 minutes; benchmarks/gpu.py says what.
 #
-#   benchmarks/gpu.sh [FOLDER]              # outputs/gpu unless given
-#   benchmarks/gpu.sh --dry-run [FOLDER]    # on a CPU, at tiny sizes: tries the script
+#   benchmarks/gpu.sh [FOLDER] [OPTION...]              # outputs/gpu unless given
+#   benchmarks/gpu.sh --dry-run [FOLDER] [OPTION...]    # on a CPU, at tiny sizes: tries the script
 #
-# $PYTHON (python) has this package installed. The tests take part if it has pytest.
+# It runs from a checkout and installs nothing. $PYTHON, or else python or python3, has torch;
+# $WHEELS is a folder of wheels of what it does not have: geoopt, scipy (which geoopt imports) and
+# numpy, pytest with what that needs; if you like, matplotlib and tqdm. docs/gpus.md says how to
+# fill it. Options are those of benchmarks/gpu.py.
 set -uo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-python=${PYTHON:-python}
+python=${PYTHON:-$(command -v python || command -v python3)}
 device=cuda
 if [[ ${1:-} == --dry-run ]]; then
   device=cpu
   shift
 fi
-out=${1:-$root/outputs/gpu}
+out=$root/outputs/gpu
+if [[ $# -gt 0 && $1 != --* ]]; then
+  out=$1
+  shift
+fi
 
 if [[ $device == cuda ]] && ! "$python" -c 'import torch; torch.zeros(1).cuda()' 2>/dev/null; then
   echo "The torch of '$python' sees no GPU, or there is no torch; set PYTHON to another one, or" \
     "try this script on a CPU by 'benchmarks/gpu.sh --dry-run'." >&2
   exit 2
 fi
-mkdir -p "$out" && out=$(cd "$out" && pwd) && cd "$root" || exit 2
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
-failed=0
-parts=""
+site=$(mktemp -d)
+trap 'rm -rf "$site"' EXIT
+for wheel in "${WHEELS:-$site}"/*.whl; do
+  [[ -e $wheel ]] && "$python" -m zipfile -e "$wheel" "$site"
+done
+export PYTHONPATH="$root:$site${PYTHONPATH:+:$PYTHONPATH}" OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export PYTHONWARNINGS=default TQDM_DISABLE=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
+cd "$root" || exit 2
 
-# part NAME SECONDS COMMAND...: run for so long at most, and note how it ended.
-part() {
-  local name=$1 limit=$2 start=$SECONDS code=0
-  shift 2
-  echo "== $name (at most $limit s)"
-  timeout --kill-after=5 "$limit" "$@" || code=$?
-  [[ $code == 0 ]] || failed=1
-  parts+="${parts:+, }\"$name\": {\"exit\": $code, \"seconds\": $((SECONDS - start))}"
-  echo "{$parts}" >"$out/gpu.json"
-}
-
-run_tests() {
-  if ! "$python" -c 'import pytest'; then
-    echo "no pytest: the tests on a GPU are left out." >&2
-    return 0
-  fi
-  "$python" -m pytest -q -p no:cacheprovider -m gpu --junitxml="$out/tests.xml" \
-    tests/test_manifold.py tests/optim/test_gpu.py tests/test_update_benchmark.py
-}
-
-update() {
-  local name=$1
-  shift
-  if [[ $device == cpu ]]; then
-    set -- "$@" --smoke --methods floor
-  fi
-  "$python" benchmarks/update.py --device "$device" --output "$out/$name" "$@"
-}
-
-export -f run_tests update
-export python out device
-
-sizes=256,512,1024,2048,4096,8192,16384,32768
-part tests 120 bash -c run_tests
-part table 300 bash -c "update table --sizes $sizes --budget 1.5"
-part batch-64 60 bash -c 'update batch-64 --batch 544 --sizes 64 --dtype complex64 --budget 1.5'
-part batch-256 60 bash -c 'update batch-256 --batch 136 --sizes 256 --dtype complex64 --budget 1.5'
-exit $failed
+if ! said=$("$python" -W ignore -c 'import geoopt_projunn.nn' 2>&1); then
+  echo "$said" >&2
+  echo "'$python' cannot import geoopt_projunn from $root; set WHEELS to a folder with the wheels" \
+    "of what is missing (geoopt, scipy, numpy)." >&2
+  exit 2
+fi
+"$python" benchmarks/gpu.py --device "$device" --output "$out" "$@"

@@ -1,11 +1,14 @@
 """Classify images by the paper's ResNet9, its convolutions orthogonal or unconstrained.
 
-Three networks of the same width see the same batches:
+Networks of the same width see the same batches:
 
 - unconstrained: torch's 3 x 3 convolutions with circular padding;
-- orthogonal, k = 1 and k = 4: OrthogonalConv2d, whose matrices ProjUNNRiemannianSGD steps at
+- full width, k = 1 and k = 4: OrthogonalConv2d, whose matrices ProjUNNRiemannianSGD steps at
   rank k beside all other weights. They start at random: from the identity new channels would be
-  zero, and the normalization after them blow up what is not there.
+  zero, and the normalization after them blow up what is not there;
+- small kernels, k = 1 and k = 4: BlockOrthogonalConv2d, 3 x 3, by the same optimizer;
+- AOC: orthogonium's 3 x 3 convolution, which is orthogonalized in each forward pass, by torch's
+  SGD; it takes part if that package is installed.
 
 scikit-learn's digits by default; ``--data`` names a file with the arrays x_train, y_train, x_test,
 y_test: Keras' mnist.npz, or CIFAR10 or CIFAR100 saved so by numpy.savez, images (m, h, w) or
@@ -14,7 +17,8 @@ y_test: Keras' mnist.npz, or CIFAR10 or CIFAR100 saved so by numpy.savez, images
 
 import argparse
 import csv
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,13 +30,39 @@ from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
 from geoopt_projunn import ProjUNNRiemannianSGD
-from geoopt_projunn.nn import OrthogonalConv2d
+from geoopt_projunn.nn import BlockOrthogonalConv2d, OrthogonalConv2d
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-# The rank of a step of the orthogonal convolutions; None for unconstrained ones.
-NETWORKS = {"unconstrained": None, "orthogonal, k = 1": 1, "orthogonal, k = 4": 4}
+try:
+    from orthogonium.layers import AdaptiveOrthoConv2d
+except ImportError:
+    AdaptiveOrthoConv2d = None
+    print("orthogonium is not installed: no AOC network.")
+
+
+# From channels in, channels out and the size of the images to a convolution.
+Make = Callable[[int, int, int], torch.nn.Module]
+CIRCULAR = {"padding": 1, "padding_mode": "circular", "bias": False}
+
+
+def full_width(k: int) -> Make:
+    return lambda i, o, size: OrthogonalConv2d(i, o, size, bias=False, init="haar", k=k)
+
+
+def small(k: int) -> Make:
+    # No kernel may be larger than its image, which after two poolings of 8 x 8 is 2 x 2.
+    return lambda i, o, size: BlockOrthogonalConv2d(i, o, min(3, size), bias=False, k=k)
+
+
+NETWORKS: dict[str, Make] = {
+    "unconstrained": lambda i, o, _: torch.nn.Conv2d(i, o, 3, **CIRCULAR),
+    **{f"full width, k = {k}": full_width(k) for k in (1, 4)},
+    **{f"small kernels, k = {k}": small(k) for k in (1, 4)},
+}
+if AdaptiveOrthoConv2d is not None:
+    NETWORKS["AOC"] = lambda i, o, _: AdaptiveOrthoConv2d(i, o, 3, **CIRCULAR)
 Split = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -45,6 +75,7 @@ class Record:
     loss: float
     test_accuracy: float
     gain: float
+    seconds: float
 
 
 def load(path: Path | None) -> tuple[Split, Split]:
@@ -72,15 +103,9 @@ def load(path: Path | None) -> tuple[Split, Split]:
 class Block(torch.nn.Module):
     """Convolution, normalization, ReLU, and half the size."""
 
-    def __init__(self, ins: int, outs: int, size: int, k: int | None, pool: bool = False) -> None:
+    def __init__(self, ins: int, outs: int, size: int, make: Make, pool: bool = False) -> None:
         super().__init__()
-        self.conv: torch.nn.Module
-        if k is None:
-            self.conv = torch.nn.Conv2d(
-                ins, outs, 3, padding=1, padding_mode="circular", bias=False
-            )
-        else:
-            self.conv = OrthogonalConv2d(ins, outs, size, bias=False, init="haar", k=k)
+        self.conv = make(ins, outs, size)
         self.norm = torch.nn.BatchNorm2d(outs)
         self.pool = pool
         self.probe = (ins, size, size)
@@ -93,19 +118,21 @@ class Block(torch.nn.Module):
 class ResNet9(torch.nn.Module):
     """Eight convolutions, two shortcuts around two of them each, and a linear readout."""
 
-    def __init__(self, channels: int, size: int, classes: int, width: int, k: int | None) -> None:
+    def __init__(self, channels: int, size: int, classes: int, width: int, make: Make) -> None:
         super().__init__()
         w = width
         self.enter = torch.nn.Sequential(
-            Block(channels, w, size, k), Block(w, 2 * w, size, k, pool=True)
+            Block(channels, w, size, make), Block(w, 2 * w, size, make, pool=True)
         )
         half, quarter = size // 2, size // 4
-        self.first = torch.nn.Sequential(Block(2 * w, 2 * w, half, k), Block(2 * w, 2 * w, half, k))
+        self.first = torch.nn.Sequential(
+            Block(2 * w, 2 * w, half, make), Block(2 * w, 2 * w, half, make)
+        )
         self.narrow = torch.nn.Sequential(
-            Block(2 * w, 4 * w, half, k, pool=True), Block(4 * w, 8 * w, quarter, k)
+            Block(2 * w, 4 * w, half, make, pool=True), Block(4 * w, 8 * w, quarter, make)
         )
         self.second = torch.nn.Sequential(
-            Block(8 * w, 8 * w, quarter, k), Block(8 * w, 8 * w, quarter, k)
+            Block(8 * w, 8 * w, quarter, make), Block(8 * w, 8 * w, quarter, make)
         )
         self.readout = torch.nn.Linear(8 * w, classes)
 
@@ -144,13 +171,15 @@ def train(name: str, data: tuple[Split, Split], options: argparse.Namespace) -> 
     (images, labels), test = data
     channels, size = images.shape[1], images.shape[-1]
     model = ResNet9(channels, size, int(labels.max()) + 1, options.width, NETWORKS[name])
-    kind = torch.optim.SGD if NETWORKS[name] is None else ProjUNNRiemannianSGD
+    constrained = any(hasattr(p, "manifold") for p in model.parameters())
+    kind = ProjUNNRiemannianSGD if constrained else torch.optim.SGD
     optimizer = kind(model.parameters(), lr=options.lr, momentum=0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs)
-    yield Record(name, 0, float("nan"), accuracy(model, test), model.gain())
+    yield Record(name, 0, float("nan"), accuracy(model, test), model.gain(), 0.0)
+    seconds = 0.0
     with tqdm(range(1, options.epochs + 1), desc=name, unit="epoch") as epochs:
         for epoch in epochs:
-            total = 0.0
+            total, begun = 0.0, time.perf_counter()
             for batch in torch.randperm(len(labels)).split(options.batch):
                 optimizer.zero_grad()
                 loss = torch.nn.functional.cross_entropy(model(images[batch]), labels[batch])
@@ -158,7 +187,9 @@ def train(name: str, data: tuple[Split, Split], options: argparse.Namespace) -> 
                 optimizer.step()
                 total += loss.item() * len(batch)
             schedule.step()
-            record = Record(name, epoch, total / len(labels), accuracy(model, test), model.gain())
+            seconds += time.perf_counter() - begun
+            loss = total / len(labels)
+            record = Record(name, epoch, loss, accuracy(model, test), model.gain(), seconds)
             epochs.set_postfix(loss=f"{record.loss:.3f}", test=f"{record.test_accuracy:.1%}")
             yield record
 
@@ -203,10 +234,15 @@ def main(arguments: list[str] | None = None) -> list[Record]:
         writer.writeheader()
         writer.writerows(vars(record) for record in records)
     draw(records, options.output / "orthogonal_resnet.png")
-    print(f"\n{'network':<20}{'test accuracy':>14}{'gain before':>14}{'gain after':>14}")
+    columns = ("test accuracy", "gain before", "gain after", "seconds")
+    print(f"\n{'network':<22}" + "".join(f"{column:>14}" for column in columns))
     for name in NETWORKS:
         run = [record for record in records if record.network == name]
-        print(f"{name:<20}{run[-1].test_accuracy:>14.1%}{run[0].gain:>14.3g}{run[-1].gain:>14.3g}")
+        first, last = run[0], run[-1]
+        print(
+            f"{name:<22}{last.test_accuracy:>14.1%}{first.gain:>14.3g}{last.gain:>14.3g}"
+            f"{last.seconds:>14.1f}"
+        )
     return records
 
 

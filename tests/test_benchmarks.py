@@ -115,7 +115,8 @@ def test_the_convolutions_are_timed_side_by_side(capsys):
     assert table in capsys.readouterr().out
     rows = {line.split(" | ")[0].removeprefix("| "): line for line in table.splitlines()[2:]}
     assert rows[conv.PLAIN].endswith("| 1.00 |")
-    for name in ("OrthogonalConv2d, k = 1, SGD", "OrthogonalConv2d, k = 4, Adam", "Cayley layer"):
+    ours = [f"{kind}, k = 4, Adam" for kind in ("BlockOrthogonalConv2d, 3 x 3", "OrthogonalConv2d")]
+    for name in (*ours, "Cayley layer"):
         assert float(rows[name].split(" | ")[-1].removesuffix(" |")) > 0
 
 

@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,7 +11,7 @@ from geoopt_projunn import backends
 from geoopt_projunn.linalg.rows import IN_TORCH, Products
 from geoopt_projunn.sketches import SKETCHES
 from tests._asserts import assert_unitary
-from tests._benchmarks import BENCHMARKS, load
+from tests._benchmarks import load
 
 memory = load("memory")
 timing = load("timing")
@@ -343,42 +340,3 @@ def test_every_method_is_measured_on_a_gpu(tmp_path):
     report = update.main(["--smoke", "--device", "cuda", "--output", str(tmp_path)])
     assert f"{update_methods.OURS}, in a CUDA graph" in {r.method for r in report.results}
     assert all(math.isfinite(r.ms) for r in report.results)
-
-
-def run_script(*arguments, **variables):
-    root = BENCHMARKS.parent
-    return subprocess.run(
-        ["bash", str(BENCHMARKS / "gpu.sh"), *arguments],
-        env={**os.environ, "PYTHON": sys.executable, **variables},
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-
-
-def test_the_gpu_script_runs_to_its_end_on_a_cpu(tmp_path):
-    done = run_script("--dry-run", str(tmp_path))
-    assert done.returncode == 0, done.stdout + done.stderr
-    parts = json.loads((tmp_path / "gpu.json").read_text())
-    assert list(parts) == ["tests", "table", "batch-64", "batch-256"]
-    assert all(part["exit"] == 0 for part in parts.values())
-    for name in ("table", "batch-64", "batch-256"):
-        written = json.loads((tmp_path / name / "update.json").read_text())
-        assert written["results"]
-    assert written["machine"]["dtype"] == "complex64"
-
-
-def test_the_limits_of_the_gpu_script_stay_below_ten_minutes():
-    lines = (BENCHMARKS / "gpu.sh").read_text().splitlines()
-    limits = [int(line.split()[2]) for line in lines if line.startswith("part ")]
-    assert len(limits) == 4
-    assert sum(limits) < 580
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_the_gpu_script_refuses_a_machine_without_one(tmp_path):
-    done = run_script(str(tmp_path))
-    assert done.returncode == 2
-    assert "--dry-run" in done.stderr

@@ -166,11 +166,12 @@ def full_precision(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def full_precision_cudnn(function: Callable[P, T]) -> Callable[P, T]:
-    """Run a recurrence of torch's own in full precision; cuDNN's are in TF32 by default."""
+    """Do the same around recurrences of torch's own; cuDNN's are in TF32 by default."""
 
+    @full_precision
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-        with _PRODUCTS, _CUDNN_RNN:
+        with _CUDNN_RNN:
             return function(*args, **kwargs)
 
     return wrapped

@@ -7,7 +7,7 @@ From the last step to the first, the gradient of :math:`h_t` becomes that of
 from torch import Tensor
 
 from .passes import Needs, Pass, Sides
-from .pointwise import POINTWISE, ModReLU
+from .pointwise import ModReLU, pointwise_for
 from .unrolled import Order, Step, Weights
 
 
@@ -74,7 +74,7 @@ class _Pass(Pass):
             bool(wanted.bias_ih or wanted.bias_hh),
         )
         super().__init__(states, x, h0, weights.ih, weights.hh, grads, needs, order)
-        self.pointwise = POINTWISE[nonlinearity, states.is_complex()](weights.offset)
+        self.pointwise = pointwise_for(nonlinearity, states, weights.offset)
         if isinstance(self.pointwise, ModReLU) and wanted.offset:
             self.pointwise.watch_offset(states[: self.sizes[0]])
 

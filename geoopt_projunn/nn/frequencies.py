@@ -11,6 +11,7 @@ Signals have shape (b, c, \*grid), coordinates (frequencies, b, c): a matrix for
 multiplies them as one batch, and no matrix is ever copied for a mirror.
 """
 
+import functools
 import math
 from collections.abc import Iterator
 from itertools import product
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 
+from .kernels.launching import serve
 from .transforms import constant, needs_plain_operations
 
 Index = tuple[int | slice, ...]
@@ -121,7 +123,8 @@ def synthesise_complex(coordinates: torch.Tensor, grid: tuple[int, ...]) -> torc
 
 # The backward of torch's own rfftn transforms the whole spectrum, at twice the cost and memory.
 # Each of the two functions is the adjoint of the other, up to a factor of 2 for the pairs, which
-# count twice in the norm.
+# count twice in the norm. On a GPU each moves the frequencies by one kernel; elsewhere by slices,
+# which on a CPU are copied faster than by a list of places.
 
 
 class _Analysis(torch.autograd.Function):
@@ -130,6 +133,8 @@ class _Analysis(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, grid: tuple[int, ...], weight: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.grid, ctx.weight = grid, weight
+        if serve(x):
+            return _analyse_in_kernels(x, grid, weight)
         # Before the transform there are half as many numbers to multiply.
         weighted = x if weight == 1 else x * weight
         half = _frequencies_first(torch.fft.rfftn(weighted, dim=_axes(grid), norm="ortho"))
@@ -154,6 +159,8 @@ class _Synthesis(torch.autograd.Function):
         ctx: Any, own: torch.Tensor, pairs: torch.Tensor, grid: tuple[int, ...], weight: float
     ) -> torch.Tensor:
         ctx.grid, ctx.weight = grid, weight
+        if serve(pairs):
+            return _synthesise_in_kernels(own, pairs, grid, weight)
         singles, boxes = regions(grid)
         spectrum = pairs.new_empty((*pairs.shape[1:], *_half(grid)))
         half = _frequencies_first(spectrum)
@@ -191,6 +198,33 @@ def _synthesise_plainly(
     values = torch.cat([own.to(pairs.dtype), weighted, mirrors])
     half = values[_positions(grid)[2]].permute(1, 2, 0).reshape(*pairs.shape[1:], *_half(grid))
     return torch.fft.irfftn(half, s=grid, dim=_axes(grid), norm="ortho")
+
+
+def _analyse_in_kernels(
+    x: torch.Tensor, grid: tuple[int, ...], weight: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    from .kernels import frequencies
+
+    half = torch.fft.rfftn(x, dim=_axes(grid), norm="ortho")
+    singles = len(regions(grid)[0])
+    return frequencies.gather(half, _tables(grid, x.device)[0], singles, weight)
+
+
+def _synthesise_in_kernels(
+    own: torch.Tensor, pairs: torch.Tensor, grid: tuple[int, ...], weight: float
+) -> torch.Tensor:
+    from .kernels import frequencies
+
+    sources = _tables(grid, pairs.device)[1]
+    half = frequencies.scatter(own, pairs, sources, _half(grid), weight)
+    return torch.fft.irfftn(half, s=grid, dim=_axes(grid), norm="ortho")
+
+
+@functools.lru_cache(maxsize=64)
+def _tables(grid: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what :func:`_positions` tells, on a device. The first call for a grid copies there."""
+    own, pairs, sources = _positions(grid)
+    return torch.tensor([*own, *pairs], device=device), torch.tensor(sources, device=device)
 
 
 @constant

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from ..linalg.precision import full_precision, full_precision_cudnn
+from ..linalg.precision import full_precision
+from .fused import in_full_precision
 from .recurrent import Recurrent, taken_as
 from .transforms import is_exported, needs_plain_operations
 from .unrolled import Order
@@ -80,8 +81,9 @@ class RecurrentLayer(Recurrent, torch.nn.RNNBase):
 
     def _call(self, input: Any, hx: Tensor | None) -> Any:
         packed = isinstance(input, PackedSequence)
-        if self._fused and not needs_plain_operations(input.data if packed else input, hx):
-            return full_precision_cudnn(super().forward)(input, hx)
+        fused = self._fused and torch.backends.cudnn.enabled
+        if fused and not needs_plain_operations(input.data if packed else input, hx):
+            return self._run_fused(input, hx)
         if packed:
             return self._run_packed(input, hx)
         if input.dim() not in (2, 3):
@@ -109,6 +111,24 @@ class RecurrentLayer(Recurrent, torch.nn.RNNBase):
         if self.batch_first:
             outputs = [states.transpose(0, 1) for states in outputs]
         return _joined(outputs), last
+
+    def _run_fused(self, input: Any, hx: Tensor | None) -> Any:
+        """Run torch's kernels, in the precision of the parameters as everything here."""
+        packed = isinstance(input, PackedSequence)
+        run = super().forward
+        dtype = self.weight_hh_l0.dtype
+
+        def call(x: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
+            states, last = run(input._replace(data=x) if packed else x, h0)
+            return (states.data if packed else states), last
+
+        states, last = in_full_precision(
+            call,
+            taken_as(input.data if packed else input, dtype),
+            None if hx is None else taken_as(hx, dtype),
+            [weight for weight in self._flat_weights if weight is not None],
+        )
+        return (input._replace(data=states) if packed else states), last
 
     # torch.compile leaves out a function that calls a torch.nn.RNN or a torch.nn.GRU, but would
     # compile what this calls, the loop over all time steps.

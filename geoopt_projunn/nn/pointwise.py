@@ -2,11 +2,14 @@ r"""What stands between two products of a recurrence, in place.
 
 Each kind maps :math:`z` to :math:`h = \varphi(z)`, and pulls a gradient back through
 :math:`\varphi` given h alone. For H = 128 and a batch of 64 each operation here costs a
-twentieth to a third of the product beside it, which is what their choice is about.
+twentieth to a third of the product beside it, which is what their choice is about. On a GPU each
+operation is a launch, which is why there a modReLU is one kernel.
 """
 
 import torch
 from torch import Tensor
+
+from .kernels.launching import serve
 
 
 class Pointwise:
@@ -119,6 +122,23 @@ class _ComplexModReLU(ModReLU):
         grad.mul_(phase)
 
 
+class _ModReLUInKernels(ModReLU):
+    """The same, one launch each way."""
+
+    def __init__(self, offset: Tensor | None) -> None:
+        super().__init__(None if offset is None else offset.contiguous())
+        from .kernels import modrelu
+
+        self._kernels = modrelu
+
+    def forward_(self, z: Tensor) -> None:
+        assert self.offset is not None
+        self._kernels.forward_(z, self.offset)
+
+    def backward_(self, grad: Tensor, h: Tensor) -> None:
+        self._kernels.backward_(grad, h, self.offset, self._along)
+
+
 def _modulus(z: Tensor) -> Tensor:
     # On a CPU, abs of a complex tensor takes twice the time of this, and hypot of its parts too.
     return torch.hypot(z.real.contiguous(), z.imag.contiguous()) if z.is_cpu else z.abs()
@@ -136,4 +156,11 @@ POINTWISE: dict[tuple[str, bool], type[Pointwise]] = {
     ("tanh", False): _Tanh,
     ("tanh", True): _Tanh,
 }
-"""By nonlinearity, and whether its argument is complex."""
+"""By nonlinearity, and whether its argument is complex; in torch's operations."""
+
+
+def pointwise_for(nonlinearity: str, z: Tensor, offset: Tensor | None) -> Pointwise:
+    """Return what a recurrence of arguments like ``z`` applies to each of them."""
+    if nonlinearity == "modrelu" and serve(z):
+        return _ModReLUInKernels(offset)
+    return POINTWISE[nonlinearity, z.is_complex()](offset)

@@ -12,7 +12,7 @@ from torch import Tensor
 from . import untaped
 from .backpropagation import backpropagate, which_are_read
 from .passes import rows_of
-from .pointwise import POINTWISE
+from .pointwise import pointwise_for
 from .unrolled import Order, Weights, unrolled
 
 
@@ -90,9 +90,9 @@ class _Recurrence(untaped.Recurrence):
 def _forward(
     x: Tensor, h0: Tensor | None, weights: Weights, nonlinearity: str, order: Order
 ) -> tuple[Tensor, Tensor]:
-    pointwise = POINTWISE[nonlinearity, x.is_complex()](weights.offset)
     transposed = weights.hh.t()
     u = weights.project(x)
+    pointwise = pointwise_for(nonlinearity, u, weights.offset)
     sizes = order.batch_sizes
     states = u.split_with_sizes(sizes)
     final = u.new_empty(sizes[0], u.shape[1])

@@ -126,12 +126,13 @@ class OrthogonalRNN(_RNN):
 
     Notes
     -----
-    On a CUDA device, "relu" and "tanh" run torch's own kernels, with their limits: cuDNN raises an
-    error for second derivatives and for states that were changed in place, and its backward pass
-    takes the precision that torch's settings say. Everything else is one differentiable function.
-    It keeps the input and the states for the backward pass and returns a copy of the states,
-    which may be changed in place in any way. modReLU's derivatives are taken to be 0 where the
-    state is 0.
+    On a CUDA device, "relu" and "tanh" run cuDNN's kernels, with their limits: there is an error
+    for second derivatives and for states that were changed in place. In
+    ``with torch.backends.cudnn.flags(enabled=False):`` they run as modReLU does: as one
+    differentiable function. It keeps the input and the states for the backward pass and returns a
+    copy of the states, which may be changed in place in any way. modReLU's derivatives are taken
+    to be 0 where the state is 0. On a GPU of compute capability 8 or later, with Triton, a modReLU
+    is one launch a time step each way, beside that of the product.
 
     Forward and backward pass run in the precision of the parameters, also in autocast and where
     float32 products are reduced to TF32 or bfloat16. In the loop below, this holds for its

@@ -6,7 +6,7 @@ from typing import Any
 import geoopt
 import torch
 
-from ..backends.contract import Buffers, NativeRule, Proposal
+from ..backends.contract import Buffers, NativeRule, Proposal, Total
 from .base import ProjUNNOptimizer
 from .options import check_range
 
@@ -15,6 +15,8 @@ __all__ = ["ProjUNNRiemannianSGD"]
 
 class _Momentum:
     """Momentum of ambient gradients, as in torch.optim.SGD, or with error feedback."""
+
+    is_linear = True
 
     def buffer_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         if group["error_feedback"] is not None:
@@ -28,7 +30,12 @@ class _Momentum:
         }
 
     def propose(
-        self, grad: torch.Tensor, buffers: Buffers, taken: torch.Tensor, group: Mapping[str, Any]
+        self,
+        grad: torch.Tensor,
+        buffers: Buffers,
+        taken: torch.Tensor,
+        group: Mapping[str, Any],
+        total: Total | None = None,
     ) -> Proposal:
         momentum, feedback = group["momentum"], group["error_feedback"]
         if feedback is not None:

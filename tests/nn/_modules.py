@@ -25,7 +25,11 @@ CONVOLUTIONS = {
         (nn.UnitaryConv2d, (2, 2, (2, 3))),
     )
 }
-MODULES = [*RECURRENT, *CONVOLUTIONS]
+# With the size of their signals, which they do not know.
+SMALL_KERNELS = {
+    "BlockOrthogonalConv2d (1, 4, 3, 2)": (nn.BlockOrthogonalConv2d, (1, 4, 3, 2), (4, 6)),
+}
+MODULES = [*RECURRENT, *CONVOLUTIONS, *SMALL_KERNELS]
 LAYERS = [name for name in RECURRENT if "Cell" not in name]
 
 
@@ -42,8 +46,8 @@ class Twice(torch.nn.Module):
 
 def build(name, **options):
     dtype = torch.complex128 if name.startswith("Unitary") else torch.float64
-    if name in CONVOLUTIONS:
-        kind, arguments = CONVOLUTIONS[name]
+    if name not in RECURRENT:
+        kind, arguments = {**CONVOLUTIONS, **SMALL_KERNELS}[name][:2]
         module = kind(*arguments, dtype=dtype, init="haar", **options)
         torch.nn.init.normal_(module.bias)
         return module
@@ -59,6 +63,9 @@ def inputs(name, batch=2):
         dims = int(CONVOLUTIONS[name][0].__name__[-2])
         grid = (size,) * dims if isinstance(size, int) else size
         return torch.randn(batch, channels, *grid, dtype=dtype)
+    if name in SMALL_KERNELS:
+        _, (channels, *_), size = SMALL_KERNELS[name]
+        return torch.randn(batch, channels, *size, dtype=dtype)
     shape = (batch, 3) if "Cell" in name else (3, batch, 3)
     return torch.randn(shape, dtype=dtype)
 

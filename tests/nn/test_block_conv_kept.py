@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from geoopt_projunn import LowRankStiefel, ProjUNNRiemannianSGD, nn
+from geoopt_projunn import LowRankStiefel, LowRankUnitary, ProjUNNRiemannianSGD, nn
 from tests._asserts import assert_bit_equal, assert_same_to_rounding, assert_within
 from tests.nn._jacobian import jacobian
 
@@ -152,7 +152,7 @@ def test_copies_are_independent_and_no_larger(copied):
         assert_bit_equal(layer(X), before)
 
 
-MANIFOLD = LowRankStiefel(2, retraction="polar")
+MANIFOLDS = LowRankUnitary(2, retraction="polar"), LowRankStiefel(2, retraction="polar")
 CONVERSIONS = {
     "deep copy": copy.deepcopy,
     "pickle": lambda layer: pickle.loads(pickle.dumps(layer)),
@@ -173,7 +173,7 @@ def test_a_layer_stays_on_its_manifolds_and_trains_there(conversion, swap):
     layer = CONVERSIONS[conversion](build(k=2, retraction="polar"))
     if conversion == "no memory":
         layer.reset_parameters()
-    assert layer.weight.manifold == layer.projectors.manifold == MANIFOLD
+    assert (layer.weight.manifold, layer.projectors.manifold) == MANIFOLDS
     before = jacobian(layer, (4, 4))
     stepper = ProjUNNRiemannianSGD(layer.parameters(), lr=0.1)
     for _ in range(3):
@@ -182,3 +182,20 @@ def test_a_layer_stays_on_its_manifolds_and_trains_there(conversion, swap):
         stepper.step()
     assert (jacobian(layer, (4, 4)) - before).norm() > 0.1
     assert_within(torch.linalg.svdvals(jacobian(layer, (4, 4))), 1.0, 1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@torch.no_grad()
+def test_a_traced_layer_makes_its_kernel_and_takes_what_the_stride_divides():
+    layer = nn.BlockOrthogonalConv2d(3, 8, 3, 2).eval()
+    layer(X)
+    program = torch.jit.trace(layer, (X,))
+    x = torch.randn(1, 3, 6, 8)
+    before = layer(x)
+    assert_same_to_rounding(program(x), before)
+    layer.weight.neg_()  # the memory is shared
+    assert_same_to_rounding(layer(x), -before)
+    assert_same_to_rounding(program(x), -before)
+    with pytest.raises(RuntimeError, match="don't multiply up to the size"):
+        program(torch.randn(1, 3, 6, 7))

@@ -1,0 +1,213 @@
+"""What the benchmark of a GPU asks about steps."""
+
+import platform
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+import update
+from gpu_report import OK
+from gpu_timing import Cases, bandwidth, eager_and_graph
+from update_methods import ADAM, TANGENT, optimizer_for
+from update_problem import Problem, draw
+
+from geoopt_projunn import ProjUNNRiemannianAdam, ProjUNNRiemannianSGD, backends
+from geoopt_projunn.linalg.dense import estimate_orthogonality_error
+
+RULES = {"SGD": (ProjUNNRiemannianSGD, TANGENT), "Adam": (ProjUNNRiemannianAdam, ADAM)}
+"""The optimizers, and the passes that a step makes over memory of the size of the matrix."""
+SIZES = (4096, 512, 16384, 1024, 256, 2048, 8192, 32768)
+"""Most important first: a part that runs out of time ends where it is."""
+SMALL = (32,)
+BATCHES = ((544, 64), (136, 256))
+"""Complex matrices of convolutions: how many, and their size."""
+
+
+def environment(device: str) -> Cases:
+    """Say what this is measured on and with."""
+    yield "python", platform.python_version
+    for name in ("torch", "triton", "numpy", "geoopt", "geoopt_projunn", "scipy", "matplotlib"):
+        yield name, lambda name=name: getattr(__import__(name), "__version__", "yes")
+    yield "backends", backends.available
+    if device == "cuda":
+        yield "device", _device
+
+
+def _device() -> str:
+    found = torch.cuda.get_device_properties(0)
+    gib, l2 = found.total_memory >> 30, found.L2_cache_size >> 20
+    return f"{found.name}, {found.multi_processor_count} SM, {gib} GiB, L2 {l2} MiB"
+
+
+def waiting(device: str) -> Cases:
+    """Take steps under the mode in which torch raises where the host waits."""
+    settings = [
+        *((rule, {"k": k}) for k in (1, 4, 16) for rule in RULES),
+        *(("SGD", {"k": k, "retraction": name}) for k in (1, 4) for name in ("polar", "cayley")),
+        ("SGD", {"k": 1, "sketch": "lsi"}),
+        ("SGD", {"k": 2, "sketch": "column"}),
+        ("SGD", {"k": 1, "momentum": 0.9}),
+        ("Adam", {"k": 1, "second_moment": "scalar"}),
+    ]
+    for batch in ((), (32,)):
+        for rule, options in settings:
+            yield f"{rule} {options} batch={batch}", _without_waiting(device, batch, rule, options)
+
+
+def _without_waiting(device: str, batch: tuple[int, ...], rule: str, options: dict) -> Callable:
+    def step_twice() -> str:
+        n = 256 if device == "cuda" else SMALL[0]
+        step = _step(draw(n, batch, device=device), rule, **options)
+        step()  # makes the state, and may wait
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            step()
+        finally:
+            if device == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+        return OK
+
+    return step_twice
+
+
+def times(device: str) -> Cases:
+    """Time steps over the floor, the passes of each at the speed of a copy of its matrix."""
+    for n in SIZES if device == "cuda" else SMALL:
+        yield f"n={n} copy, GB/s", lambda n=n: bandwidth(_problem(n, device).x) / 1e9
+        for rule, k in (("SGD", 1), ("SGD", 4), ("Adam", 1), ("SGD", 16)):
+            yield f"n={n} {rule} k={k}", lambda n=n, rule=rule, k=k: _over_floor(n, device, rule, k)
+
+
+def _over_floor(n: int, device: str, rule: str, k: int) -> dict[str, float]:
+    problem = _problem(n, device)
+    _, passes = RULES[rule]
+    found = eager_and_graph(_step(problem, rule, k), device)
+    found["floor"] = 1e3 * passes * problem.bytes_of_pass / bandwidth(problem.x)
+    found["over floor"] = min(found["eager"], found.get("graph", found["eager"])) / found["floor"]
+    return found
+
+
+def launches(device: str) -> Cases:
+    """Count the kernels of a step, and name those that take longest."""
+    n = 4096 if device == "cuda" else SMALL[0]
+    for rule, k in (("SGD", 1), ("SGD", 4), ("SGD", 16), ("Adam", 1)):
+        yield f"{rule} k={k}", lambda rule=rule, k=k: _kernels(_problem(n, device), device, rule, k)
+
+
+def _kernels(problem: Problem, device: str, rule: str, k: int) -> dict[str, object]:
+    step = _step(problem, rule, k)
+    for _ in range(3):
+        step()
+    kind = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(
+        activities=[kind.CUDA if device == "cuda" else kind.CPU]
+    ) as profile:
+        step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+    is_cuda = torch.autograd.DeviceType.CUDA
+    events = [e for e in profile.events() if device != "cuda" or e.device_type == is_cuda]
+    microseconds: Counter[str] = Counter()
+    for event in events:
+        spent = event.device_time if device == "cuda" else event.cpu_time
+        microseconds[event.name[:40]] += spent
+    longest = {name: round(spent, 1) for name, spent in microseconds.most_common(5)}
+    return {"launches": len(events), "microseconds of the longest": longest}
+
+
+def compared(device: str) -> Cases:
+    """Take the same steps by every backend that serves the device."""
+    names = [name for name in backends.available() if name != "cpu" or device == "cpu"]
+    for n in (512, 4096) if device == "cuda" else SMALL:
+        for rule, k in (("SGD", 1), ("SGD", 4), ("Adam", 1)):
+            for name in names:
+
+                def measure(n: int = n, rule: str = rule, k: int = k, name: str = name) -> object:
+                    with backends.use(name):
+                        return eager_and_graph(_step(_problem(n, device), rule, k), device)
+
+                yield f"n={n} {rule} k={k} {name}", measure
+
+
+def peers(device: str) -> Cases:
+    """Time ours beside geoopt's optimizers and POGO, by the benchmark of updates."""
+    for n in (1024, 512, 4096) if device == "cuda" else SMALL:
+        yield f"n={n}, ms and over ours", lambda n=n: _updates(n, device)
+
+
+def _updates(n: int, device: str) -> dict[str, tuple[float, float]]:
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = "0.7" if device == "cuda" else "0.01"
+        methods = ["--methods", "SGD, k = 1", "geoopt", "POGO", "torch orthogonal, cayley"]
+        limits = ["--rounds", "5", "--budget", seconds]
+        where = ["--device", device, "--sizes", str(n), "--output", folder]
+        report = update.main([*where, *limits, *methods])
+    (ours,) = (r for r in report.results if r.method == update.OURS)
+    return {r.method: (r.ms, r.over(ours)) for r in report.results if r.kind != "floor"}
+
+
+def tf32(device: str) -> Cases:
+    """Show what TF32 does to a product, and that it does nothing to a step."""
+    n = 512 if device == "cuda" else SMALL[0]
+
+    def probe() -> float:
+        return float(estimate_orthogonality_error(_problem(n, device).x)) / n**0.5
+
+    def product() -> float:
+        x = _problem(n, device).x
+        return float(torch.linalg.matrix_norm(x.mT @ x - torch.eye(n, device=device)))
+
+    def steps() -> float:
+        optimizer = _optimizer(_problem(n, device), "SGD", 4)
+        for _ in range(100):
+            optimizer.step()
+        (p,) = optimizer.param_groups[0]["params"]
+        x = p.detach().double()
+        return float(torch.linalg.matrix_norm(x.mT @ x - torch.eye(n, device=device).double()))
+
+    for precision in ("highest", "high"):
+
+        def within(function: Callable[[], float], precision: str = precision) -> float:
+            before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision(precision)
+            try:
+                return function()
+            finally:
+                torch.set_float32_matmul_precision(before)
+
+        for name, function in (
+            ("probe of a point", probe),
+            ("torch's own product", product),
+            ("100 steps", steps),
+        ):
+            yield f"{precision}: {name}", lambda f=function, within=within: within(f)
+
+
+def batches(device: str) -> Cases:
+    """Step the matrices of convolutions, over the floor of their bytes."""
+    for count, n in BATCHES if device == "cuda" else ((3, 32),):
+        for rule, (_, passes) in RULES.items():
+
+            def measure(count: int = count, n: int = n, rule: str = rule, passes: int = passes):  # noqa: ANN202
+                problem = draw(n, (count,), torch.complex64, device)
+                found = eager_and_graph(_step(problem, rule, 1), device)
+                found["floor"] = 1e3 * passes * problem.bytes_of_pass / bandwidth(problem.x)
+                return found
+
+            yield f"{count} complex of {n} x {n}, {rule} k=1", measure
+
+
+@lru_cache(maxsize=1)
+def _problem(n: int, device: str) -> Problem:
+    return draw(n, device=device)
+
+
+def _optimizer(problem: Problem, rule: str, k: int, **options: object) -> torch.optim.Optimizer:
+    return optimizer_for([problem.x], [problem.d], RULES[rule][0], k, **options)
+
+
+def _step(problem: Problem, rule: str, k: int, **options: object) -> Callable[[], object]:
+    return _optimizer(problem, rule, k, **options).step

@@ -1,0 +1,114 @@
+"""torch's own kernels, which a GPU uses for relu and tanh, keep the promises of the other path."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from geoopt_projunn.nn import OrthogonalRNN
+from tests._precision_settings import forget, products_are_full, snapshot, use
+from tests.nn.test_costs import kept
+
+
+@pytest.fixture(autouse=True)
+def _fused(monkeypatch):
+    monkeypatch.setattr(OrthogonalRNN, "_fused", True)
+    yield
+    forget()
+
+
+class Settings(TorchDispatchMode):
+    """Look at the settings of recurrences and products while products run."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in ("mm", "addmm", "bmm"):
+            recurrences = torch.backends.cudnn.rnn.fp32_precision in ("ieee", "none")
+            self.seen.add((recurrences and products_are_full(), args[-1].dtype))
+        return func(*args, **(kwargs or {}))
+
+
+# cuDNN's own default is TF32.
+@pytest.mark.parametrize(
+    "setting", [None, ("float32_matmul_precision", "high"), ("general", "tf32")]
+)
+@pytest.mark.parametrize("nonlinearity", ["relu", "tanh"])
+def test_both_passes_run_in_full_precision_also_in_autocast(nonlinearity, setting):
+    layer = OrthogonalRNN(3, 8, 2, nonlinearity)
+    x = torch.randn(5, 2, 3, requires_grad=True)
+    if setting is not None:
+        use(*setting)
+    assert torch.backends.cudnn.rnn.fp32_precision == "tf32"
+    before = snapshot()
+    for within in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=within), Settings() as forward:
+            states, _ = layer(x.bfloat16() if within else x)
+        with torch.autocast("cpu", torch.bfloat16, enabled=within), Settings() as backward:
+            torch.autograd.grad(states, [x, *layer.parameters()], torch.ones_like(states))
+        assert forward.seen == backward.seen == {(True, torch.float32)}
+        assert states.dtype == torch.float32
+    assert snapshot() == before
+
+
+def test_what_is_kept_is_what_torch_keeps_and_freed_when_torch_frees_it():
+    x = torch.randn(50, 4, 3)
+    options = {"num_layers": 2, "nonlinearity": "relu"}
+    ours, states = kept(OrthogonalRNN(3, 16, **options), x)
+    theirs, _ = kept(torch.nn.RNN(3, 16, **options), x)
+    assert ours == theirs
+    loss = states.sum()
+    loss.backward(retain_graph=True)
+    loss.backward()
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        loss.backward()
+
+
+def test_settings_are_put_back_after_an_error_in_the_backward_pass():
+    states, _ = OrthogonalRNN(3, 8, nonlinearity="tanh")(torch.randn(5, 2, 3))
+    before = snapshot()
+    loss = states.square().sum()
+    with torch.no_grad():
+        states.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    assert snapshot() == before
+
+
+def test_a_second_derivative_is_refused_and_there_without_cudnn():
+    layer = OrthogonalRNN(3, 8, nonlinearity="tanh", dtype=torch.float64)
+    x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
+
+    def penalty():
+        (first,) = torch.autograd.grad(layer(x)[0].sum(), x, create_graph=True)
+        return first.square().sum()
+
+    remedy = r"second derivatives.*cudnn\.flags\(enabled=False\)"
+    with pytest.raises(RuntimeError, match=remedy):
+        penalty().backward()
+    for leaf in (x, layer.weight_hh_l0, layer.bias_ih_l0):
+        with pytest.raises(RuntimeError, match=remedy):
+            torch.autograd.grad(penalty(), leaf, allow_unused=True)
+    # Of what comes after the layer too, through the gradient that it is given.
+    scale = torch.ones(8, dtype=torch.float64, requires_grad=True)
+    total = (layer(x)[0] * scale).sum()
+    (first,) = torch.autograd.grad(total, x, create_graph=True)
+    with pytest.raises(RuntimeError, match=remedy):
+        torch.autograd.grad(first.sum(), scale, allow_unused=True)
+    with torch.backends.cudnn.flags(enabled=False):
+        expected = penalty()
+        expected.backward()
+    assert x.grad.any()
+    assert torch.allclose(penalty(), expected)
+
+
+def test_parameters_that_need_no_gradient_get_none():
+    layer = OrthogonalRNN(3, 8, nonlinearity="relu")
+    layer.weight_ih_l0.requires_grad_(False)
+    _, last = layer(torch.randn(5, 2, 3))
+    last.sum().backward()
+    assert layer.weight_ih_l0.grad is None
+    assert layer.weight_hh_l0.grad.any()
+    layer.requires_grad_(False)
+    assert not layer(torch.randn(5, 2, 3))[0].requires_grad

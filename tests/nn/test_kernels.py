@@ -1,0 +1,49 @@
+"""The kernels of modules, interpreted on a CPU and compiled for GPUs."""
+
+import pytest
+
+from tests._triton import ARCHITECTURES, compile_ahead, needs_triton, run_interpreted
+
+pytestmark = needs_triton
+
+TYPES = {"*fp32": (2.0**-63, 2.0**-23), "*fp64": (2.0**-511, 2.0**-52)}
+POINTERS = ("z", "grad", "h", "offset", "along", "spectrum", "own", "pairs")
+CONSTANTS = {"BLOCK": 256, "WATCH": True, "ROWS": 32, "FREQUENCIES": 32, "WEIGHT": 0.7}
+
+
+def kernels():
+    from geoopt_projunn.nn.kernels import frequencies, modrelu
+
+    return {
+        name.strip("_"): kernel
+        for module in (modrelu, frequencies)
+        for name, kernel in vars(module).items()
+        if name.startswith(("_forward", "_backward", "_gather", "_scatter"))
+    }
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("pointer", TYPES)
+def test_every_kernel_compiles_and_keeps_all_in_registers(pointer, architecture):
+    found = kernels()
+    assert len(found) == 6
+    tiny, eps = TYPES[pointer]
+    for name, kernel in found.items():
+        constants = {**CONSTANTS, "TINY": tiny, "EPS": eps}
+        own = {key: value for key, value in constants.items() if key in kernel.arg_names}
+        types = {
+            argument: pointer
+            if argument in POINTERS
+            else "*i64"
+            if argument in ("positions", "sources")
+            else "i32"
+            for argument in kernel.arg_names
+            if argument not in own
+        }
+        assert compile_ahead(kernel, types, own, architecture) == 0, name
+
+
+def test_interpreted_they_do_what_torchs_operations_do():
+    # Derivatives are taken of layers only: a gradcheck calls a function too many times.
+    files = ("tests/nn/interpreted.py", "tests/nn/test_frequencies.py")
+    run_interpreted(*files, "-k", "not second_derivatives")

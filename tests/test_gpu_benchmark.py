@@ -1,0 +1,145 @@
+"""The benchmark of a GPU runs unattended: tried on a CPU, and each way in which a part may end."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+
+import pytest
+import torch
+
+from tests._benchmarks import BENCHMARKS, load
+
+for name in (
+    *("timing", "memory", "update_problem", "update_methods", "update_peers", "update_report"),
+    *("update_figure", "update_extras", "update", "gpu_timing", "gpu_report", "gpu_steps"),
+    *("gpu_layers", "gpu_tests"),
+):
+    load(name)
+gpu = load("gpu")
+report = sys.modules["gpu_report"]
+
+MOST_CHARACTERS = 10_000
+
+
+def run_script(*arguments, **variables):
+    return subprocess.run(
+        ["bash", str(BENCHMARKS / "gpu.sh"), *arguments],
+        env={**os.environ, "PYTHON": sys.executable, **variables},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def test_the_script_runs_to_its_end_on_a_cpu(tmp_path):
+    done = run_script("--dry-run", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list(tmp_path.iterdir())) <= 8
+    parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    assert list(parts) == list(gpu.PARTS)
+    for name, part in parts.items():
+        assert part["ended"] == "done", name
+        assert part["found"]
+        # Whether Triton is here is the only thing that may differ.
+        errors = {k: v for k, v in part["found"].items() if "Error" in str(v) and k != "triton"}
+        assert not errors
+    assert {"eager", "floor"} <= set(parts["times"]["found"]["n=32 SGD k=1"])
+    assert parts["launches"]["found"]["SGD k=1"]["launches"] > 0
+    assert parts["tests"]["found"]["tests/optim/test_gpu.py"]["skipped"] > 0
+    text = (tmp_path / "summary.txt").read_text()
+    assert done.stdout.endswith(text + "\n")
+    assert len(text) < MOST_CHARACTERS
+    assert (tmp_path / "gpu.png").read_bytes().startswith(b"\x89PNG")
+    with tarfile.open(tmp_path / "logs.tar.gz") as logs:
+        assert {f"logs/{name}.log" for name in gpu.PARTS} <= set(logs.getnames())
+
+
+def test_what_wheels_hold_is_found(tmp_path):
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    with zipfile.ZipFile(wheels / "matplotlib-0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("matplotlib/__init__.py", "__version__ = 'of a wheel'")
+    out = tmp_path / "out"
+    done = run_script("--dry-run", str(out), "--parts", "environment", WHEELS=str(wheels))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((out / "gpu.json").read_text())["parts"]["environment"]["found"]
+    assert found["matplotlib"] == "of a wheel"
+    assert found["torch"] == torch.__version__
+    # That one draws nothing.
+    assert not (out / "gpu.png").exists()
+    assert "matplotlib: of a wheel" in done.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_the_script_refuses_a_machine_without_a_gpu(tmp_path):
+    done = run_script(str(tmp_path))
+    assert done.returncode == 2
+    assert "--dry-run" in done.stderr
+
+
+def test_the_script_says_what_wheels_are_missing(tmp_path):
+    (tmp_path / "geoopt.py").write_text("raise ImportError('no geoopt here')")
+    done = run_script("--dry-run", str(tmp_path / "out"), PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2
+    assert "no geoopt here" in done.stderr
+    assert "set WHEELS to a folder" in done.stderr
+
+
+def cases_then(end):
+    def cases(device):
+        yield "first", lambda: 1
+        yield "failing", lambda: 1 / 0
+        yield "last", end
+
+    return gpu.Part(60, cases)
+
+
+@pytest.mark.parametrize(
+    ("end", "ended"),
+    [
+        (lambda: 2, "done"),
+        (lambda: os._exit(7), "died with 7"),
+        (lambda: time.sleep(60), "ended after 4 s"),
+    ],
+    ids=["by itself", "by a crash", "by its limit"],
+)
+def test_what_a_part_found_is_kept_however_it_ends(end, ended, tmp_path, monkeypatch):
+    monkeypatch.setitem(gpu.PARTS, "one", cases_then(end))
+    part = gpu.run("one", "cpu", 4, tmp_path, "fork")
+    assert part["ended"] == ended
+    found = {"first": 1, "failing": "ZeroDivisionError: division by zero"}
+    assert part["found"] == ({**found, "last": 2} if ended == "done" else found)
+
+
+def test_parts_for_which_there_is_no_time_are_left_out_and_named(tmp_path, capsys):
+    arguments = ["--device", "cpu", "--output", str(tmp_path), "--seconds", "0"]
+    parts = gpu.main(arguments)["parts"]
+    assert list(parts) == list(gpu.PARTS)
+    assert {part["ended"] for part in parts.values()} == {"left out: no time"}
+    assert (tmp_path / "summary.txt").read_text() in capsys.readouterr().out
+
+
+def test_the_whole_takes_seven_minutes():
+    assert gpu.TOTAL == 7 * 60
+    assert sum(part.seconds for part in gpu.PARTS.values()) >= gpu.TOTAL
+
+
+def test_a_long_summary_is_cut_and_says_how_all_parts_ended():
+    found = {f"case {number}": {"eager": 1 / 3, "other": [1.5, "x" * 900]} for number in range(40)}
+    parts = {
+        name: {"ended": f"{name} ended", "seconds": 1.0, "found": {**found, "fine": report.OK}}
+        for name in gpu.PARTS
+    }
+    text = report.summary({"device": "cuda", "parts": parts})
+    assert len(text) < MOST_CHARACTERS
+    assert "case 0: eager 0.333, other [1.5, xxx" in text
+    assert all(f"{name} ended" in text for name in gpu.PARTS)
+    parts["waiting"]["found"] = {"a": report.OK, "b": report.OK, "c": "RuntimeError: waits"}
+    short = report.summary({"device": "cuda", "parts": {"waiting": parts["waiting"]}})
+    assert short.endswith("c: RuntimeError: waits\nok: 2 cases")
