@@ -9,8 +9,10 @@ from ..linalg.rows import IN_TORCH, Products
 from .cpu import CPU
 from .distributed import Distributed, is_spread, local_of
 from .reference import Reference
+from .triton import Triton
+from .triton.support import warn_of_lack
 
-_BACKENDS = {backend.name: backend for backend in (CPU(), Reference())}
+_BACKENDS = {backend.name: backend for backend in (CPU(), Triton(), Reference())}
 """In order of preference; the last one serves everything."""
 
 _asked_for: list[list[str]] = []
@@ -28,6 +30,11 @@ def choose(x: torch.Tensor) -> Reference:
     ------
     RuntimeError
         If :func:`use` asks for one that cannot serve them.
+
+    Warns
+    -----
+    UserWarning
+        Once for each GPU that the Triton kernels cannot serve.
     """
     return _DISTRIBUTED if is_spread(x) else _choose_local(x)
 
@@ -40,6 +47,8 @@ def _choose_local(x: torch.Tensor) -> Reference:
     for backend in preferred:
         if backend.refusal(x) is None:
             return backend
+    if x.is_cuda and not torch.compiler.is_compiling():
+        warn_of_lack(x.device)
     return last
 
 
@@ -62,8 +71,10 @@ def products_for(x: torch.Tensor) -> Products:
     if is_spread(x):
         return IN_TORCH
     asked = [_BACKENDS[name] for (name,) in _asked_for[-1:]] or list(_BACKENDS.values())
-    serving = (backend.products for backend in asked if backend.refusal(x) is None)
-    return next(serving, IN_TORCH)
+    for backend in asked:
+        if backend.refusal(x) is None:
+            return backend.products
+    return IN_TORCH
 
 
 def available() -> list[str]:

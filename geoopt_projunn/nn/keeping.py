@@ -106,7 +106,7 @@ class KeepsManifolds(torch.nn.Module):
     _parameters: Any
 
     def _counterpart(self) -> str:
-        """Return the name of the class for the other field."""
+        """Return the name of the class for the other field, "" where there is none."""
         own = [kind for kind in type(self).__mro__ if kind.__module__.startswith(__package__)]
         name = own[0].__name__
         if name.startswith("Orthogonal"):

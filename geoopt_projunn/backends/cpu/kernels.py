@@ -19,6 +19,8 @@ KINDS = {torch.float32: 0, torch.complex64: 1, torch.float64: 2, torch.complex12
 SKETCHES = ("tangent", "lsi", "column")
 RETRACTIONS = ("exponential", "cayley", "polar")
 """Those that the kernels know, in their order."""
+NORMALIZATIONS = ("angle", "spectral", None)
+"""Those that the kernels know, in their order."""
 RULES = {"gradient": ((0,), 0), "momentum": ((1,), 3), "adam": ((2, 3), 3)}
 """The rules that they know: how many buffers each may keep, and how many numbers it takes."""
 
@@ -70,7 +72,7 @@ def check(tensor: torch.Tensor, name: str, shape: tuple[int, ...], dtype: torch.
         )
 
 
-def check_choice(name: str, value: str, known: Iterable[str]) -> int:
+def check_choice(name: str, value: str | None, known: Iterable[str | None]) -> int:
     """Return the number of one of the names that the kernels know."""
     names = list(known)
     if value not in names:
@@ -78,9 +80,11 @@ def check_choice(name: str, value: str, known: Iterable[str]) -> int:
     return names.index(value)
 
 
-def check_numbers(n: int, k: int, sweep: int = 0) -> None:
-    """Refuse a rank or a number of columns that a step of matrices of size n cannot have."""
-    if not 1 <= k <= n // 2:
-        raise Refused(f"`k` must be between 1 and n / 2 = {n // 2}, got {k}.")
-    if not 0 <= sweep <= n:
-        raise Refused(f"`sweep` must be between 0 and n = {n}, got {sweep}.")
+def check_numbers(n: int, p: int, k: int, sweep: int = 0) -> None:
+    """Refuse wide matrices, and what a step of n x p matrices cannot have: rank, columns."""
+    if p > n:
+        raise Refused(f"`x` must have as many rows as columns or more, got {n} x {p}.")
+    if not 1 <= k <= min(p, n // 2):
+        raise Refused(f"`k` must be between 1 and min(p, n // 2) = {min(p, n // 2)}, got {k}.")
+    if not 0 <= sweep <= p:
+        raise Refused(f"`sweep` must be between 0 and p = {p}, got {sweep}.")

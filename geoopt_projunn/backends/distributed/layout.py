@@ -244,4 +244,5 @@ def _split_axes(p: Any) -> dict[int, int]:
     """Return which dimension of the mesh splits the rows, 0, and the columns, 1."""
     lead = p.dim() - 2
     shards = enumerate(getattr(p, "placements", ()))
-    return {one.dim - lead: i for i, one in shards if one.is_shard() and one.dim >= lead}
+    split = {one.dim - lead: i for i, one in shards if one.is_shard() and one.dim >= lead}
+    return {axis: i for axis, i in split.items() if p.device_mesh.size(i) > 1}
