@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from geoopt_projunn import LowRankStiefel, LowRankUnitary
+from geoopt_projunn.linalg.rows import IN_TORCH
 from geoopt_projunn.sketches import SKETCHES as SKETCH_TABLE
 from geoopt_projunn.sketches import exact
 from tests._asserts import assert_bit_equal, assert_same_to_rounding, assert_unitary, assert_within
@@ -521,7 +522,7 @@ def test_what_a_step_carries_is_all_of_its_generator_but_what_no_direction_has(n
     d = torch.randn(2, n, p, dtype=dtype)
     for sketched in (SKETCH_TABLE["tangent"](x, d, 2, counter), exact(x, d)):
         carried = torch.zeros_like(x)
-        sketched.add_direction_(carried, x, 0.5)
+        sketched.add_direction_(carried, x, 0.5, IN_TORCH)
         rows = sketched.rows
         omega = skewh(sketched.core) if rows is None else rows.mH @ skewh(sketched.core) @ rows
         off = torch.eye(n, dtype=dtype) - x @ x.mH
