@@ -2,8 +2,9 @@
 
 from . import backends as backends
 from . import nn as nn
+from .diagnosis import diagnose, kept_fraction
 from .manifold import LowRankStiefel, LowRankUnitary
-from .optim import ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
+from .optim import ProjUNNRiemannianAdam, ProjUNNRiemannianSGD, param_groups
 
 __version__ = "0.1.0"
 __all__ = [
@@ -12,4 +13,7 @@ __all__ = [
     "ProjUNNRiemannianAdam",
     "ProjUNNRiemannianSGD",
     "__version__",
+    "diagnose",
+    "kept_fraction",
+    "param_groups",
 ]

@@ -36,6 +36,7 @@ def step_arguments(rule="gradient", b=3, n=6, k=1, sketch="tangent", p=None):
         "retraction": "exponential",
         "length": LENGTH,
         "sweep": 1,
+        "normalize": "angle",
     }
 
 
@@ -142,6 +143,12 @@ WRONG = [
     ("gradient", "sketch", lambda _: "none", r"one of .*'lsi'.*, got 'none'"),
     ("gradient", "retraction", lambda _: "none", r"one of .*'polar'.*, got 'none'"),
     ("gradient", "rule", lambda _: "none", r"one of .*'adam'.*, got 'none'"),
+    (
+        "gradient",
+        "normalize",
+        lambda _: "both",
+        r"one of .*'angle'.*, got 'both'",
+    ),
     ("gradient", "sweep", lambda _: -1, r"must be between 0 and p = 6, got -1"),
 ]
 

@@ -63,5 +63,6 @@ def turn(
 
 # kind, b, n, p, k, sketch, retraction, by_columns, sweep, threads, length; tables, each with its
 # length: x, grad, steps, skipped; rule, numbers; tables of what the rule keeps, each with its
-# length: the first buffer, the second, the third; whether the second is one number a matrix.
+# length: the first buffer, the second, the third; whether the second is one number a matrix; the
+# normalization, and where the share is below which a generator is rounding.
 def step(*numbers: int) -> None: ...

@@ -78,8 +78,9 @@ class CPU(Reference):
         gradients and buffers may be in any number of tensors.
         """
         native = rule.native(group)
-        if native and spec.normalize is None and _knows(x[0], grad[0], spec):
-            length = float(group["lr"]) * spec.scale
+        if native and spec.normalize in kernels.NORMALIZATIONS and _knows(x[0], grad[0], spec):
+            # Of a step in radians the scale of generators says nothing.
+            length = float(group["lr"]) * (spec.scale if spec.normalize is None else 1)
             state = [piece for name in native.state for piece in buffers[name]]
             # torch's dispatcher takes no lazily conjugated or negated tensors to be changed.
             if any(piece.is_conj() or piece.is_neg() for piece in state):
@@ -100,6 +101,7 @@ class CPU(Reference):
                     spec.retraction,
                     length if group["maximize"] else -length,
                     sweep,
+                    spec.normalize,
                 )
         super().step_(x, grad, buffers, rule, group, spec)
 

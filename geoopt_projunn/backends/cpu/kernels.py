@@ -19,6 +19,8 @@ KINDS = {torch.float32: 0, torch.complex64: 1, torch.float64: 2, torch.complex12
 SKETCHES = ("tangent", "lsi", "column")
 RETRACTIONS = ("exponential", "cayley", "polar")
 """Those that the kernels know, in their order."""
+NORMALIZATIONS = ("angle", "spectral", None)
+"""Those that the kernels know, in their order."""
 RULES = {"gradient": ((0,), 0), "momentum": ((1,), 3), "adam": ((2, 3), 3)}
 """The rules that they know: how many buffers each may keep, and how many numbers it takes."""
 
@@ -70,7 +72,7 @@ def check(tensor: torch.Tensor, name: str, shape: tuple[int, ...], dtype: torch.
         )
 
 
-def check_choice(name: str, value: str, known: Iterable[str]) -> int:
+def check_choice(name: str, value: str | None, known: Iterable[str | None]) -> int:
     """Return the number of one of the names that the kernels know."""
     names = list(known)
     if value not in names:

@@ -6,9 +6,11 @@ from array import array
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
+from ...normalization import noise_floor
 from ..batch import count
 from .kernels import (
     KINDS,
+    NORMALIZATIONS,
     RETRACTIONS,
     RULES,
     SKETCHES,
@@ -25,7 +27,7 @@ _library = torch.library.Library("geoopt_projunn", "FRAGMENT")
 _library.define(
     "step_(Tensor(a!)[] x, Tensor[] grad, Tensor(b!)[] state, Tensor(c!)[] step,"
     " Tensor(d!)[] skipped, str rule, float[] numbers, int k, str sketch, str retraction,"
-    " float length, int sweep) -> ()"
+    " float length, int sweep, str? normalize) -> ()"
 )
 step_ = torch.ops.geoopt_projunn.step_.default
 """Reference.step_, for the rules, sketches and retractions that the kernels know.
@@ -77,6 +79,7 @@ def _step_(
     retraction: str,
     length: float,
     sweep: int,
+    normalize: str | None,
 ) -> None:
     (*lead, n, p), dtype = x[0].shape, x[0].dtype
     b = count(x)
@@ -117,6 +120,10 @@ def _step_(
         *tables.checked(step, "step", (), torch.int64),
         *tables.checked(skipped, "skipped", (), dtype.to_real()),
         *(rule_number, tables.numbers(numbers), *of_buffers, is_scalar),
+        *(
+            check_choice("normalize", normalize, NORMALIZATIONS),
+            tables.numbers([noise_floor(x[0])]),
+        ),
     )
     mark_changed([*x, *state, *step, *skipped])
 
@@ -136,7 +143,7 @@ torch.library.register_fake("geoopt_projunn::step_", _step_without_data)
 @register_flop_formula(torch.ops.geoopt_projunn.step_)
 def _(x: list[torch.Size], *rest: object, **__: object) -> int:
     # Entry by entry operations are not counted, as torch does not.
-    k, sketch, _retraction, _length, sweep = rest[-5:]
+    k, sketch, _retraction, _length, sweep, _normalize = rest[-6:]
     # The tangent sketch knows the products of k of the 2k rows that are turned.
     of_sketch = {**FLOPS_OF_SKETCH, "tangent": 14}[str(sketch)]
     return (of_sketch * k + 4 * (2 * k + sweep)) * len(x) * x[0].numel()  # type: ignore[operator]

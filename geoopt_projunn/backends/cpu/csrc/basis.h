@@ -38,6 +38,20 @@ inline double safe_norm(double* row, Index width) {
   return std::sqrt(dot(row, row, width));
 }
 
+// The norm of numbers, whatever their size.
+template <typename T>
+double length_of(const T* numbers, Index count) {
+  double largest = 0, square = 0;
+  for (Index j = 0; j < count; ++j)
+    largest = std::max(largest, std::abs(static_cast<double>(numbers[j])));
+  if (largest == 0) return 0;
+  for (Index j = 0; j < count; ++j) {
+    const double share = static_cast<double>(numbers[j]) / largest;
+    square += share * share;
+  }
+  return largest * std::sqrt(square);
+}
+
 // Orthonormal rows of at most `width` real numbers. To a complex row belongs its product with i:
 // the real projection on both is the complex one on the row.
 class Basis {

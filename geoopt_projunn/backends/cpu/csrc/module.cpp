@@ -178,7 +178,7 @@ void step_each(const Index* v, const Along& along) {
   const Pieces x(v[11], v[12], b), d(v[13], v[14], b), steps(v[15], v[16], b),
       skipped(v[17], v[18], b);
   for_each_matrix<T>(b, n, parts * p, v[9], [&](Index i, Index last, Index threads) {
-    Stepper<T> stepper(n, p, parts, v[4], v[5], v[6], v[8], threads);
+    Stepper<T> stepper(n, p, parts, v[4], v[5], v[6], v[8], threads, v[28], *at<double>(v[29]));
     for (; i < last; ++i) {
       const View<T> point{x.matrix<T>(i, size), (v[7] & 1) != 0};
       Index* taken = steps.matrix<Index>(i, 1);
@@ -194,7 +194,8 @@ void step_each(const Index* v, const Along& along) {
 enum : Index { gradient_rule, momentum_rule, adam_rule };
 
 // ...; rule, numbers; tables of what it keeps, each with its length: the first buffer, the second
-// and the third, which may be empty; whether the second is one number for each matrix.
+// and the third, which may be empty; whether the second is one number for each matrix; the
+// normalization, and the share of a direction below which a generator is rounding.
 template <typename T>
 void step(const Index* v) {
   const Index b = v[1], entries = v[2] * v[3], parts = parts_of(v[0]), rule = v[19];
@@ -220,8 +221,8 @@ void step(const Index* v) {
 }
 
 PyObject* py_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Index v[28];
-  if (!parse(args, count, 28, v)) return nullptr;
+  Index v[30];
+  if (!parse(args, count, 30, v)) return nullptr;
   return without_lock([&] { is_double(v[0]) ? step<double>(v) : step<float>(v); });
 }
 

@@ -66,6 +66,8 @@ class Sketcher {
     return kind == tangent_sketch ? k_ : 0;
   }
   const T* known_products() const { return along_.data(); }
+  // The norm of what the last core is a small difference of where d is nearly normal.
+  double seen() const { return seen_; }
 
   void tangent(View<const T> x, View<const T> d, Index counter, double* rows, double* core) {
     draw_mixed(d, counter);
@@ -73,10 +75,13 @@ class Sketcher {
     if (k_ == 1) {
       sides_.times_adjoint(x, k_, mixed_.data(), last_.data());
       sides_(d, k_, k_, last_.data(), mixed_.data(), moved_.data(), back_.data());
+      seen_ = length_of(back_.data(), k_ * width_);
       sides_.times_adjoint(x, k_, moved_.data(), last_.data());
       for (std::size_t j = 0; j < back_.size(); ++j) back_[j] -= last_[j];
     } else {
-      generator_rows(x, d, mixed_.data());
+      products(x, d, mixed_.data());
+      seen_ = length_of(back_.data(), k_ * width_);
+      subtract_products(x);
     }
     add_to_basis(back_);
     narrow_basis(&mixed_);
@@ -139,6 +144,7 @@ class Sketcher {
           entry += product(dots_, i, l) * std::conj(product(more_, j, l));
         set(core, i, j, entry);
       }
+    seen_ = length_of(core, parts_ * r * r);
     write_basis(rows);
   }
 
@@ -196,8 +202,15 @@ class Sketcher {
 
   // back_ = (rows x d^H - rows d x^H) / 2
   void generator_rows(View<const T> x, View<const T> d, const T* rows) {
+    products(x, d, rows);
+    subtract_products(x);
+  }
+  // back_ = rows x d^H, moved_ = rows d
+  void products(View<const T> x, View<const T> d, const T* rows) {
     sides_.times(x, k_, rows, along_.data());
     sides_(d, k_, k_, rows, along_.data(), moved_.data(), back_.data());
+  }
+  void subtract_products(View<const T> x) {
     sides_.times_adjoint(x, k_, moved_.data(), last_.data());
     for (std::size_t j = 0; j < back_.size(); ++j) back_[j] = (back_[j] - last_[j]) / 2;
   }
@@ -303,6 +316,7 @@ class Sketcher {
   std::vector<T> some_, few_, mixed_, along_, moved_, back_, last_;
   std::vector<double> wide_, other_, dots_, more_, keys_;
   std::vector<Index> drawn_;
+  double seen_ = 0;
   Basis basis_;
   Sides<T> sides_;
   Scratch<T> scratch_;

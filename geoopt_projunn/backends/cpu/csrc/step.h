@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "memory.h"
+#include "normalization.h"
 #include "retractions.h"
 #include "sketches.h"
 #include "turn.h"
@@ -19,11 +20,13 @@ template <typename T>
 class Stepper {
  public:
   Stepper(Index n, Index p, Index parts, Index k, Index sketch_kind, Index retraction_kind,
-          Index sweep, Index threads)
+          Index sweep, Index threads, Index normalization_kind, double floor)
       : numbers_(parts * n * p),
         sketch_kind_(sketch_kind),
         sketcher_(n, p, parts, k, threads),
         retraction_(retraction(retraction_kind, 2 * k, parts)),
+        normalizes_(normalization_kind != no_normalization),
+        normalization_(normalization_kind, 2 * k, parts, floor),
         turner_(n, p, parts, 2 * k, sweep, threads),
         wide_(2 * k * parts * n),
         rows_(wide_.size()),
@@ -58,7 +61,12 @@ class Stepper {
   }
 
   bool turn(View<T> x, Index known, Index counter, double length) {
-    for (double& entry : core_) entry *= length;
+    if (normalizes_) {
+      normalization_.prepare(length, sketcher_.seen());
+      normalization_(core_.data(), core_.data());
+    } else {
+      for (double& entry : core_) entry *= length;
+    }
     (*retraction_)(core_.data(), delta_.data());
     std::copy(wide_.begin(), wide_.end(), rows_.begin());
     return turner_(x, rows_.data(), delta_.data(), counter, known, sketcher_.known_products());
@@ -68,6 +76,8 @@ class Stepper {
   Index sketch_kind_;
   Sketcher<T> sketcher_;
   std::unique_ptr<Retraction> retraction_;
+  bool normalizes_;
+  Normalization normalization_;
   Turner<T> turner_;
   std::vector<double> wide_;
   std::vector<T> rows_, made_;

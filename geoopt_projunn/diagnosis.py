@@ -1,0 +1,236 @@
+"""What steps of a given rank would keep of a gradient: for choosing k and a learning rate."""
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+
+from .backends import choose
+from .backends.contract import StepSpec
+from .linalg.dense import skewh
+from .linalg.precision import full_precision
+from .low_rank import LowRankManifold
+from .manifold import LowRankUnitary
+from .normalization import noise_floor
+
+__all__ = ["Diagnosis", "ParameterDiagnosis", "diagnose", "kept_fraction"]
+
+# Of the test vectors, which differ from step to step.
+_COUNTERS = 3
+
+
+@full_precision
+@torch.no_grad()
+def kept_fraction(
+    x: torch.Tensor, grad: torch.Tensor, ks: Iterable[int] = (1, 2, 4, 8, 16)
+) -> dict[int, float]:
+    r"""Return which share of a gradient steps of some ranks would follow.
+
+    :math:`\lVert \text{sketch} \rVert^2 / \lVert \text{tangent gradient} \rVert^2`, the norms
+    those of generators, as a mean over three sketches and over the matrices of a batch. Take the
+    smallest k that keeps about half of the gradient of a mini-batch: beyond, steps become more
+    expensive and hardly fewer.
+
+    Parameters
+    ----------
+    x : torch.Tensor
+        a point on one of this package's manifolds, or square unitary matrices, (\*, n, n)
+    grad : torch.Tensor
+        its Euclidean gradient, of the same shape
+    ks : iterable of int
+        ranks; those that are too high for matrices of this size are left out
+
+    Returns
+    -------
+    dict
+        from k to the share. NaN if the gradient has no tangent part but rounding. The sketches
+        "lsi" and "column" are no projections: theirs may exceed 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a rank is no positive integer, or x and grad are not what they should be.
+
+    Notes
+    -----
+    :math:`O(kn^2)` for each sketch and :math:`O(n^3)` once, for the norm of the tangent gradient.
+    """
+    manifold = _manifold_of(x)
+    points, grads = _batches(manifold, x, grad)
+    whole = _squared_length(points, grads)
+    shares = {}
+    for k in ks:
+        LowRankUnitary(k)  # raises what is wrong with a rank
+        if k <= _highest_rank(manifold, points):
+            shares[int(k)] = _kept(_spec(manifold, k), points, grads, whole)
+    return shares
+
+
+class ParameterDiagnosis(NamedTuple):
+    """What a step along the gradient of one parameter would do."""
+
+    name: str
+    shape: tuple[int, ...]
+    k: int | None
+    kept: float
+    """:func:`kept_fraction` at this k; 1 for k = None, NaN without a tangent gradient."""
+    angle: float
+    """Root mean square angle of the planes, in radians, of a step along the gradient itself."""
+    orthogonality_error: float
+    """The largest ‖xᴴx − I‖ of the parameter's matrices."""
+    k_for_half: int | None
+    """The smallest power of two, or the highest rank, that keeps half of the gradient; None if no
+    finite rank does."""
+
+
+class Diagnosis(tuple[ParameterDiagnosis, ...]):
+    """One :class:`ParameterDiagnosis` for each parameter, printed as a table."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        head = ("parameter", "shape", "k", "kept", "angle", "‖xᴴx − I‖", "k for half")
+        lines = [head, *map(_cells, self)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(
+            "  ".join(
+                cell.ljust(width) if i == 0 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        )
+
+    __str__ = __repr__
+
+
+def diagnose(model: torch.nn.Module, *, lr: float = 1.0) -> Diagnosis:
+    r"""Say what a step would do to each orthogonal parameter of a model, after ``backward``.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        with gradients of its parameters
+    lr : float
+        Learning rate of the gradient step whose angle is told. Momentum, Adam's moments and
+        ``normalize`` are not known here: with ``normalize`` the angle is the learning rate.
+
+    Returns
+    -------
+    Diagnosis
+        prints as a table: share of the gradient that a step keeps, its angle in radians,
+        orthogonality error, and the k that would keep half. Parameters without a gradient, or
+        without a tangent part in it, have NaN for what depends on it.
+
+    Raises
+    ------
+    ValueError
+        If no parameter is on a manifold of this package, or none of them has a gradient.
+
+    Notes
+    -----
+    :math:`O(n^3)` for each matrix; the host waits. Nothing is changed.
+
+    Examples
+    --------
+    >>> import geoopt_projunn, torch
+    >>> model = geoopt_projunn.nn.OrthogonalRNN(3, 32)
+    >>> outputs, _ = model(torch.randn(5, 2, 3))
+    >>> outputs.square().sum().backward()
+    >>> [one.name for one in geoopt_projunn.diagnose(model)]
+    ['weight_hh_l0']
+    """
+    orthogonal = {
+        name: p
+        for name, p in model.named_parameters()
+        if isinstance(getattr(p, "manifold", None), LowRankManifold)
+    }
+    if all(p.grad is None for p in orthogonal.values()):
+        what = "a gradient" if orthogonal else "a parameter on LowRankUnitary or LowRankStiefel"
+        remedy = (
+            "call `backward()` on a loss first"
+            if orthogonal
+            else "make one a `geoopt.ManifoldParameter`, or use a layer of `geoopt_projunn.nn`"
+        )
+        raise ValueError(f"`model` must have {what}, but has none; {remedy}.")
+    return Diagnosis(_diagnosed(name, p, lr) for name, p in orthogonal.items())
+
+
+@full_precision
+@torch.no_grad()
+def _diagnosed(name: str, p: torch.Tensor, lr: float) -> ParameterDiagnosis:
+    manifold = _manifold_of(p)
+    error = float(manifold.orthogonality_error(p).max())
+    if p.grad is None:
+        nan = math.nan
+        return ParameterDiagnosis(name, tuple(p.shape), manifold.k, nan, nan, error, None)
+    points, grads = _batches(manifold, p, p.grad)
+    whole, highest = _squared_length(points, grads), _highest_rank(manifold, points)
+    spec = _spec(manifold, manifold.k)
+    kept = _kept(spec, points, grads, whole)
+    length = float(_squared_lengths(spec, points, grads).mean()) ** 0.5
+    angle = lr * manifold.spec.scale * length / math.sqrt(2 * (manifold.k or highest))
+    ranks = [2**i for i in range(highest.bit_length()) if 2**i < highest] + [highest]
+    enough = (k for k in ranks if _kept(_spec(manifold, k), points, grads, whole) >= 0.5)
+    half = next(enough, None)
+    return ParameterDiagnosis(name, tuple(p.shape), manifold.k, kept, angle, error, half)
+
+
+def _cells(one: ParameterDiagnosis) -> tuple[str, ...]:
+    size = "×".join(map(str, one.shape))
+    kept = "-" if math.isnan(one.kept) else f"{one.kept:.0%}"
+    angle = "-" if math.isnan(one.angle) else f"{one.angle:.2g}"
+    half = "-" if one.k_for_half is None else str(one.k_for_half)
+    return one.name, size, str(one.k), kept, angle, f"{one.orthogonality_error:.1e}", half
+
+
+def _manifold_of(x: torch.Tensor) -> LowRankManifold:
+    manifold = getattr(x, "manifold", None)
+    return manifold if isinstance(manifold, LowRankManifold) else LowRankUnitary(k=None)
+
+
+def _batches(
+    manifold: LowRankManifold, x: torch.Tensor, grad: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """View a point and its gradient as batches of tall matrices, (b, n, p)."""
+    manifold.assert_check_point(x)
+    if grad.shape != x.shape or grad.dtype != x.dtype:
+        raise ValueError(
+            f"`grad` must have the shape and dtype of `x`, {tuple(x.shape)} and {x.dtype}, got "
+            f"{tuple(grad.shape)} and {grad.dtype}; pass the gradient of this very parameter."
+        )
+    points, grads = (manifold.points(t.detach().as_subclass(torch.Tensor)) for t in (x, grad))
+    return tuple(t.reshape(-1, *t.shape[-2:]) for t in (points, grads))  # type: ignore[return-value]
+
+
+def _spec(manifold: LowRankManifold, k: int | None) -> StepSpec:
+    # Without the factor of the metric, which the whole has not either.
+    return manifold.spec._replace(k=k, scale=1.0)
+
+
+def _highest_rank(manifold: LowRankManifold, points: torch.Tensor) -> int:
+    return manifold._highest_rank(*points.shape[-2:])[0]
+
+
+def _squared_length(x: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+    r"""Return :math:`\lVert \operatorname{skewh}(d x^H) \rVert_F^2`, (b,); NaN for rounding."""
+    inside = x.mH @ d
+    squares = skewh(inside).abs().double().square().sum((-2, -1))
+    if x.shape[-2] > x.shape[-1]:
+        squares = squares + (d - x @ inside).abs().double().square().sum((-2, -1)) / 2
+    least = (noise_floor(x) * torch.linalg.matrix_norm(d).double()) ** 2
+    return torch.where(squares > least, squares, math.nan)
+
+
+def _squared_lengths(spec: StepSpec, x: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+    """Return the squared norms of some sketches of d, (counters, b)."""
+    lengths = []
+    for number in range(_COUNTERS):
+        counter = torch.full(x.shape[:1], number, dtype=torch.int64, device=x.device)
+        core = choose(x).sketch(x, d, spec, counter).core
+        lengths.append(skewh(core).abs().square().sum((-2, -1)))
+    return torch.stack(lengths)
+
+
+def _kept(spec: StepSpec, x: torch.Tensor, d: torch.Tensor, whole: torch.Tensor) -> float:
+    return float((_squared_lengths(spec, x, d) / whole).nanmean())
