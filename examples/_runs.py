@@ -97,10 +97,10 @@ class Model(torch.nn.Module):
 
     @torch.no_grad()
     def orthogonality_error(self) -> float | None:
-        """Return ‖WᴴW − I‖ of the recurrent matrix; None for an LSTM, which has four."""
-        if not isinstance(self.layer, torch.nn.RNN):
-            return None
+        """Return ‖WᴴW − I‖ of the recurrent matrix; None where several are stacked."""
         weight = self.layer.weight_hh_l0
+        if weight.shape[0] != weight.shape[1]:  # torch's LSTM and GRU
+            return None
         weight = weight.to(torch.complex128 if weight.is_complex() else torch.float64)
         return float(torch.linalg.matrix_norm(weight.mH @ weight - torch.eye(len(weight))))
 

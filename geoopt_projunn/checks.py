@@ -7,6 +7,7 @@ import torch
 from geoopt.manifolds.base import Manifold
 from geoopt.utils import size2shape
 
+from .backends.distributed import is_dtensor
 from .linalg.precision import WIDE, full_precision
 
 
@@ -102,6 +103,11 @@ class CheckedMatrices(Manifold):
         x = tensors["x"]
         self.assert_check_point(x)
         for name, tensor in tensors.items():
+            if is_dtensor(tensor):
+                raise TypeError(
+                    f"`{name}` must be whole, got a DTensor; use `{name}.full_tensor()`. Only the "
+                    "optimizers of this package, `projx` and the two errors take DTensors."
+                )
             if tensor.dtype != x.dtype:
                 raise TypeError(same_dtype_rule(name, tensor, x))
             if tensor.shape[-2:] != x.shape[-2:]:

@@ -2,7 +2,7 @@ r"""Drift control: keep rounding from adding up, in :math:`O(np)` a step."""
 
 import torch
 
-from .linalg.rows import IN_TORCH, Products, row_norms, set_columns_
+from .linalg.rows import IN_TORCH, Products, row_norms
 from .rotation import Rotation
 
 _CONVERGES = 0.1
@@ -79,11 +79,10 @@ def sweep_columns_(
     Two passes over x. Without it the rounding of x in float32 drifts as the square root of
     the number of steps; with it ``‖xᴴx − I‖`` stays bounded for ever.
     """
-    n, p = x.shape[-2:]
+    p = x.shape[-1]
     index = torch.arange(count, device=x.device)
     turn = torch.add(index, counter.unsqueeze(-1), alpha=count).remainder_(p)
-    pick = turn.unsqueeze(-2).expand(-1, n, -1)
-    rows = x.gather(-1, pick).mH.contiguous()
+    rows = products.columns_at(x, turn).contiguous()
     product = products.times(rows, x)
     own = turn.unsqueeze(-1)
     # Not scatter_add, which has no deterministic kernel on every device.
@@ -93,4 +92,5 @@ def sweep_columns_(
     # Far from the manifold, where a parameter was overwritten, the correction would diverge.
     # torch 2.8 compiles no negative dimensions of size 1.
     near = torch.linalg.vector_norm(row_norms(error), dim=(1, 2)) < _CONVERGES
-    set_columns_(x, pick, torch.where((active & near)[:, None, None], mended, rows).mH)
+    kept = torch.where((active & near)[:, None, None], mended, rows)
+    products.set_columns_(x, turn, kept)

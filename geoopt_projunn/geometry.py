@@ -6,6 +6,8 @@ from typing import ClassVar
 import geoopt
 import torch
 
+from .backends import choose
+from .backends.distributed import is_dtensor, place_like, whole_of
 from .checks import CheckedMatrices
 from .linalg.dense import (
     estimate_orthogonality_error,
@@ -69,7 +71,8 @@ class OrthonormalGeometry(CheckedMatrices):
         A probe of :math:`O(np)` finds out whether the estimated :math:`\lVert x^H x - I
         \rVert_F` is at most :math:`(4 \sqrt p + 8)\varepsilon`, a few times the rounding of a
         point. If so, the result is a copy; if not, the polar factor, :math:`O(np^2)`.
-        The host reads the probe's answer.
+        The host reads the probe's answer. A DTensor is gathered on every process, and the result
+        placed as it is.
 
         Differentiable any number of times, with the derivative of the polar factor; at a point
         that is the projection on the tangent space. There is none where two singular
@@ -80,6 +83,8 @@ class OrthonormalGeometry(CheckedMatrices):
         ValueError
             If x is not finite.
         """
+        if is_dtensor(x):
+            return place_like(self.projx(whole_of(x)), x)
         (flat,), shape = self._flatten(x=x)
         error = estimate_orthogonality_error(flat.detach())
         if not bool(error.isfinite().all()):
@@ -135,9 +140,10 @@ class OrthonormalGeometry(CheckedMatrices):
     def orthogonality_error(self, x: torch.Tensor) -> torch.Tensor:
         r"""Measure :math:`\lVert x^H x - I \rVert_F`, real; :math:`O(np^2)`, no gradient.
 
-        Of shape (*); with several blocks (*, blocks), one for each.
+        Of shape (*); with several blocks (*, blocks), one for each. A DTensor is gathered on every
+        process.
         """
-        return orthogonality_error(self.points(x))
+        return orthogonality_error(self.points(whole_of(x)))
 
     @full_precision
     @torch.no_grad()
@@ -176,7 +182,8 @@ class OrthonormalGeometry(CheckedMatrices):
         all of them is not seen.
         """
         self.assert_check_point(x)
-        return estimate_orthogonality_error(self.points(x))
+        x = self.points(x)
+        return choose(x).estimate_orthogonality_error(x)
 
 
 def _exponential(x: torch.Tensor, u: torch.Tensor) -> Rotation:

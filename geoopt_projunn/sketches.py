@@ -28,7 +28,6 @@ from .linalg.rows import (
     generator_parts,
     generator_rows,
     row_norms,
-    squared_column_norms,
     tangent_rows,
 )
 
@@ -133,14 +132,14 @@ def tangent(
     turn = turn.remainder_(number)
     some, anywhere = _test_rows(x, k, counter, count + length).split((count, length), dim=-1)
     if k == 1:
-        few = d.gather(-2, turn.unsqueeze(-1).expand(-1, -1, p))
+        few = products.rows_at(d, turn)
         mixed = _mostly(torch.bmm(some, few), anywhere)
         test = products.times_adjoint(mixed, x)
         moved, back = products.both_sides(test, mixed, d)
         # The rows choose a subspace and no more: here alone xᴴx may be taken for I.
         forth = products.times_adjoint(moved, x)
     else:
-        few = d.gather(-1, turn.unsqueeze(-2).expand(-1, n, -1)).mH
+        few = products.columns_at(d, turn)
         test = _mostly(torch.bmm(some, few), anywhere)
         back, forth = generator_parts(test, x, d, products)
     rows, core = _touching(x, d, back - forth, products)
@@ -174,8 +173,7 @@ def skew(
     count = min(_IN_TURN * k, n)
     turn = torch.arange(count, device=b.device).add(counter.unsqueeze(-1), alpha=count)
     some, anywhere = _test_rows(b, k, counter, count + n).split((count, n), dim=-1)
-    few = b.gather(-2, turn.remainder_(n).unsqueeze(-1).expand(-1, -1, n))
-    test = _mostly(torch.bmm(some, few), anywhere)
+    test = _mostly(torch.bmm(some, products.rows_at(b, turn.remainder_(n))), anywhere)
     return _touching(b, b, products.times(test, b), products, _rows_of_skew)
 
 
@@ -257,11 +255,11 @@ def column(
     -----
     Three passes over ``d`` and one over ``x``.
     """
-    n, p = x.shape[-2:]
+    p = x.shape[-1]
     draws = (uniform(counter, p) + 1) / 2
-    keys = squared_column_norms(d).log() - (-draws.log()).log()
+    keys = products.squared_column_norms(d).log() - (-draws.log()).log()
     chosen = keys.topk(k).indices
-    columns = d.gather(-1, chosen.unsqueeze(-2).expand(-1, n, -1)).mH
+    columns = products.columns_at(d, chosen)
     u = orthonormalize(columns.to(WIDE[x.dtype])).to(x.dtype)
     return _ambient(x, u, products.times(u, d), products, floor)
 

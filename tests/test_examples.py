@@ -300,6 +300,56 @@ def test_mnist_without_files_is_a_clear_error(tmp_path, monkeypatch):
         load("permuted_digits").main(["--dataset", "mnist", "--data", str(tmp_path)])
 
 
+def fake_mnist1d(monkeypatch, make):
+    data = types.ModuleType("mnist1d.data")
+    data.get_dataset_args = lambda: "arguments"
+    data.make_dataset = make
+    monkeypatch.setitem(sys.modules, "mnist1d", types.ModuleType("mnist1d"))
+    monkeypatch.setitem(sys.modules, "mnist1d.data", data)
+
+
+def test_gated_and_other_networks_read_mnist1d(tmp_path, monkeypatch, capsys):
+    def make(arguments):
+        assert arguments == "arguments"
+        rng = np.random.default_rng(0)
+        parts = {"": 60, "_test": 20}
+        given = {f"x{part}": rng.normal(size=(count, 40)) for part, count in parts.items()}
+        return given | {f"y{part}": np.arange(count) % 10 for part, count in parts.items()}
+
+    fake_mnist1d(monkeypatch, make)
+    example = load("mnist_1d")
+    (x, y), (x_test, _) = example.load()
+    assert (x.shape, y.shape, x_test.shape) == ((40, 60, 1), (60,), (40, 20, 1))
+    assert torch.equal(
+        x[:, 7, 0].double(), torch.tensor(make("arguments")["x"][7]).float().double()
+    )
+    rows = example.main(["--smoke", "--output", str(tmp_path)])
+    assert [row["network"] for row in rows] == [n for n in example.NETWORKS for _ in range(2)]
+    assert len(read(tmp_path / "mnist_1d.csv")) == len(rows)
+    assert (tmp_path / "mnist_1d.png").read_bytes().startswith(PNG)
+    printed = capsys.readouterr().out
+    for row in rows:
+        assert row["network"] in printed
+        assert (row["orthogonality_error"] is None) == (row["network"] == "GRU")
+        assert (row["orthogonality_error"] or 0) < 1e-5
+
+
+def test_only_the_frozen_gated_network_keeps_its_recurrent_matrix():
+    example = load("mnist_1d")
+    for name in example.NETWORKS:
+        model, optimizer = example.build(name, 8, 2)
+        before = model.layer.weight_hh_l0.detach().clone()
+        model(torch.randn(5, 3, 1)).square().sum().backward()
+        optimizer.step()
+        assert torch.equal(before, model.layer.weight_hh_l0) == ("frozen" in name)
+
+
+def test_mnist1d_without_its_package_is_a_clear_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mnist1d", None)
+    with pytest.raises(SystemExit, match=r"mnist1d, .* is not installed: pip install mnist1d"):
+        load("mnist_1d").main(["--smoke"])
+
+
 def test_mixed_manifolds_trains_four_kinds_of_parameters(tmp_path):
     result = load("mixed_manifolds").main(["--epochs", "8", "--output", str(tmp_path)])
     assert result["by_direction"] > 0.8
@@ -310,7 +360,7 @@ def test_mixed_manifolds_trains_four_kinds_of_parameters(tmp_path):
     assert (tmp_path / "mixed_manifolds.png").read_bytes().startswith(PNG)
 
 
-@pytest.mark.parametrize("name", ["permuted_digits", "mixed_manifolds", *MEMORY])
+@pytest.mark.parametrize("name", ["permuted_digits", "mixed_manifolds", "mnist_1d", *MEMORY])
 def test_an_example_refuses_an_unknown_option(name, capsys):
     with pytest.raises(SystemExit):
         load(name).main(["--unknown"])

@@ -8,6 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD, backends
 from geoopt_projunn.nn import (
     OrthogonalConv2d,
+    OrthogonalGRU,
+    OrthogonalGRUCell,
     OrthogonalRNN,
     OrthogonalRNNCell,
     UnitaryConv2d,
@@ -136,6 +138,8 @@ LAYERS = {
     "layer": lambda: (OrthogonalRNN(3, 8, 2, bidirectional=True), (5, 2, 3)),
     "tanh layer": lambda: (OrthogonalRNN(3, 8, nonlinearity="tanh"), (5, 2, 3)),
     "complex layer": lambda: (UnitaryRNN(3, 8), (5, 2, 3)),
+    "gated layer": lambda: (OrthogonalGRU(3, 8, 2, bidirectional=True), (5, 2, 3)),
+    "gated cell": lambda: (OrthogonalGRUCell(3, 8), (2, 3)),
     "cell": lambda: (OrthogonalRNNCell(3, 8), (2, 3)),
     "relu cell": lambda: (OrthogonalRNNCell(3, 8, nonlinearity="relu"), (2, 3)),
     "complex cell": lambda: (UnitaryRNNCell(3, 8), (2, 3)),
@@ -154,7 +158,7 @@ def test_layers(name):
 # A cell's backward pass is torch's own, and runs as the user has set it.
 GUARDED = [name for name in LAYERS if "cell" not in name]
 OUTPUTS = {
-    "states": lambda layer, x: layer(x)[0] if isinstance(layer, torch.nn.RNN) else layer(x),
+    "states": lambda layer, x: layer(x)[0] if isinstance(layer, torch.nn.RNNBase) else layer(x),
     "adjoint": lambda layer, x: layer.adjoint(x),
 }
 

@@ -7,9 +7,12 @@ import torch
 
 from ..linalg.rows import IN_TORCH, Products
 from .cpu import CPU
+from .distributed import Distributed, is_spread, local_of
 from .reference import Reference
+from .triton import Triton
+from .triton.support import warn_of_lack
 
-_BACKENDS = {backend.name: backend for backend in (CPU(), Reference())}
+_BACKENDS = {backend.name: backend for backend in (CPU(), Triton(), Reference())}
 """In order of preference; the last one serves everything."""
 
 _asked_for: list[list[str]] = []
@@ -20,13 +23,23 @@ def choose(x: torch.Tensor) -> Reference:
     """Return the backend for a step of tensors like ``x``, by device, dtype and mode of autograd.
 
     A backend itself leaves to torch's operations what it does not know, such as a layout or a
-    sketch.
+    sketch. Of what lies on several processes, the part of each is served by the backend chosen for
+    that part.
 
     Raises
     ------
     RuntimeError
         If :func:`use` asks for one that cannot serve them.
+
+    Warns
+    -----
+    UserWarning
+        Once for each GPU that the Triton kernels cannot serve.
     """
+    return _DISTRIBUTED if is_spread(x) else _choose_local(x)
+
+
+def _choose_local(x: torch.Tensor) -> Reference:
     if _asked_for:
         assert_serves(x)
         return _BACKENDS[_asked_for[-1][0]]
@@ -34,13 +47,18 @@ def choose(x: torch.Tensor) -> Reference:
     for backend in preferred:
         if backend.refusal(x) is None:
             return backend
+    if x.is_cuda and not torch.compiler.is_compiling():
+        warn_of_lack(x.device)
     return last
+
+
+_DISTRIBUTED = Distributed(_choose_local)
 
 
 def assert_serves(x: torch.Tensor) -> None:
     """Raise what :func:`choose` would raise, before anything has moved."""
     for (name,) in _asked_for[-1:]:
-        refusal = _BACKENDS[name].refusal(x)
+        refusal = _BACKENDS[name].refusal(local_of(x))
         if refusal is not None:
             raise RuntimeError(
                 f"The backend {name!r} is asked for by `backends.use` but cannot serve: "
@@ -50,6 +68,8 @@ def assert_serves(x: torch.Tensor) -> None:
 
 def products_for(x: torch.Tensor) -> Products:
     """Return the products of the backend for ``x``; outside of steps no choice is refused."""
+    if is_spread(x):
+        return IN_TORCH
     asked = [_BACKENDS[name] for (name,) in _asked_for[-1:]] or list(_BACKENDS.values())
     serving = (backend.products for backend in asked if backend.refusal(x) is None)
     return next(serving, IN_TORCH)

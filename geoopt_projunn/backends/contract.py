@@ -3,12 +3,13 @@
 The methods of a backend are those of :class:`.reference.Reference`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
 Buffers = dict[str, torch.Tensor]
+Total = Callable[[torch.Tensor], torch.Tensor]
 
 
 class StepSpec(NamedTuple):
@@ -64,6 +65,9 @@ class TangentMomentum(NamedTuple):
 class Rule(Protocol):
     """How a gradient becomes a direction in the ambient space."""
 
+    is_linear: bool
+    """Whether the direction of a mean of gradients is the mean of their directions."""
+
     def buffer_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the names of the state that this group's hyperparameters ask for."""
 
@@ -74,7 +78,12 @@ class Rule(Protocol):
         """
 
     def propose(
-        self, grad: torch.Tensor, buffers: Buffers, taken: torch.Tensor, group: Mapping[str, Any]
+        self,
+        grad: torch.Tensor,
+        buffers: Buffers,
+        taken: torch.Tensor,
+        group: Mapping[str, Any],
+        total: Total | None = None,
     ) -> Proposal:
         """Return what to do, without doing it: the formula, in torch's operations.
 
@@ -88,6 +97,8 @@ class Rule(Protocol):
             (b,), int64, steps taken before this one
         group : mapping
             hyperparameters
+        total : callable, optional
+            Adds up numbers of each matrix, (b, 1, 1), over processes that hold parts of it.
         """
 
     def withdrawn(self, group: Mapping[str, Any]) -> Mapping[str, float]:

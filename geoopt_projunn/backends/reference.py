@@ -1,12 +1,12 @@
 """Steps in torch's operations: on any device, without data, with derivatives, compiled."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from ..drift import turn_
-from ..linalg.dense import skewh
+from ..linalg.dense import estimate_orthogonality_error, skewh
 from ..linalg.rows import IN_TORCH, Products
 from ..normalization import noise_floor, normalized
 from ..retractions import RETRACTIONS
@@ -139,38 +139,55 @@ class Reference:
     ) -> None:
         taken = buffers["step"]
         proposal = rule.propose(grad, buffers, taken, group)
+        finite = self.follow_(
+            x, proposal, lambda: are_finite(proposal, taken), taken, rule, group, spec
+        )
+        keep(buffers, proposal, finite)
+
+    def follow_(
+        self,
+        x: torch.Tensor,
+        proposal: Proposal,
+        are_finite: Callable[[], torch.Tensor],
+        taken: torch.Tensor,
+        rule: Rule,
+        group: Mapping[str, Any],
+        spec: StepSpec,
+    ) -> torch.Tensor:
+        """Follow a direction and withdraw from the proposed buffers what a step carries, in place.
+
+        Return where x has moved, (b,): where the buffers are finite by then, and so is the step.
+        """
         sketched = self.sketch(x, proposal.direction, spec, taken)
         for name, share in rule.withdrawn(group).items():
             buffer = proposal.buffers[name]
             sketched.add_direction_(buffer, x, -share / spec.scale, self.products)
 
         if momentum := rule.tangent_momentum(group):
-            sketched = self._with_momentum(sketched, momentum, buffers, proposal.buffers, spec)
+            sketched = self._with_momentum(sketched, momentum, proposal.buffers, taken, spec)
         length = group["lr"] if group["maximize"] else -group["lr"]
         rotation = self.rotation(sketched, length, spec, x.dtype, x.shape[-1])
         sweep = min(spec.sweep, x.shape[-1])
-        finite = self.turn_(x, rotation, sweep, taken, _are_finite(proposal, taken))
-        for name, buffer in proposal.buffers.items():
-            torch.where(finite[:, None, None], buffer, buffers[name], out=buffers[name])
-        taken.add_(finite)
-        buffers["skipped"].add_(~finite)
+        return self.turn_(x, rotation, sweep, taken, are_finite())
+
+    def estimate_orthogonality_error(self, x: torch.Tensor) -> torch.Tensor:
+        r"""Estimate :math:`\lVert x^H x - I \rVert_F` of each matrix, (*)."""
+        return estimate_orthogonality_error(x)
 
     def _with_momentum(
         self,
         sketched: Sketched,
         momentum: TangentMomentum,
-        buffers: Buffers,
         proposed: Buffers,
+        taken: torch.Tensor,
         spec: StepSpec,
     ) -> Sketched:
         """Add a generator to a buffer of them, and sketch the sum, or what Nesterov looks at."""
         name, decay, dampening, nesterov = momentum
-        taken = buffers["step"]
         # As in torch, the first step of a parameter takes the gradient undamped.
         share = (1 - dampening * (taken > 0).double())[:, None, None]
-        total = decay * buffers[name]
+        total = proposed[name]
         self._add_generator_(total, sketched._replace(core=share * sketched.core))
-        proposed[name] = total
         if nesterov:
             total = decay * total
             self._add_generator_(total, sketched)
@@ -185,10 +202,21 @@ class Reference:
             self.products.add_product_(total, sketched.rows.to(total.dtype), factor)
 
 
-def _are_finite(proposal: Proposal, taken: torch.Tensor) -> torch.Tensor:
+def keep(buffers: Buffers, proposal: Proposal, finite: torch.Tensor) -> None:
+    """Keep what was proposed where a step was finite, and count steps, in place."""
+    for name, buffer in proposal.buffers.items():
+        torch.where(finite[:, None, None], buffer, buffers[name], out=buffers[name])
+    buffers["step"].add_(finite)
+    buffers["skipped"].add_(~finite)
+
+
+def are_finite(proposal: Proposal, taken: torch.Tensor) -> torch.Tensor:
     """Return for each matrix whether the next values of its buffers are finite, (b,), bool."""
     finite = torch.ones_like(taken, dtype=torch.bool)
     for buffer in proposal.buffers.values():
+        if buffer.numel() == 0:
+            # The part of a process may have no rows.
+            continue
         real = torch.view_as_real(buffer).flatten(-2) if buffer.is_complex() else buffer
         # Two passes that create nothing of the buffer's size; the inf-norm is 20 times slower.
         finite = finite & torch.isfinite(real.amax((-2, -1))) & torch.isfinite(real.amin((-2, -1)))

@@ -6,7 +6,7 @@ import torch
 
 from .hashing import uniform
 from .precision import WIDE
-from .rows import IN_TORCH
+from .rows import IN_TORCH, Products
 
 _PROBES = 4
 
@@ -43,13 +43,18 @@ def estimate_orthogonality_error(x: torch.Tensor) -> torch.Tensor:
     torch.Tensor
         (*), real; not finite where x is not
     """
-    n, p = x.shape[-2:]
+    batch = x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
+    return estimate_errors_of_batch(batch).view(x.shape[:-2])
+
+
+def estimate_errors_of_batch(x: torch.Tensor, products: Products = IN_TORCH) -> torch.Tensor:
+    """Estimate them for a batch (b, n, p) that ``products`` multiply."""
+    p = x.shape[-1]
     counter = torch.zeros((), dtype=torch.int64, device=x.device)
     rows = (uniform(counter, _PROBES * p) * math.sqrt(3.0)).unflatten(-1, (_PROBES, p))
-    batch = x.reshape(math.prod(x.shape[:-2]), n, p)
-    rows = rows.to(x.dtype).expand(len(batch), -1, -1)
-    error = IN_TORCH.times(IN_TORCH.times_adjoint(rows, batch), batch) - rows
-    return (torch.linalg.matrix_norm(error) / math.sqrt(_PROBES)).view(x.shape[:-2])
+    rows = rows.to(x.dtype).expand(x.shape[0], -1, -1)
+    error = products.times(products.times_adjoint(rows, x), x) - rows
+    return torch.linalg.matrix_norm(error) / math.sqrt(_PROBES)
 
 
 def orthogonality_error(x: torch.Tensor) -> torch.Tensor:

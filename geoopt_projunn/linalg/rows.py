@@ -41,6 +41,25 @@ class Products:
         """Return ``left @ x`` and ``right @ x.mH``."""
         return self.times(left, x), self.times_adjoint(right, x)
 
+    def rows_at(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """Return some rows of x, (b, count, m), for x (b, n, m) and an index (b, count)."""
+        return x.gather(-2, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+    def columns_at(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """Return the adjoint of some columns of x, (b, count, n)."""
+        return x.gather(-1, index.unsqueeze(-2).expand(-1, x.shape[-2], -1)).mH
+
+    def set_columns_(self, x: torch.Tensor, index: torch.Tensor, rows: torch.Tensor) -> None:
+        """Replace columns of x in place; ``rows`` is their adjoint, (b, count, n)."""
+        if x.is_complex() and x.is_conj():
+            self.set_columns_(x.conj(), index, rows.conj())
+        else:
+            x.scatter_(-1, index.unsqueeze(-2).expand(-1, x.shape[-2], -1), rows.mH)
+
+    def squared_column_norms(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the squared norm of every column, (b, m), float64."""
+        return squared_column_norms(x)
+
     def add_product_(self, x: torch.Tensor, rows: torch.Tensor, factor: torch.Tensor) -> None:
         r"""Add :math:`\text{rows}^H \text{factor}` to ``x`` in place; neither may overlap it.
 
@@ -171,11 +190,3 @@ def _is_faster_real(x: torch.Tensor, rank: int) -> bool:
         and x.shape[0] >= _REAL_FROM_BATCH
         and rank == _REAL_RANK
     )
-
-
-def set_columns_(x: torch.Tensor, index: torch.Tensor, columns: torch.Tensor) -> None:
-    """Replace columns of ``x``, (b, n, p), in place; index and columns are (b, n, count)."""
-    if x.is_complex() and x.is_conj():
-        set_columns_(x.conj(), index, columns.conj())
-    else:
-        x.scatter_(-1, index, columns)

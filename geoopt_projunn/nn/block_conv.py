@@ -6,8 +6,7 @@ from typing import Any, ClassVar
 import geoopt
 import torch
 
-from ..linalg.dense import haar
-from ..manifold import LowRankStiefel
+from ..low_rank import LowRankManifold
 from .arguments import (
     assert_dtype_of_layer,
     assert_known,
@@ -18,11 +17,11 @@ from .arguments import (
 from .block_kernels import Remembered, alternating_axes, block_kernel
 from .circular import fold, pad, padding_before, paddings, plain_convolution
 from .keeping import KeepsManifolds, keep_manifolds
+from .starting import RECTANGULAR, initial, manifold_for
 from .transforms import is_exported, needs_plain_operations
 
 __all__ = ["BlockOrthogonalConv1d", "BlockOrthogonalConv2d"]
 
-INITS = ("haar", "identity")
 _CONVOLVE = {1: torch.nn.functional.conv1d, 2: torch.nn.functional.conv2d}
 _CONVOLVE_BACK: dict[int, Any] = {
     1: torch.nn.functional.conv_transpose1d,
@@ -63,7 +62,7 @@ class _BlockConv(KeepsManifolds):
                 f"`kernel_size` must be at least `stride` = {self.stride} on every axis, got "
                 f"{kernel_size}: pixels between the kernels would be lost."
             )
-        assert_known("init", init, INITS)
+        assert_known("init", init, RECTANGULAR)
         self.init = init
         dtype = checked_dtype(dtype, False)
         half, filters = self.channels // 2, sum(self.kernel_size) - self.stride * self._dims
@@ -92,17 +91,12 @@ class _BlockConv(KeepsManifolds):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Set the matrices to ``init``, drawn anew, and the bias to zero."""
-        place: Any = {"dtype": self.weight.dtype, "device": self.weight.device}
-        if self.init == "identity":
-            self.weight.copy_(torch.eye(*self.weight.shape, **place))
-        else:
-            tall = haar(max(self.weight.shape), min(self.weight.shape), **place)
-            self.weight.copy_(tall if tall.shape == self.weight.shape else tall.mT)
-        if self.projectors is not None:
-            if self.init == "identity":
-                self.projectors.copy_(self._shifts())
-            else:
-                self.projectors.copy_(haar(*self.projectors.shape, **place))
+        for p in (self.weight, self.projectors):
+            if p is None:
+                continue
+            place: Any = {"dtype": p.dtype, "device": p.device}
+            shifts = p is self.projectors and self.init == "identity"
+            p.copy_(self._shifts() if shifts else initial(p.manifold, p.shape, self.init, **place))
         if self.bias is not None:
             self.bias.zero_()
 
@@ -245,10 +239,11 @@ class BlockOrthogonalConv2d(_BlockConv):
     directions by one pixel along one axis, the axes in turn; S makes channels of blocks of
     stride × stride pixels (:func:`torch.nn.functional.pixel_unshuffle`); R has orthonormal
     columns or rows. Along an axis there are kernel_size - stride filters. Their product is one
-    kernel, with which torch convolves. R (``weight``) and all N (``projectors``) are parameters
-    on :class:`~geoopt_projunn.LowRankStiefel`, which :class:`~geoopt_projunn.ProjUNNRiemannianSGD`
-    and ``ProjUNNRiemannianAdam`` step: the layer stays orthogonal whatever the learning rate, and
-    nothing is orthogonalized in forward.
+    kernel, with which torch convolves. All N (``projectors``) and R (``weight``) are parameters
+    on :class:`~geoopt_projunn.LowRankStiefel`, R on :class:`~geoopt_projunn.LowRankUnitary` if it
+    is square. :class:`~geoopt_projunn.ProjUNNRiemannianSGD` and ``ProjUNNRiemannianAdam`` step
+    them: the layer stays orthogonal whatever the learning rate, and nothing is orthogonalized in
+    forward.
 
     For in_channels * stride\ :sup:`2` <= out_channels the layer preserves norms (all singular
     values are 1), otherwise its transpose does (they are 1 and 0).
@@ -270,8 +265,8 @@ class BlockOrthogonalConv2d(_BlockConv):
         With more outputs than inputs the outputs that are left over start at zero. Steps do not
         change the sign of the determinant of a square R.
     k, retraction, sketch
-        of the manifold, :class:`~geoopt_projunn.LowRankStiefel`; k=None for full rank. A larger k
-        than a parameter allows is cut to what it allows.
+        of the manifolds; k=None for full rank. A larger k than a parameter allows is cut to what
+        it allows.
     device, dtype
         of the parameters; ``dtype`` is that of the input
 
@@ -338,13 +333,13 @@ class BlockOrthogonalConv1d(_BlockConv):
     _dims = 1
 
 
-def _manifold(shape: Sequence[int], k: int | None, **options: Any) -> LowRankStiefel:
+def _manifold(shape: Sequence[int], k: int | None, **options: Any) -> LowRankManifold:
     """Return the manifold of one parameter, with k cut to what its shape allows."""
-    manifold = LowRankStiefel(k, **options)
+    manifold = manifold_for(shape, k, **options)
     highest, _ = manifold._highest_rank(*shape)
-    if k is None or k <= highest:
-        return manifold
-    return LowRankStiefel(highest or None, **options)
+    return (
+        manifold if k is None or k <= highest else manifold_for(shape, highest or None, **options)
+    )
 
 
 def _comparable(tensors: Sequence[torch.Tensor]) -> bool:

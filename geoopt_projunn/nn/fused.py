@@ -45,16 +45,13 @@ class _InFullPrecision(torch.autograd.Function):
             return len(kept) - 1
 
         with torch.enable_grad(), saved_tensors_hooks(pack, given_back.__getitem__):
-            own = [
-                None if t is None else t.detach().requires_grad_(t.requires_grad) for t in (x, h0)
-            ]
-            assert own[0] is not None
-            outputs = call(own[0], own[1])
-        ctx.inputs = (*own, *weights)
+            own_x, own_h0 = _apart(x), None if h0 is None else _apart(h0)
+            outputs = call(own_x, own_h0)
+        ctx.inputs = (own_x, own_h0, *weights)
         # The outputs themselves would stay in memory as long as this node.
         ctx.outputs = [get_gradient_edge(y) for y in outputs]
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*kept)
+        ctx.save_for_backward(x, h0, *weights, *kept)
         return tuple(y.detach() for y in outputs)
 
     @staticmethod
@@ -63,7 +60,9 @@ class _InFullPrecision(torch.autograd.Function):
         needed = ctx.needs_input_grad[1:]
         wanted = [t for t, need in zip(ctx.inputs, needed, strict=True) if need]
         known = [(y, g) for y, g in zip(ctx.outputs, grads, strict=True) if g is not None]
-        ctx.given_back.extend(ctx.saved_tensors)
+        saved = ctx.saved_tensors
+        given, kept = saved[: len(needed)], saved[len(needed) :]
+        ctx.given_back.extend(kept)
         try:
             # What it keeps are numbers of tensors: those themselves are freed with this node's.
             found = iter(
@@ -78,17 +77,18 @@ class _InFullPrecision(torch.autograd.Function):
         finally:
             ctx.given_back.clear()
         if torch.is_grad_enabled():
-            reached = next(t for t in ctx.inputs if t is not None and t.requires_grad)
-            once = partial(_Once.apply, reached)
+            once = partial(_Once.apply, *given, *grads)
             found = iter([None if t is None else once(t) for t in found])
         return None, *(next(found) if need else None for need in needed)
 
 
 class _Once(torch.autograd.Function):
-    """A derivative that has none itself."""
+    """A derivative that has none itself, with respect to any of what it was computed of."""
 
     @staticmethod
-    def forward(ctx: Any, of: Tensor, derivative: Tensor) -> Tensor:
+    def forward(ctx: Any, *tensors: Tensor | None) -> Tensor:
+        *_, derivative = tensors
+        assert derivative is not None
         return derivative.view_as(derivative)
 
     @staticmethod

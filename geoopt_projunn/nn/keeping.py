@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from ..backends.distributed import is_dtensor, local_of
 from ..linalg.precision import WIDE
 from ..low_rank import LowRankManifold
 from .placing import dtype_misfit
@@ -92,9 +93,10 @@ class KeepsManifolds(torch.nn.Module):
     does not know, and a swap keeps the objects.
 
     A Parameter that is set in the place of one on a manifold is put there as well. One that does
-    not fit is an error: a DTensor, as ``fully_shard`` makes them, another shape, half precision,
-    complex for real. Then the module is as it was, also in a load, which reports the error with
-    all others. To have a plain parameter, delete the attribute first.
+    not fit is an error: another shape, half precision, complex for real, and outside of
+    :func:`geoopt_projunn.distributed.keep_manifolds` a DTensor, as ``fully_shard`` makes them.
+    Then the module is as it was, also in a load, which reports the error with all others. To have
+    a plain parameter, delete the attribute first.
 
     ``.double()`` makes complex128 of complex64. A conversion to half precision, or of a real
     module to a complex dtype, is an error, and the module is as it was. torch converts a larger
@@ -104,7 +106,7 @@ class KeepsManifolds(torch.nn.Module):
     _parameters: Any
 
     def _counterpart(self) -> str:
-        """Return the name of the class for the other field."""
+        """Return the name of the class for the other field, "" where there is none."""
         own = [kind for kind in type(self).__mro__ if kind.__module__.startswith(__package__)]
         name = own[0].__name__
         if name.startswith("Orthogonal"):
@@ -155,7 +157,7 @@ class KeepsManifolds(torch.nn.Module):
 
 def _assert_convertible(record: Record, fn: Callable[[Tensor], Tensor], counterpart: str) -> None:
     for name, p, _ in record.on_manifolds():
-        dtype = fn(p.real.detach().new_empty(0)).dtype
+        dtype = fn(local_of(p.detach()).real.new_empty(0)).dtype
         fields = p.is_complex(), p.is_complex() or dtype.is_complex
         refusal = dtype_misfit(record.describe(name), dtype, *fields, counterpart)
         if refusal is not None:
@@ -184,6 +186,8 @@ def _convert(fn: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     # A conversion that changes nothing returns its argument; torch.nn.Parameter refuses one of
     # a class of geoopt's.
     plain = t.detach()
+    if is_dtensor(plain):
+        return fn(plain)
     if not plain.is_complex():
         converted = fn(plain)
         return converted.real.contiguous() if converted.is_complex() else converted

@@ -110,5 +110,4 @@ class OrthogonalLinear(KeepsManifolds, torch.nn.Linear):
         return f"{super().extra_repr()}{steps}, init={self.init}"
 
     def _counterpart(self) -> str:
-        # There is no complex one.
-        return type(self).__name__
+        return ""

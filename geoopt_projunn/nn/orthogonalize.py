@@ -8,12 +8,13 @@ import torch
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
+from ..backends.distributed import is_dtensor
 from ..checks import dtype_rule
 from ..linalg.precision import WIDE
 from ..low_rank import LowRankManifold
 from ..manifold import LowRankStiefel, LowRankUnitary
 from .keeping import keep_manifolds
-from .placing import assert_whole, put_on, without_x
+from .placing import put_on, without_x
 from .starting import check_init, initial, manifold_for
 
 __all__ = ["orthogonalize_"]
@@ -81,9 +82,10 @@ def orthogonalize_(
     -----
     The weight stays on the manifold, in every module that holds it: in ``.to("meta")`` and
     ``to_empty``, in ``load_state_dict(assign=True)``, and if a torch.nn.Parameter is set in its
-    place. What does not fit is an error that names the weight: another shape, integers, a DTensor
-    as ``fully_shard`` makes them. A ManifoldParameter on another manifold stays on that one. To
-    have a plain parameter again, delete the attribute before you set it::
+    place. What does not fit is an error that names the weight: another shape, integers, and outside
+    of :func:`geoopt_projunn.distributed.keep_manifolds` a DTensor, as ``fully_shard`` makes them. A
+    ManifoldParameter on another manifold stays on that one. To have a plain parameter again, delete
+    the attribute before you set it::
 
         weight = module.weight.detach().clone()
         del module.weight
@@ -211,7 +213,11 @@ def _assert_one_matrix(
 
 
 def _assert_plain(name: str, weight: torch.nn.Parameter) -> None:
-    assert_whole(f"`{name}`", weight, getattr(weight, "manifold", LowRankUnitary()))
+    if is_dtensor(weight):
+        raise TypeError(
+            f"`{name}` is a DTensor already; call `orthogonalize_` before the model is "
+            "distributed, inside of `geoopt_projunn.distributed.keep_manifolds(model)`."
+        )
     if not hasattr(weight, "manifold") and type(weight) is not torch.nn.Parameter:
         raise TypeError(
             f"`{name}` must be a torch.nn.Parameter or a geoopt.ManifoldParameter, "

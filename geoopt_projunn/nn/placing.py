@@ -1,5 +1,7 @@
 """Put a parameter on a manifold, as the same object, and say why another one does not fit."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import geoopt
@@ -7,6 +9,7 @@ import torch
 from geoopt.manifolds.base import Manifold
 from torch._subclasses import FakeTensor
 
+from ..backends.distributed import is_dtensor
 from ..checks import dtype_rule
 from ..linalg.precision import WIDE
 
@@ -21,7 +24,7 @@ def is_plain(p: Any) -> bool:
     return not hasattr(p, "manifold")
 
 
-def put_on(p: torch.Tensor, manifold: Manifold) -> None:
+def put_on(p: Any, manifold: Manifold) -> None:
     """Make a plain parameter a ManifoldParameter, the same object.
 
     Optimizers and hooks that refer to it stay valid; torch.utils.swap_tensors changes classes in
@@ -29,7 +32,7 @@ def put_on(p: torch.Tensor, manifold: Manifold) -> None:
     """
     if type(p) is torch.nn.Parameter:
         p.__class__ = geoopt.ManifoldParameter
-    if isinstance(p, geoopt.ManifoldParameter):
+    if isinstance(p, geoopt.ManifoldParameter) or is_dtensor(p):
         p.manifold = manifold
 
 
@@ -38,10 +41,17 @@ def take_off(p: Any) -> None:
     if type(p) is geoopt.ManifoldParameter:
         del p.manifold
         p.__class__ = torch.nn.Parameter
+    elif is_dtensor(p) and hasattr(p, "manifold"):
+        del p.manifold
 
 
 def misfit(
-    what: str, p: torch.Tensor, manifold: Manifold, *, counterpart: str | None = None
+    what: str,
+    p: torch.Tensor,
+    manifold: Manifold,
+    *,
+    counterpart: str | None = None,
+    old: torch.Tensor | None = None,
 ) -> Exception | None:
     """Return the error that says why a tensor cannot be a parameter on a manifold, if so.
 
@@ -55,6 +65,8 @@ def misfit(
         the manifold
     counterpart : str or None
         None for a module of somebody else, which may be in half precision for inference
+    old : torch.Tensor, optional
+        what it takes the place of
 
     Returns
     -------
@@ -62,7 +74,7 @@ def misfit(
         TypeError for another class or dtype, ValueError for another shape.
     """
     try:
-        assert_kind(what, p, manifold)
+        assert_kind(what, p, manifold, old)
     except TypeError as error:
         return error
     if counterpart is None and (p.is_floating_point() or p.is_complex()):
@@ -110,26 +122,45 @@ def without_x(reason: Any) -> str:
     return str(reason).replace("`x`", "it")
 
 
-def assert_kind(what: str, p: torch.Tensor, manifold: Manifold) -> None:
-    """Raise TypeError for a DTensor and other subclasses, which cannot be on a manifold."""
-    assert_whole(what, p, manifold)
+def assert_kind(
+    what: str, p: torch.Tensor, manifold: Manifold, old: torch.Tensor | None = None
+) -> None:
+    """Raise TypeError for subclasses that cannot be on a manifold, as :func:`assert_whole` does."""
+    assert_whole(what, p, manifold, old)
     kind = type(p)
-    if not isinstance(p, geoopt.ManifoldTensor) and kind not in (torch.Tensor, torch.nn.Parameter):
+    known = isinstance(p, geoopt.ManifoldTensor) or is_dtensor(p)
+    if not known and kind not in (torch.Tensor, torch.nn.Parameter):
         raise TypeError(
             f"{what} is on the {manifold} and must be a torch.nn.Parameter or a "
             f"geoopt.ManifoldParameter, got {kind.__name__}. {_REMEDY}"
         )
 
 
-def assert_whole(what: str, p: torch.Tensor, manifold: Manifold) -> None:
-    """Raise TypeError for a DTensor."""
-    if type(p).__name__ == "DTensor":
+def assert_whole(
+    what: str, p: torch.Tensor, manifold: Manifold, old: torch.Tensor | None = None
+) -> None:
+    """Raise TypeError for a DTensor, outside of :func:`sharding` and unless it replaces one."""
+    if is_dtensor(p) and not (_sharding or (old is not None and is_dtensor(old))):
         raise TypeError(
-            f"{what} is on the {manifold}, which does not support DTensor parameters yet. Keep it "
-            "whole on every rank: name it in `ignored_params` of `fully_shard`, or shard only the "
-            "other submodules, and average its gradient over the ranks. Build the model anew, as "
-            "other parameters may be DTensors already."
+            f"{what} is on the {manifold}, and a DTensor is to take its place. Build the model "
+            "anew, as other parameters may be DTensors already, and distribute it inside of `with "
+            "geoopt_projunn.distributed.keep_manifolds(model):`. Or keep this parameter whole on "
+            "every rank: name it in `ignored_params` of `fully_shard`, and average its gradient."
         )
+
+
+_sharding: list[None] = []
+"""An entry for each context of :func:`sharding`."""
+
+
+@contextmanager
+def sharding() -> Iterator[None]:
+    """Let DTensors take the place of parameters on manifolds, in all threads."""
+    _sharding.append(None)
+    try:
+        yield
+    finally:
+        _sharding.pop()
 
 
 _REMEDY = "To take it off the manifold, delete the attribute before you set it."

@@ -9,6 +9,7 @@ import geoopt
 import torch
 from geoopt.manifolds.base import Manifold
 
+from ..backends.distributed import is_dtensor
 from .placing import assert_kind, assert_whole, dtype_misfit, is_plain, misfit, put_on, take_off
 
 
@@ -22,7 +23,9 @@ class Record(dict[str, Any]):
     - Conversions, FSDP and functional_call write ``module._parameters[name] = p``. A parameter
       that fits is put on the manifold; if the one that it has replaced comes back, as at the end
       of a functional_call, it becomes plain again. One that does not fit is left alone: it may
-      be there for one call only. A DTensor is there to stay, and is refused.
+      be there for one call only. So is one that takes the place of a DTensor, as the whole
+      parameter does in FSDP's forward pass. A DTensor is there to stay: where one is expected it
+      is put on the manifold, elsewhere it is refused.
     - torch.utils.swap_tensors changes a parameter in place, and the dictionary does not see it.
       torch swaps inside loops over :meth:`items`, which therefore looks at each parameter before
       and after the body of the loop.
@@ -109,7 +112,7 @@ class Record(dict[str, Any]):
     def manifold(self, name: str) -> Manifold | None:
         """Return the manifold that a name belongs on, None for a plain parameter."""
         p = self.get(name)
-        if isinstance(p, geoopt.ManifoldTensor):
+        if isinstance(p, geoopt.ManifoldTensor) or is_dtensor(p):
             # The user may have set another manifold on the parameter itself.
             manifold = getattr(p, "manifold", None)
             if isinstance(manifold, Manifold):
@@ -130,7 +133,7 @@ class Record(dict[str, Any]):
     def put_back(self, name: str, p: Any, manifold: Manifold | None) -> None:
         """Put a parameter back that has been swapped, or raise TypeError if it cannot be."""
         if manifold is not None and is_plain(p) and name not in self._unfit:
-            assert_kind(self.describe(name), p, manifold)
+            assert_kind(self.describe(name), p, manifold, p)
             put_on(p, manifold)
 
     def restore_all(self) -> None:
@@ -180,8 +183,8 @@ class Record(dict[str, Any]):
     def misfit(self, name: str, p: torch.Tensor, path: str | None = None) -> Exception | None:
         """Return the error that says why a tensor cannot have a name that is on a manifold."""
         what = self.describe(name, path)
-        error = misfit(what, p, self.manifolds[name], counterpart=self.counterpart)
         old = self.get(name)
+        error = misfit(what, p, self.manifolds[name], counterpart=self.counterpart, old=old)
         if error is None and self.counterpart is not None and old is not None:
             fields = old.is_complex(), p.is_complex()
             refusal = dtype_misfit(what, p.dtype, *fields, self.counterpart)
@@ -194,11 +197,16 @@ class Record(dict[str, Any]):
 
     def _replace(self, name: str, p: Any, manifold: Manifold) -> None:
         """Put p on the manifold; or, if p was here before, make plain what had come for it."""
-        if is_plain(p):
-            assert_whole(self.describe(name), p, manifold)
         old = self.get(name)
-        history = [entry for entry in self._history.pop(name, ()) if entry[0]() is not None]
+        if is_plain(p):
+            assert_whole(self.describe(name), p, manifold, old)
         self._unfit.discard(name)
+        if is_dtensor(p) and not is_plain(p):
+            return
+        if is_dtensor(old) and not is_dtensor(p):
+            self._unfit.add(name)
+            return
+        history = [entry for entry in self._history.pop(name, ()) if entry[0]() is not None]
         back = next((i for i, (earlier, _) in enumerate(history) if earlier() is p), None)
         if back is not None:
             if history[-1][1] == id(old):

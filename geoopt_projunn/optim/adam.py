@@ -6,7 +6,7 @@ from typing import Any
 import geoopt
 import torch
 
-from ..backends.contract import Buffers, NativeRule, Proposal
+from ..backends.contract import Buffers, NativeRule, Proposal, Total
 from .base import ProjUNNOptimizer
 from .options import check_choice, check_range, on_device
 
@@ -18,6 +18,8 @@ _SECOND_MOMENTS = {"elementwise": "exp_avg_sq", "scalar": "exp_avg_norm_sq"}
 
 class _Adam:
     """Bias-corrected moments of ambient gradients."""
+
+    is_linear = False
 
     def buffer_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         second = _SECOND_MOMENTS[group["second_moment"]]
@@ -32,13 +34,19 @@ class _Adam:
         }
 
     def propose(
-        self, grad: torch.Tensor, buffers: Buffers, taken: torch.Tensor, group: Mapping[str, Any]
+        self,
+        grad: torch.Tensor,
+        buffers: Buffers,
+        taken: torch.Tensor,
+        group: Mapping[str, Any],
+        total: Total | None = None,
     ) -> Proposal:
         name = _SECOND_MOMENTS[group["second_moment"]]
         beta1, beta2 = (on_device(beta, grad.device) for beta in group["betas"])
         square = grad.real.square() if not grad.is_complex() else grad.real**2 + grad.imag**2
         if group["second_moment"] == "scalar":
             square = square.sum((-2, -1), keepdim=True)
+            square = square if total is None else total(square)
         second = _averaged(buffers[name], square, beta2)
         proposed = {"exp_avg": _averaged(buffers["exp_avg"], grad, beta1), name: second}
         if group["amsgrad"]:

@@ -10,6 +10,7 @@ from geoopt.optim.mixin import OptimMixin
 
 from ..backends.choice import assert_serves
 from ..backends.contract import Buffers, Rule
+from ..backends.distributed import is_dtensor, is_spread, receive_first
 from ..linalg.precision import full_precision
 from ..low_rank import LowRankManifold
 from ..normalization import NORMALIZATIONS
@@ -21,7 +22,8 @@ from .options import check_choice, check_have_values, check_range, check_steps, 
 from .others import Others, check_plain
 from .rank_k import step_kinds
 from .skips import skipped_by_parameter, total_skipped
-from .state import check_supported, first_state, mend_loaded_state, probe
+from .spread import average_buffers, check_is_whole, check_spread, first_buffers
+from .state import first_state, mend_loaded_state, probe
 from .watch import Watch
 
 # Else torch asks a subclass of Tensor, at every attribute, whether it overrides it. A
@@ -115,6 +117,16 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
             warn_of_misspelt(param_group, {*self.defaults, "stabilize"})
         super().add_param_group(param_group)
         self._looked_for_lost = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, as torch does.
+
+        Buffers of parameters that :func:`geoopt_projunn.distributed.sketch_gradients_` has marked
+        are averaged first: every process has to call this.
+        """
+        for group in self.param_groups:
+            average_buffers(group["params"], self.state)
+        return super().state_dict()
 
     @property
     def skipped_steps(self) -> int:
@@ -244,6 +256,8 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
                     )
                 if grad is not None and manifold is None:
                     check_plain(p, group)
+                if grad is not None and manifold is not None:
+                    check_is_whole(p, manifold, group)
                 (part.plain if manifold is None else part.riemannian).append(p)
             elif grad is not None:
                 is_new = "skipped" not in state
@@ -258,10 +272,13 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
             state = fresh.get(p) or self.state[p]
             check_kind(p, state, group)
             assert_serves(p)
+            if is_spread(p) or is_dtensor(p.grad):
+                for p in members:
+                    check_spread(p, fresh.get(p) or self.state[p], self._rule, group)
             if not all(name in state for name in self._rule.buffer_names(group)):
                 for p in members:
                     x = stacked(p)
-                    fresh[p] = {**self._rule.first_buffers(x, group), **self.state[p]}
+                    fresh[p] = {**first_buffers(x, self._rule, group), **self.state[p]}
         return part
 
     def _begin(
@@ -272,7 +289,10 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         state: Mapping[str, Any],
     ) -> None:
         """Look at a parameter before its first step, or the first after a load."""
-        check_supported(p, manifold, group)
+        manifold.assert_check_point(p)
+        if is_spread(p):
+            check_spread(p, {}, self._rule, group)
+            receive_first(p)
         self._watch.begin(p, state.get("skipped"))
         # Before they load, distributed checkpoints take a step of length 0 from any values.
         if not p.is_meta and float(group["lr"]) == 0:

@@ -7,6 +7,7 @@ from typing import Any, TypeGuard
 import torch
 from geoopt.manifolds.base import Manifold
 
+from ..backends.distributed import is_dtensor, is_spread
 from ..low_rank import LowRankManifold
 from ..manifold import LowRankStiefel, LowRankUnitary
 from .messages import described
@@ -70,7 +71,8 @@ def kind_of(
 
     All that :func:`check_kind` looks at is part of it.
     """
-    layout = p.shape, p.stride(), p.is_conj(), grad.stride(), grad.is_conj()
+    spread = is_spread(p) or is_dtensor(grad)
+    layout = p.shape, p.stride(), p.is_conj(), grad.stride(), grad.is_conj(), spread
     return layout, p.dtype, p.device, manifold, grad.dtype, state["skipped"].dtype, *state
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from ..backends.distributed import is_dtensor
 from ..checks import upright
 from ..linalg.precision import WIDE
 from .kinds import manifold_of
@@ -53,7 +54,7 @@ def _is_unitary(p: torch.Tensor) -> bool:
     has_matrices = p.dim() >= 2 and min(p.shape[-2:]) >= 2 and p.numel() > 0
     if not (has_matrices and p.requires_grad and p.dtype in WIDE and p.layout == torch.strided):
         return False
-    if p.is_meta or hasattr(p, "placements"):
+    if p.is_meta or is_dtensor(p):
         return False
     x = p.detach()
     n, columns = x.shape[-2:]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..backends.distributed import agreed_by_all, is_dtensor, local_of
 from .kinds import Parts
 
 SKIP_NONFINITE = ("manifold", "all")
@@ -56,9 +57,8 @@ class AllOrNothing:
         """By parameter whether its gradient is finite, bool, on its device."""
         if self._guarded:
             params = (p for group in groups for p in group["params"])
-            self.finite = {
-                p: _is_finite(p.grad) for p in params if p.grad is not None and not p.is_meta
-            }
+            finite = {p: _is_finite(p.grad) for p in params if p.grad is not None and not p.is_meta}
+            self.finite = agreed_by_all(finite)
 
     def context(self) -> AbstractContextManager[None]:
         """Return the context in which to step; parameters that must not be stepped are gone."""
@@ -84,7 +84,7 @@ class AllOrNothing:
                 if any(state.get(name) is None for name in self._needed(group)):
                     return False
                 tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
-        return not any(t.is_sparse or hasattr(t, "placements") for t in tensors if t is not None)
+        return not any(t.is_sparse or is_dtensor(t) for t in tensors if t is not None)
 
     def _skip(self) -> None:
         self.skips = True
@@ -142,7 +142,7 @@ def count_skipped(state: dict[str, Any], p: torch.Tensor, steps: int | torch.Ten
 
 def _is_finite(grad: torch.Tensor) -> torch.Tensor:
     # Not coalesced, which would wait for a GPU.
-    values = grad._values() if grad.is_sparse else grad
+    values = grad._values() if grad.is_sparse else local_of(grad)
     if values.numel() == 0:
         return torch.ones((), dtype=torch.bool, device=grad.device)
     real = torch.view_as_real(values.resolve_conj()) if values.is_complex() else values

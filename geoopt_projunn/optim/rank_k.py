@@ -7,6 +7,7 @@ import torch
 
 from ..backends import choose
 from ..backends.contract import Buffers, Rule
+from ..backends.distributed import is_dtensor, like_its_parameter, local_of
 from ..checks import upright
 from .kinds import low_rank_of
 from .options import on_device
@@ -20,7 +21,7 @@ def step_kinds(
 ) -> None:
     """Step parameters, those of one kind together."""
     kinds = list(kinds)
-    addresses = [p.data_ptr() for members in kinds for p in members]
+    addresses = [_address(p) for members in kinds for p in members]
     points = set(addresses)
     if len(points) < len(addresses):
         # Parameters that share memory are stepped one after the other.
@@ -33,7 +34,7 @@ def step_kinds(
         manifold = low_rank_of(first)
         if manifold.points(first) is not first:
             # What steps see of them are tall matrices, one by one.
-            members = [manifold.points(p) for p in members]
+            members = [like_its_parameter(manifold.points(p), p) for p in members]
             grads_of_kind = [manifold.points(grad) for grad in grads_of_kind]
             for name in names[2:]:
                 buffers[name] = [upright(buffer) for buffer in buffers[name]]
@@ -45,4 +46,9 @@ def step_kinds(
 def _apart(grad: torch.Tensor | None, points: set[int]) -> torch.Tensor:
     """Return a copy of a gradient that is a point, and would turn with it."""
     assert grad is not None
-    return grad.clone() if grad.data_ptr() in points else grad
+    return grad.clone() if _address(grad) in points else grad
+
+
+def _address(t: torch.Tensor) -> int:
+    # A process may have an empty part, which shares no memory.
+    return local_of(t).data_ptr() or id(t) if is_dtensor(t) else t.data_ptr()

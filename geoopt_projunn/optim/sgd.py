@@ -6,7 +6,7 @@ from typing import Any
 import geoopt
 import torch
 
-from ..backends.contract import Buffers, NativeRule, Proposal, TangentMomentum
+from ..backends.contract import Buffers, NativeRule, Proposal, TangentMomentum, Total
 from .base import ProjUNNOptimizer
 from .options import check_choice, check_range
 
@@ -19,6 +19,8 @@ _MOMENTUM_BUFFERS = {"ambient": "momentum_buffer", "tangent": "generator_buffer"
 
 class _Momentum:
     """Momentum of ambient gradients, as in torch.optim.SGD, or with error feedback."""
+
+    is_linear = True
 
     def buffer_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         if group["error_feedback"] is not None:
@@ -38,14 +40,23 @@ class _Momentum:
         return {name: torch.zeros_like(x, memory_format=torch.contiguous_format) for name in names}
 
     def propose(
-        self, grad: torch.Tensor, buffers: Buffers, taken: torch.Tensor, group: Mapping[str, Any]
+        self,
+        grad: torch.Tensor,
+        buffers: Buffers,
+        taken: torch.Tensor,
+        group: Mapping[str, Any],
+        total: Total | None = None,
     ) -> Proposal:
         momentum, feedback = group["momentum"], group["error_feedback"]
         if feedback is not None:
             direction = buffers["feedback_buffer"] + grad
             return Proposal(direction, {"feedback_buffer": direction * feedback})
-        if momentum == 0 or group["momentum_space"] == "tangent":
+        if momentum == 0:
             return Proposal(grad, {})
+        if group["momentum_space"] == "tangent":
+            # To which the backend adds the generator of the sketch.
+            name = _MOMENTUM_BUFFERS["tangent"]
+            return Proposal(grad, {name: momentum * buffers[name]})
         before = buffers["momentum_buffer"]
         # As in torch, the first step of a parameter takes the gradient undamped.
         share = (1 - group["dampening"] * (taken > 0).double()).to(grad.real.dtype)

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
+from ..backends import choose
 from ..backends.contract import Buffers, Rule
-from ..linalg.dense import estimate_orthogonality_error
 from ..low_rank import LowRankManifold
 from .kinds import manifold_of
 from .messages import capitalized, described
 from .nonfinite import COUNTER
+from .spread import first_buffers, full_like
 
 OFF_MANIFOLD = 1e-4
 """The largest ‖xᴴx − I‖ / ‖I‖ to step from: above the error of float32 data and of any init."""
@@ -32,7 +33,7 @@ def first_state(
     """
     x = manifold.stacked(p.detach())
     batch = x.shape[:-2]
-    fresh = rule.first_buffers(x, group)
+    fresh = first_buffers(x, rule, group)
     taken_over = {
         name: value
         for name, value in found.items()
@@ -41,29 +42,12 @@ def first_state(
     # torch's SGD counts no steps; this one damps the gradient at the first.
     steps = int(found.get("step", 1)) if taken_over else 0
     return {
-        "step": torch.full(batch, steps, dtype=torch.int64, device=p.device),
+        "step": full_like(x, batch, steps, torch.int64),
         # Of a floating dtype, which is what torch makes of it when a checkpoint is loaded.
-        "skipped": torch.zeros(batch, dtype=p.dtype.to_real(), device=p.device),
+        "skipped": full_like(x, batch, 0, p.dtype.to_real()),
         **fresh,
         **taken_over,
     }
-
-
-def check_supported(p: torch.Tensor, manifold: LowRankManifold, group: Mapping[str, Any]) -> None:
-    """Raise an error unless a parameter has a shape, a dtype and a layout that can be stepped.
-
-    Raises
-    ------
-    TypeError, ValueError
-        as ``manifold.assert_check_point`` does, and for a DTensor
-    """
-    manifold.assert_check_point(p)
-    if hasattr(p, "placements"):
-        raise TypeError(
-            f"{capitalized(described(p, group))} on {manifold} must be a tensor of one device, but "
-            "is a DTensor, which cannot be stepped yet; keep it out of `fully_shard` by "
-            "`ignored_params`, and out of other functions that distribute parameters."
-        )
 
 
 def probe(p: torch.Tensor, manifold: LowRankManifold, group: Mapping[str, Any]) -> None:
@@ -84,7 +68,8 @@ def probe(p: torch.Tensor, manifold: LowRankManifold, group: Mapping[str, Any]) 
 
 def relative_error(x: torch.Tensor) -> torch.Tensor:
     """Estimate ‖xᴴx - I‖ / ‖I‖ of each of some tall matrices, :math:`O(np)`."""
-    return estimate_orthogonality_error(x.detach()) / math.sqrt(x.shape[-1])
+    x = x.detach()
+    return choose(x).estimate_orthogonality_error(x) / math.sqrt(x.shape[-1])
 
 
 def mend_loaded_state(state: Any, p: torch.Tensor, group: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..backends.distributed import local_of
 from ..normalization import furthest
 from .kinds import is_low_rank, low_rank_of, manifold_of
 from .messages import capitalized, warn
@@ -40,7 +41,8 @@ class Watch:
 
     def begin(self, p: torch.Tensor, skipped: torch.Tensor | None) -> None:
         """Start to watch a parameter that has skipped some steps already; waits for its device."""
-        self._skips_before[p] = 0.0 if skipped is None or p.is_meta else float(skipped.sum())
+        counts = None if skipped is None or p.is_meta else local_of(skipped)
+        self._skips_before[p] = 0.0 if counts is None else float(counts.sum())
 
     def see_gradients(
         self, finite: Mapping[torch.Tensor, torch.Tensor], described: Described
@@ -90,7 +92,7 @@ class Watch:
         self._steps += 1
         if not self._warned_of_skip:
             for members in stepped:
-                counters = [states[p]["skipped"] for p in members]
+                counters = [local_of(states[p]["skipped"]) for p in members]
                 if reads_at_once(counters[0]) and _any(counters):
                     for p, counter in zip(members, counters, strict=True):
                         self._warn_of_count(p, float(counter.sum()), described)
@@ -114,7 +116,7 @@ class Watch:
         # The gradients first: the warning then names the one to blame.
         self._send(self._warn_of_gradient, self._nonfinite)
         self._nonfinite = {}
-        self._send(self._warn_of_count, {p: states[p]["skipped"].sum() for p in points})
+        self._send(self._warn_of_count, {p: local_of(states[p]["skipped"]).sum() for p in points})
         self._send(
             self._warn_of_error,
             {p: relative_error(low_rank_of(p).points(p)).max() for p in points},

@@ -34,10 +34,11 @@ def backend(name):
     return _BACKENDS[name]
 
 
-def draw(n, dtype, b=3):
+def draw(n, dtype, b=3, p=None):
     """Points, directions and the numbers of their steps."""
     counter = torch.tensor([0, 5, 1_000_003, 2**40])[:b]
-    return unitary(b, n, n, dtype=dtype), torch.randn(b, n, n, dtype=dtype), counter
+    x = unitary(b, n, n, dtype=dtype)[..., :p].contiguous()
+    return x, torch.randn(x.shape, dtype=dtype), counter
 
 
 def by_columns(x):

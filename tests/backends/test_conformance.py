@@ -6,7 +6,7 @@ import geoopt
 import pytest
 import torch
 
-from geoopt_projunn import LowRankUnitary, backends
+from geoopt_projunn import LowRankStiefel, LowRankUnitary, backends
 from tests._asserts import assert_bit_equal, assert_unitary
 from tests._matrices import DTYPES, eps, unitary
 
@@ -31,11 +31,15 @@ methods = pytest.mark.parametrize("method", METHODS)
 
 def parameters(count, shape, dtype, method, layout=lambda x: x):
     options = dict(METHODS[method])
+    *batch, n, p = shape
     if options["k"] is not None:
-        options["k"] = min(options["k"], shape[-1] // 2)
-    manifold = LowRankUnitary(**options)
+        options["k"] = min(options["k"], max(n, p) // 2, n, p)
+    manifold = LowRankUnitary(**options) if n == p else LowRankStiefel(**options)
+    size = max(n, p)
     return [
-        geoopt.ManifoldParameter(layout(unitary(*shape, dtype=dtype)), manifold=manifold)
+        geoopt.ManifoldParameter(
+            layout(unitary(*batch, size, size, dtype=dtype)[..., :n, :p]), manifold=manifold
+        )
         for _ in range(count)
     ]
 
@@ -98,6 +102,30 @@ def test_so_they_are_for_odd_sizes_and_batches(name, shape, rule):
     params = parameters(1, shape, torch.complex128, "tangent, k = 3")
     actual, expected = run(name, params, rule), run("reference", params, rule)
     assert_alike(actual, expected, bound(torch.complex128, shape))
+
+
+rectangles = pytest.mark.parametrize("shape", [(2, 30, 11), (11, 30), (9, 1), (140, 301)])
+
+
+@rules
+@rectangles
+@each_other
+def test_so_they_are_for_rectangles(name, shape, rule):
+    params = parameters(2, shape, torch.complex128, "tangent, k = 3")
+    actual, expected = run(name, params, rule), run("reference", params, rule)
+    assert_alike(actual, expected, bound(torch.complex128, shape))
+    for p in actual[0]:
+        assert_unitary(p if shape[-2] > shape[-1] else p.mT)
+
+
+@methods
+@pytest.mark.parametrize("rule", ["gradient", "nesterov", "adam"])
+@each_other
+def test_so_they_are_for_rectangles_by_all_methods(name, rule, method):
+    for shape in (2, 30, 11), (2, 11, 30):
+        params = parameters(2, shape, torch.float32, method)
+        actual, expected = run(name, params, rule), run("reference", params, rule)
+        assert_alike(actual, expected, bound(torch.float32, shape))
 
 
 @pytest.mark.parametrize("layout", [by_columns, stretched, torch.clone])

@@ -14,9 +14,9 @@ pytestmark = pytest.mark.usefixtures("without_gradients")
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
 sketches = pytest.mark.parametrize("sketch", ["tangent", "lsi", "column"])
 # One chunk of rows and several; whole vectors and rests; as many vectors as there can be.
-sizes = pytest.mark.parametrize(
-    ("n", "k"), [(2, 1), (5, 1), (5, 2), (24, 1), (64, 4), (65, 32), (130, 60), (260, 1), (260, 3)]
-)
+SQUARE = [(2, 1), (5, 1), (5, 2), (24, 1), (64, 4), (65, 32), (130, 60), (260, 1), (260, 3)]
+TALL = [(7, 1, 1), (24, 7, 1), (24, 7, 3), (260, 33, 1), (260, 33, 4), (65, 64, 30)]
+sizes = pytest.mark.parametrize(("n", "p", "k"), [*((n, n, k) for n, k in SQUARE), *TALL])
 
 
 def spec(k, sketch="tangent", retraction="exponential", sweep=1):
@@ -27,31 +27,42 @@ def spec(k, sketch="tangent", retraction="exponential", sweep=1):
 @sketches
 @dtypes
 @each_other
-def test_a_sketch_is_that_of_the_reference(name, dtype, sketch, n, k):
-    x, d, counter = draw(n, dtype)
+def test_a_sketch_is_that_of_the_reference(name, dtype, sketch, n, p, k):
+    x, d, counter = draw(n, dtype, p=p)
     actual = backend(name).sketch(x, d, spec(k, sketch), counter)
     expected = REFERENCE.sketch(x, d, spec(k, sketch), counter)
     assert actual.rows.dtype == actual.core.dtype == wide(dtype)
     assert actual.rows.shape == expected.rows.shape
     # Where the vectors reach nearly everything the last of them are badly determined.
-    loss = 1e5 if 2 * k > n - 2 else 1e3
+    loss = 1e5 if 2 * k > n - 2 or k > p - 2 else 1e3
     size = torch.linalg.matrix_norm(generator(expected)).max().item()
     assert_within(generator(actual), generator(expected), loss * eps(dtype) * size)
 
 
 @pytest.mark.parametrize("layout", [by_columns, stretched, lambda x: x.mH.contiguous().mH])
-@pytest.mark.parametrize("n", [24, 260])
+@pytest.mark.parametrize(("n", "p"), [(24, 24), (260, 260), (24, 9), (260, 33)])
 @sketches
 @dtypes
 @each_other
-def test_layouts_make_no_difference(name, dtype, sketch, n, layout):
-    x, d, counter = draw(n, dtype)
+def test_layouts_make_no_difference(name, dtype, sketch, n, p, layout):
+    x, d, counter = draw(n, dtype, p=p)
     own = backend(name)
-    expected = generator(own.sketch(x, d, spec(2, sketch), counter))
-    bound = 1e3 * eps(dtype) * expected.abs().max().item()
-    for point, direction in ((layout(x), d), (x, layout(d)), (layout(x), layout(d))):
-        actual = generator(own.sketch(point, direction, spec(2, sketch), counter))
-        assert_within(actual, expected, bound)
+    for k in (2,) if n == p else (1, 2):
+        expected = generator(own.sketch(x, d, spec(k, sketch), counter))
+        bound = 1e3 * eps(dtype) * expected.abs().max().item()
+        for point, direction in ((layout(x), d), (x, layout(d)), (layout(x), layout(d))):
+            actual = generator(own.sketch(point, direction, spec(k, sketch), counter))
+            assert_within(actual, expected, bound)
+
+
+@sketches
+@each_other
+def test_generators_are_scaled(name, sketch):
+    x, d, counter = draw(24, torch.float64, p=9)
+    twice = backend(name).sketch(x, d, spec(2, sketch)._replace(scale=2.0), counter)
+    assert_within(
+        generator(twice), 2 * generator(backend(name).sketch(x, d, spec(2, sketch), counter)), 1e-12
+    )
 
 
 @pytest.mark.parametrize("counter", [-1, -7, 2**40, -(2**40), 2**62 + 3, -(2**62) - 3])
@@ -113,13 +124,15 @@ def test_a_core_that_is_not_finite_shows_in_its_own_result_only(name, retraction
 # From what rounding leaves to what is too far to be mended by a sweep.
 @pytest.mark.parametrize("off", [0.0, 1e-4, 1e-3, 1.0])
 @pytest.mark.parametrize("sweep", [0, 1, 3, 7])
-@pytest.mark.parametrize(("n", "r"), [(2, 2), (7, 3), (24, 2), (260, 6)])
+@pytest.mark.parametrize(
+    ("n", "p", "r"), [(2, 2, 2), (7, 7, 3), (24, 24, 2), (260, 260, 6), (24, 9, 4), (260, 33, 6)]
+)
 @pytest.mark.parametrize("layout", [torch.clone, by_columns])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex64])
 @each_other
-def test_points_are_turned_and_swept_as_by_the_reference(name, dtype, layout, n, r, sweep, off):
-    noise = torch.randn(5, n, n, dtype=dtype) / n
-    x = layout(unitary(5, n, n, dtype=dtype) + off * noise)
+def test_points_are_turned_and_swept_as_by_the_reference(name, dtype, layout, n, p, r, sweep, off):
+    noise = torch.randn(5, n, p, dtype=dtype) / n
+    x = layout(unitary(5, n, n, dtype=dtype)[..., :p] + off * noise)
     rows = torch.linalg.qr(torch.randn(5, n, r, dtype=dtype)).Q.mH.contiguous()
     delta = REFERENCE.retract(skew(5, r, r, norm=0.4, dtype=wide(dtype)), "exponential")
     delta[2, 0, 0] = torch.nan
@@ -128,15 +141,15 @@ def test_points_are_turned_and_swept_as_by_the_reference(name, dtype, layout, n,
     counter = torch.tensor([0, 3, 5, 2**40 + 1, 7])
     before, other = x.clone(), x.clone()
     for own, point in ((backend(name), x), (REFERENCE, other)):
-        turned = own.turn_(point, Rotation(rows, delta), min(sweep, n), counter, active)
+        turned = own.turn_(point, Rotation(rows, delta), min(sweep, p), counter, active)
         assert turned.tolist() == [True, True, False, False, False]
     assert_within(x, other, 30 * eps(dtype) * (1 + off))
     assert_bit_equal(x[2:], before[2:])
     assert not torch.equal(x[:2], before[:2])
     if sweep and off in (1e-4, 1e-3) and n > 7:
         # The columns whose turn it was are orthonormal to second order.
-        turn = torch.arange(sweep) % n
-        error = x[0].mH @ x[0][:, turn] - torch.eye(n, dtype=dtype)[:, turn]
+        turn = torch.arange(sweep) % p
+        error = x[0].mH @ x[0][:, turn] - torch.eye(p, dtype=dtype)[:, turn]
         assert torch.linalg.matrix_norm(error) < 10 * off**2 * n**0.5 + 100 * eps(dtype)
 
 

@@ -20,9 +20,9 @@ STATE = {"gradient": 0, "momentum": 1, "adam": 2, "amsgrad": 3}
 NUMBERS = {"gradient": [], "momentum": [0.9, 0.1, 1.0]}
 
 
-def step_arguments(rule="gradient", b=3, n=6, k=1, sketch="tangent"):
-    x, grad, counter = draw(n, torch.float32, b)
-    state = [torch.rand(b, n, n) for _ in range(STATE[rule])]
+def step_arguments(rule="gradient", b=3, n=6, k=1, sketch="tangent", p=None):
+    x, grad, counter = draw(n, torch.float32, b, p)
+    state = [torch.rand(x.shape) for _ in range(STATE[rule])]
     return {
         "x": [x],
         "grad": [grad],
@@ -41,14 +41,14 @@ def step_arguments(rule="gradient", b=3, n=6, k=1, sketch="tangent"):
 
 
 @pytest.mark.parametrize("rule", STATE)
-@pytest.mark.parametrize("b", [0, 1])
-def test_steps_are_operators_as_torch_wants_them(b, rule):
-    torch.library.opcheck(steps.step_, tuple(step_arguments(rule, b).values()))
+@pytest.mark.parametrize(("b", "p"), [(0, 6), (1, 6), (2, 4)])
+def test_steps_are_operators_as_torch_wants_them(b, p, rule):
+    torch.library.opcheck(steps.step_, tuple(step_arguments(rule, b, p=p).values()))
 
 
-@pytest.mark.parametrize("b", [0, 2])
-def test_so_are_the_parts_of_a_step(b):
-    x, d, counter = draw(6, torch.complex64, b)
+@pytest.mark.parametrize(("b", "p"), [(0, 6), (2, 6), (2, 3)])
+def test_so_are_the_parts_of_a_step(b, p):
+    x, d, counter = draw(6, torch.complex64, b, p)
     rows, core = operators.sketch(x, d, 2, counter, "lsi")
     delta = operators.retract(core, "polar")
     rows, active = rows.to(x.dtype), torch.ones(b, dtype=torch.bool)
@@ -56,8 +56,8 @@ def test_so_are_the_parts_of_a_step(b):
         (operators.sketch, (x, d, 2, counter, "tangent")),
         (operators.retract, (core, "cayley")),
         (operators.turn_, (x, rows, delta, 1, counter, active)),
-        (operators.both_sides, (rows, rows[:, :1].contiguous(), x)),
-        (operators.add_product_, (x, rows, rows)),
+        (operators.both_sides, (rows, rows[:, :1, :p].contiguous(), x)),
+        (operators.add_product_, (x, rows, rows[..., :p].contiguous())),
     ):
         torch.library.opcheck(operator, arguments)
 
@@ -103,7 +103,12 @@ WRONG = [
     ("gradient", "x", lambda x: [x[0], x[1], x[2].mT], r"one shape, strides.*\(1, 6\)"),
     ("gradient", "x", lambda x: [x[0], x[1].double(), x[2]], r"float32, .*, .*float64"),
     ("gradient", "x", lambda x: [x[0], x[1, :5], x[2]], r"\(6, 6\).*\(5, 6\)"),
-    ("gradient", "x", lambda x: [x[0, :5]], r"must be contiguous, of shape \(6, 6\)"),
+    (
+        "gradient",
+        "x",
+        lambda x: [x[0, :5]],
+        r"must have as many rows as columns or more, got 5 x 6",
+    ),
     ("gradient", "grad", lambda g: [*g[:2]], r"must be 3 matrices, got 2"),
     ("gradient", "grad", lambda g: [g[:, :5]], r"\(3, 6, 6\).* got shape \(3, 5, 6\)"),
     ("gradient", "grad", lambda g: [g.double()], r"float32, got .*float64"),
@@ -133,18 +138,13 @@ WRONG = [
         r"\(3, 6, 6\).* got .*\(3, 1, 1\)",
     ),
     ("adam", "state", lambda s: [s[:, :1, :1].clone(), s], NOT_WHOLE),
-    ("gradient", "k", lambda _: 0, r"must be between 1 and n / 2 = 3, got 0"),
+    ("gradient", "k", lambda _: 0, r"must be between 1 and min\(p, n // 2\) = 3, got 0"),
     ("gradient", "k", lambda _: 4, r"must be between 1 and .* got 4"),
     ("gradient", "sketch", lambda _: "none", r"one of .*'lsi'.*, got 'none'"),
     ("gradient", "retraction", lambda _: "none", r"one of .*'polar'.*, got 'none'"),
     ("gradient", "rule", lambda _: "none", r"one of .*'adam'.*, got 'none'"),
-    (
-        "gradient",
-        "normalize",
-        lambda _: "both",
-        r"one of .*'angle'.*, got 'both'",
-    ),
-    ("gradient", "sweep", lambda _: -1, r"must be between 0 and n = 6, got -1"),
+    ("gradient", "normalize", lambda _: "both", r"one of .*'angle'.*, got 'both'"),
+    ("gradient", "sweep", lambda _: -1, r"must be between 0 and p = 6, got -1"),
 ]
 
 

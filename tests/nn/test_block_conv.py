@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from geoopt_projunn import LowRankStiefel, nn
+from geoopt_projunn import LowRankStiefel, LowRankUnitary, nn
 from geoopt_projunn.nn.channels import pixels_to_channels
 from geoopt_projunn.nn.circular import fold, pad, paddings
 from tests._asserts import assert_same_to_rounding, assert_within
@@ -190,13 +190,15 @@ def test_the_rank_is_cut_to_what_each_parameter_allows():
     assert layer.weight.shape == (9, 9)
     assert layer.projectors.shape == (4, 9, 4)
     options = {"retraction": "polar", "sketch": "lsi"}
-    assert layer.weight.manifold == layer.projectors.manifold == LowRankStiefel(4, **options)
+    assert layer.weight.manifold == LowRankUnitary(4, **options)
+    assert layer.projectors.manifold == LowRankStiefel(4, **options)
     layer = nn.BlockOrthogonalConv2d(3, 2, (2, 4), k=9)
     assert layer.weight.shape == (2, 3)
     assert layer.weight.manifold == layer.projectors.manifold == LowRankStiefel(1)
     assert layer.projectors.shape == (4, 3, 1)
     full = nn.BlockOrthogonalConv2d(4, 4, 3, k=None)
-    assert full.weight.manifold == full.projectors.manifold == LowRankStiefel(None)
+    assert full.weight.manifold == LowRankUnitary(None)
+    assert full.projectors.manifold == LowRankStiefel(None)
 
 
 def test_a_signal_without_a_batch_gives_one_without():

@@ -24,7 +24,7 @@ BAD_ARGUMENTS = {
     ),
     "init": (
         ValueError,
-        "`init` must be one of 'haar', 'identity', got 'henaff'",
+        "`init` must be one of 'identity', 'haar', got 'henaff'",
         (2, 2, 3),
         {"init": "henaff"},
     ),

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from geoopt_projunn import LowRankStiefel, ProjUNNRiemannianSGD, nn
+from geoopt_projunn import LowRankStiefel, LowRankUnitary, ProjUNNRiemannianSGD, nn
 from tests._asserts import assert_bit_equal, assert_same_to_rounding, assert_within
 from tests.nn._jacobian import jacobian
 
@@ -152,7 +152,7 @@ def test_copies_are_independent_and_no_larger(copied):
         assert_bit_equal(layer(X), before)
 
 
-MANIFOLD = LowRankStiefel(2, retraction="polar")
+MANIFOLDS = LowRankUnitary(2, retraction="polar"), LowRankStiefel(2, retraction="polar")
 CONVERSIONS = {
     "deep copy": copy.deepcopy,
     "pickle": lambda layer: pickle.loads(pickle.dumps(layer)),
@@ -173,7 +173,7 @@ def test_a_layer_stays_on_its_manifolds_and_trains_there(conversion, swap):
     layer = CONVERSIONS[conversion](build(k=2, retraction="polar"))
     if conversion == "no memory":
         layer.reset_parameters()
-    assert layer.weight.manifold == layer.projectors.manifold == MANIFOLD
+    assert (layer.weight.manifold, layer.projectors.manifold) == MANIFOLDS
     before = jacobian(layer, (4, 4))
     stepper = ProjUNNRiemannianSGD(layer.parameters(), lr=0.1)
     for _ in range(3):

@@ -70,8 +70,7 @@ def test_a_layer_learns_the_small_convolution_that_made_its_data():
         loss.backward()
         stepper.step()
         losses.append(loss.item())
-    assert losses[0] > 3
-    assert losses[-1] < 1e-5
+    assert losses[-1] < 1e-4 * losses[0]
 
 
 def sort_pairs(x):

@@ -84,8 +84,18 @@ def test_a_second_derivative_is_refused_and_there_without_cudnn():
         (first,) = torch.autograd.grad(layer(x)[0].sum(), x, create_graph=True)
         return first.square().sum()
 
-    with pytest.raises(RuntimeError, match=r"second derivatives.*cudnn\.flags\(enabled=False\)"):
+    remedy = r"second derivatives.*cudnn\.flags\(enabled=False\)"
+    with pytest.raises(RuntimeError, match=remedy):
         penalty().backward()
+    for leaf in (x, layer.weight_hh_l0, layer.bias_ih_l0):
+        with pytest.raises(RuntimeError, match=remedy):
+            torch.autograd.grad(penalty(), leaf, allow_unused=True)
+    # Of what comes after the layer too, through the gradient that it is given.
+    scale = torch.ones(8, dtype=torch.float64, requires_grad=True)
+    total = (layer(x)[0] * scale).sum()
+    (first,) = torch.autograd.grad(total, x, create_graph=True)
+    with pytest.raises(RuntimeError, match=remedy):
+        torch.autograd.grad(first.sum(), scale, allow_unused=True)
     with torch.backends.cudnn.flags(enabled=False):
         expected = penalty()
         expected.backward()

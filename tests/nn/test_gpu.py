@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from geoopt_projunn import ProjUNNRiemannianSGD
-from geoopt_projunn.nn import OrthogonalConv2d, OrthogonalRNN, UnitaryConv2d, UnitaryRNN
+from geoopt_projunn.nn import (
+    OrthogonalConv2d,
+    OrthogonalGRU,
+    OrthogonalRNN,
+    UnitaryConv2d,
+    UnitaryRNN,
+)
 from geoopt_projunn.nn.kernels.launching import serve
 from tests._gpu import no_waiting
 from tests._precision_settings import forget, use
@@ -19,7 +25,7 @@ pytestmark = [
 T, N, INPUTS, HIDDEN = 40, 20, 5, 48
 RECURRENT = {
     f"{kind.__name__} {nonlinearity}": (kind, nonlinearity)
-    for kind in (OrthogonalRNN, UnitaryRNN)
+    for kind in (OrthogonalRNN, UnitaryRNN, OrthogonalGRU)
     for nonlinearity in ("modrelu", "relu", "tanh")
 }
 CONVOLUTIONS = {
@@ -39,7 +45,7 @@ def build(name):
         return layer, torch.randn(N, layer.in_channels, *layer.size, dtype=dtype)
     kind, nonlinearity = RECURRENT[name]
     dtype = torch.complex128 if kind is UnitaryRNN else torch.float64
-    layer = kind(INPUTS, HIDDEN, 2, nonlinearity, bidirectional=True, dtype=dtype)
+    layer = kind(INPUTS, HIDDEN, 2, nonlinearity=nonlinearity, bidirectional=True, dtype=dtype)
     return scattered(layer), torch.randn(T, N, INPUTS, dtype=dtype)
 
 

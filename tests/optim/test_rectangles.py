@@ -12,7 +12,9 @@ from geoopt_projunn import (
     LowRankUnitary,
     ProjUNNRiemannianAdam,
     ProjUNNRiemannianSGD,
+    backends,
 )
+from tests._modes import Recorder
 
 from ._helpers import (
     OPTIMIZERS,
@@ -203,6 +205,21 @@ def test_a_step_costs_knp_flops_whatever_the_shape(n, p, rule):
     products = counter.get_total_flops()
     # Beside n p k there is n k², of bases.
     assert products < 40 * 4 * n * p + 200 * 16 * (n + p)
+
+
+@pytest.mark.skipif("cpu" not in backends.available(), reason="the kernels were not built")
+@pytest.mark.parametrize("rule", sorted(set(OPTIONS) - {"feedback"}))
+@pytest.mark.parametrize(
+    ("shape", "blocks"), [((9, 4), 1), ((3, 4, 9), 1), ((12, 6), 2), ((8, 9), 2)]
+)
+def test_the_kernels_take_such_steps_whole(shape, blocks, rule):
+    p = parameter(*shape, blocks=blocks)
+    optimizer = run(rule, [p], [gradients(p, 1)])
+    (p.grad,) = gradients(p, 1)
+    with backends.use("cpu"), Recorder() as recorder:
+        optimizer.step()
+    assert "step_" in recorder.operations
+    assert not {"bmm", "baddbmm", "turn_"} & recorder.operations
 
 
 # -- guards --------------------------------------------------------------------------------

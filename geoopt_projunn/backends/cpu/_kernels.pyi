@@ -31,6 +31,7 @@ def sketch(
     kind: int,
     b: int,
     n: int,
+    p: int,
     k: int,
     sketch: int,
     by_columns: int,
@@ -47,6 +48,7 @@ def turn(
     kind: int,
     b: int,
     n: int,
+    p: int,
     r: int,
     sweep: int,
     by_columns: int,
@@ -59,7 +61,7 @@ def turn(
     /,
 ) -> None: ...
 
-# kind, b, n, k, sketch, retraction, by_columns, sweep, threads, length; tables, each with its
+# kind, b, n, p, k, sketch, retraction, by_columns, sweep, threads, length; tables, each with its
 # length: x, grad, steps, skipped; rule, numbers; tables of what the rule keeps, each with its
 # length: the first buffer, the second, the third; whether the second is one number a matrix; the
 # normalization, and where the share is below which a generator is rounding.

@@ -38,7 +38,8 @@ class CPU(Reference):
     ) -> Sketched:
         """Sketch by one kernel, where it knows the sketch."""
         if spec.k is not None and spec.normalize is None and _knows(x, d, spec):
-            return Sketched(*operators.sketch(x, d, spec.k, counter, spec.sketch))
+            rows, core = operators.sketch(x, d, spec.k, counter, spec.sketch)
+            return Sketched(rows, core if spec.scale == 1 else core.mul_(spec.scale))
         return super().sketch(x, d, spec, counter)
 
     def retract(self, core: torch.Tensor, retraction: str) -> torch.Tensor:
@@ -58,7 +59,7 @@ class CPU(Reference):
         active: torch.Tensor,
     ) -> torch.Tensor:
         """Turn and sweep in two passes: the rotation does not change :math:`x^H x - I`."""
-        if rotation.rows is not None and x.shape[-2] == x.shape[-1] and kernels.is_stored(x):
+        if rotation.rows is not None and kernels.is_stored(x):
             return operators.turn_(x, rotation.rows, rotation.delta, sweep, counter, active)
         return super().turn_(x, rotation, sweep, counter, active)
 
@@ -78,7 +79,9 @@ class CPU(Reference):
         """
         native = rule.native(group)
         if native and spec.normalize in kernels.NORMALIZATIONS and _knows(x[0], grad[0], spec):
-            length = float(group["lr"])
+            # A length in radians does not depend on the metric.
+            scale = spec.scale if spec.normalize is None else 1.0
+            length = float(group["lr"]) * scale
             state = [piece for name in native.state for piece in buffers[name]]
             # torch's dispatcher takes no lazily conjugated or negated tensors to be changed.
             if any(piece.is_conj() or piece.is_neg() for piece in state):
@@ -105,13 +108,11 @@ class CPU(Reference):
 
 
 def _knows(x: torch.Tensor, d: torch.Tensor, spec: StepSpec) -> bool:
-    """Return whether the kernels know a sketch of such matrices, (*, n, n)."""
+    """Return whether the kernels know a sketch of such matrices, (*, n, p)."""
     return (
         spec.sketch in kernels.SKETCHES
         and spec.k is not None
-        and spec.scale == 1
-        and x.shape[-2] == x.shape[-1]
-        and spec.k <= x.shape[-1] // 2
+        and spec.k <= min(x.shape[-1], x.shape[-2] // 2)
         and d.dtype == x.dtype
         and kernels.is_stored(x)
         and kernels.is_stored(d)

@@ -80,9 +80,11 @@ def check_choice(name: str, value: str | None, known: Iterable[str | None]) -> i
     return names.index(value)
 
 
-def check_numbers(n: int, k: int, sweep: int = 0) -> None:
-    """Refuse a rank or a number of columns that a step of matrices of size n cannot have."""
-    if not 1 <= k <= n // 2:
-        raise Refused(f"`k` must be between 1 and n / 2 = {n // 2}, got {k}.")
-    if not 0 <= sweep <= n:
-        raise Refused(f"`sweep` must be between 0 and n = {n}, got {sweep}.")
+def check_numbers(n: int, p: int, k: int, sweep: int = 0) -> None:
+    """Refuse wide matrices, and what a step of n x p matrices cannot have: rank, columns."""
+    if p > n:
+        raise Refused(f"`x` must have as many rows as columns or more, got {n} x {p}.")
+    if not 1 <= k <= min(p, n // 2):
+        raise Refused(f"`k` must be between 1 and min(p, n // 2) = {min(p, n // 2)}, got {k}.")
+    if not 0 <= sweep <= p:
+        raise Refused(f"`sweep` must be between 0 and p = {p}, got {sweep}.")

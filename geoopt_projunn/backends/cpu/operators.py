@@ -91,12 +91,13 @@ def mark_changed(tensors: Tensors) -> None:
     torch.autograd.graph.increment_version(tensors)
 
 
-def check_stored(pieces: Tensors, name: str, b: int, n: int, dtype: torch.dtype) -> bool:
-    """Check a batch of square matrices; return whether they are stored by columns."""
+def check_stored(pieces: Tensors, name: str, b: int, n: int, p: int, dtype: torch.dtype) -> bool:
+    """Check a batch of n x p matrices; return whether they are stored by columns."""
     first = pieces[0]
     shape, strides = first.shape, first.stride()
     by_columns = not is_plain(first) and is_plain(first.mT)
-    check(first.mT if by_columns else first, name, (*shape[:-2], n, n), dtype)
+    plain, sides = (first.mT, (p, n)) if by_columns else (first, (n, p))
+    check(plain, name, (*shape[:-2], *sides), dtype)
     for piece in pieces[1:]:
         if piece.shape != shape or piece.stride() != strides or piece.dtype != dtype:
             raise Refused(
@@ -112,14 +113,15 @@ def check_stored(pieces: Tensors, name: str, b: int, n: int, dtype: torch.dtype)
 def _sketch(
     x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor, name: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    b, n, _ = x.shape
+    b, n, p = x.shape
     counter = counter.contiguous()
-    check_numbers(n, k)
-    by_columns = check_stored([x], "x", b, n, x.dtype) + 2 * check_stored([d], "d", b, n, x.dtype)
+    check_numbers(n, p, k)
+    x_by_columns = check_stored([x], "x", b, n, p, x.dtype)
+    by_columns = x_by_columns + 2 * check_stored([d], "d", b, n, p, x.dtype)
     check(counter, "counter", (b,), torch.int64)
     outs = _shapes_of_sketch(x, d, k, counter, name)
     number = check_choice("name", name, SKETCHES)
-    numbers = KINDS[x.dtype], b, n, k, number, by_columns, torch.get_num_threads()
+    numbers = KINDS[x.dtype], b, n, p, k, number, by_columns, torch.get_num_threads()
     kernels.sketch(*numbers, *_addresses(x, d, counter, *outs))
     return outs
 
@@ -150,16 +152,16 @@ def _turn_(
     counter: torch.Tensor,
     active: torch.Tensor,
 ) -> torch.Tensor:
-    (b, n, _), r = x.shape, rows.shape[-2]
+    (b, n, p), r = x.shape, rows.shape[-2]
     turned = active.clone(memory_format=torch.contiguous_format)
     delta, counter = delta.contiguous().resolve_conj(), counter.contiguous()
-    by_columns = check_stored([x], "x", b, n, x.dtype)
+    by_columns = check_stored([x], "x", b, n, p, x.dtype)
     rows = _rows(x, "rows", rows, n)
     check(delta, "delta", (b, r, r), WIDE[x.dtype])
     check(counter, "counter", (b,), torch.int64)
     check(turned, "active", (b,), torch.bool)
-    check_numbers(n, 1, sweep)
-    numbers = KINDS[x.dtype], b, n, r, sweep, by_columns, torch.get_num_threads()
+    check_numbers(n, p, 1, sweep)
+    numbers = KINDS[x.dtype], b, n, p, r, sweep, by_columns, torch.get_num_threads()
     kernels.turn(*numbers, *_addresses(x, rows, delta, counter, turned))
     mark_changed([x])
     return turned

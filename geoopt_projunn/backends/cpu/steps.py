@@ -18,6 +18,7 @@ from .kernels import (
     check,
     check_choice,
     check_numbers,
+    is_plain,
     kernels,
 )
 from .operators import FLOPS_OF_SKETCH, Tensors, check_stored, mark_changed
@@ -80,9 +81,9 @@ def _step_(
     sweep: int,
     normalize: str | None,
 ) -> None:
-    lead, n, dtype = x[0].shape[:-2], x[0].shape[-1], x[0].dtype
+    (*lead, n, p), dtype = x[0].shape, x[0].dtype
     b = count(x)
-    check_numbers(n, k, sweep)
+    check_numbers(n, p, k, sweep)
     rule_number = check_choice("rule", rule, RULES)
     buffer_counts, number_count = RULES[rule]
     if len(state) not in [buffers * len(x) for buffers in buffer_counts]:
@@ -92,20 +93,24 @@ def _step_(
         )
     if len(numbers) != number_count:
         raise Refused(f"`numbers` must be {number_count} for {rule!r}, got {len(numbers)}.")
-    x_by_columns = check_stored(x, "x", b, n, dtype)
-    grad_by_columns = check_stored(grad, "grad", b, n, dtype)
-    if grad_by_columns and rule != "gradient":
-        raise Refused("`grad` must be stored by rows like the state, but is stored by columns.")
-    tables = _Tables(lead, b)
+    x_by_columns = check_stored(x, "x", b, n, p, dtype)
+    grad_by_columns = check_stored(grad, "grad", b, n, p, dtype)
+    tables = _Tables(torch.Size(lead), b)
     # The first buffer is like the points; the others are real, a number for each entry or for all.
     is_scalar = len(state) > len(x) and state[len(x)].shape[-2:] == (1, 1)
     of_buffers = [0, 0] * 3
     for i in range(len(state) // len(x)):
         pieces = state[i * len(x) : (i + 1) * len(x)]
-        each, kind = ((1, 1) if i and is_scalar else (n, n)), (dtype.to_real() if i else dtype)
+        if grad_by_columns:
+            pieces = [piece.mT for piece in pieces]
+            # What is made entry by entry of both has to be stored alike.
+            if not all(map(is_plain, pieces)):
+                raise Refused("`grad` must be stored by rows like the state, not by columns.")
+        sides = (p, n) if grad_by_columns else (n, p)
+        each, kind = ((1, 1) if i and is_scalar else sides), (dtype.to_real() if i else dtype)
         of_buffers[2 * i : 2 * i + 2] = tables.checked(pieces, "state", each, kind)
     kernels.step(
-        *(KINDS[dtype], b, n, k, check_choice("sketch", sketch, SKETCHES)),
+        *(KINDS[dtype], b, n, p, k, check_choice("sketch", sketch, SKETCHES)),
         *(
             check_choice("retraction", retraction, RETRACTIONS),
             x_by_columns + 2 * grad_by_columns,

@@ -52,14 +52,19 @@ double length_of(const T* numbers, Index count) {
   return largest * std::sqrt(square);
 }
 
-// Orthonormal rows of `width` real numbers. To a complex row belongs its product with i: the real
-// projection on both is the complex one on the row.
+// Orthonormal rows of at most `width` real numbers. To a complex row belongs its product with i:
+// the real projection on both is the complex one on the row.
 class Basis {
  public:
   Basis(Index width, Index parts, Index most)
       : width_(width), parts_(parts), rows_(parts * most * width), along_(parts * most) {}
 
-  void clear() { count_ = 0; }
+  // Begin anew with rows of `width` real numbers.
+  void clear(Index width) {
+    width_ = width;
+    count_ = 0;
+  }
+  Index width() const { return width_; }
   Index count() const { return count_; }
   const double* row(Index index) const { return rows_.data() + parts_ * index * width_; }
 

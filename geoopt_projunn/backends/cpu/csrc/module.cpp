@@ -99,24 +99,24 @@ View<const T> d_of(Index address, Index transposed, Index offset) {
   return {at<T>(address) + offset, (transposed & 2) != 0};
 }
 
-// kind, b, n, k, sketch, transposed, threads; x, d, counters, rows, cores
+// kind, b, n, p, k, sketch, transposed, threads; x, d, counters, rows, cores
 template <typename T>
 void sketch(const Index* v) {
-  const Index b = v[1], n = v[2], k = v[3], parts = parts_of(v[0]), width = parts * n;
-  for_each_matrix<T>(b, n, width, v[6], [&](Index i, Index last, Index threads) {
-    Sketcher<T> sketcher(n, parts, k, threads);
+  const Index b = v[1], n = v[2], p = v[3], k = v[4], parts = parts_of(v[0]), size = parts * n * p;
+  for_each_matrix<T>(b, n, parts * p, v[7], [&](Index i, Index last, Index threads) {
+    Sketcher<T> sketcher(n, p, parts, k, threads);
     for (; i < last; ++i) {
-      const View<T> x = x_of<T>(v[7], v[5], i * n * width);
-      sketcher.sketch(v[4], {x.data, x.transposed}, d_of<T>(v[8], v[5], i * n * width),
-                      at<Index>(v[9])[i], at<double>(v[10]) + i * 2 * k * width,
-                      at<double>(v[11]) + i * 4 * k * k * parts);
+      const View<T> x = x_of<T>(v[8], v[6], i * size);
+      sketcher.sketch(v[5], {x.data, x.transposed}, d_of<T>(v[9], v[6], i * size),
+                      at<Index>(v[10])[i], at<double>(v[11]) + i * 2 * k * parts * n,
+                      at<double>(v[12]) + i * 4 * k * k * parts);
     }
   });
 }
 
 PyObject* py_sketch(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Index v[12];
-  if (!parse(args, count, 12, v)) return nullptr;
+  Index v[13];
+  if (!parse(args, count, 13, v)) return nullptr;
   return without_lock([&] { is_double(v[0]) ? sketch<double>(v) : sketch<float>(v); });
 }
 
@@ -132,23 +132,24 @@ PyObject* py_retract(PyObject*, PyObject* const* args, Py_ssize_t count) {
   });
 }
 
-// kind, b, n, r, sweep, transposed, threads; x, rows, deltas, counters, active
+// kind, b, n, p, r, sweep, transposed, threads; x, rows, deltas, counters, active
 template <typename T>
 void turn(const Index* v) {
-  const Index b = v[1], n = v[2], r = v[3], parts = parts_of(v[0]), width = parts * n;
-  for_each_matrix<T>(b, n, width, v[6], [&](Index i, Index last, Index threads) {
-    Turner<T> turner(n, parts, r, v[4], threads);
+  const Index b = v[1], n = v[2], p = v[3], r = v[4], parts = parts_of(v[0]);
+  for_each_matrix<T>(b, n, parts * p, v[7], [&](Index i, Index last, Index threads) {
+    Turner<T> turner(n, p, parts, r, v[5], threads);
     for (; i < last; ++i) {
-      bool* active = at<bool>(v[11]) + i;
-      *active = *active && turner(x_of<T>(v[7], v[5], i * n * width), at<T>(v[8]) + i * r * width,
-                                  at<double>(v[9]) + i * r * r * parts, at<Index>(v[10])[i]);
+      bool* active = at<bool>(v[12]) + i;
+      *active =
+          *active && turner(x_of<T>(v[8], v[6], i * parts * n * p), at<T>(v[9]) + i * r * parts * n,
+                            at<double>(v[10]) + i * r * r * parts, at<Index>(v[11])[i]);
     }
   });
 }
 
 PyObject* py_turn(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Index v[12];
-  if (!parse(args, count, 12, v)) return nullptr;
+  Index v[13];
+  if (!parse(args, count, 13, v)) return nullptr;
   return without_lock([&] { is_double(v[0]) ? turn<double>(v) : turn<float>(v); });
 }
 
@@ -169,19 +170,19 @@ class Pieces {
   Index matrices_;
 };
 
-// kind, b, n, k, sketch, retraction, transposed, sweep, threads, length; tables, each with its
+// kind, b, n, p, k, sketch, retraction, transposed, sweep, threads, length; tables, each with its
 // length: x, d, steps, skipped. Call along(stepper, x, d, i, taken, threads) for each matrix.
 template <typename T, typename Along>
 void step_each(const Index* v, const Along& along) {
-  const Index b = v[1], n = v[2], parts = parts_of(v[0]), width = parts * n;
-  const Pieces x(v[10], v[11], b), d(v[12], v[13], b), steps(v[14], v[15], b),
-      skipped(v[16], v[17], b);
-  for_each_matrix<T>(b, n, width, v[8], [&](Index i, Index last, Index threads) {
-    Stepper<T> stepper(n, parts, v[3], v[4], v[5], v[7], threads, v[27], *at<double>(v[28]));
+  const Index b = v[1], n = v[2], p = v[3], parts = parts_of(v[0]), size = parts * n * p;
+  const Pieces x(v[11], v[12], b), d(v[13], v[14], b), steps(v[15], v[16], b),
+      skipped(v[17], v[18], b);
+  for_each_matrix<T>(b, n, parts * p, v[9], [&](Index i, Index last, Index threads) {
+    Stepper<T> stepper(n, p, parts, v[4], v[5], v[6], v[8], threads, v[28], *at<double>(v[29]));
     for (; i < last; ++i) {
-      const View<T> point{x.matrix<T>(i, n * width), (v[6] & 1) != 0};
+      const View<T> point{x.matrix<T>(i, size), (v[7] & 1) != 0};
       Index* taken = steps.matrix<Index>(i, 1);
-      if (along(&stepper, point, d.matrix<const T>(i, n * width), i, taken, threads))
+      if (along(&stepper, point, d.matrix<const T>(i, size), i, taken, threads))
         *taken += 1;
       else
         *skipped.matrix<T>(i, 1) += 1;
@@ -197,31 +198,31 @@ enum : Index { gradient_rule, momentum_rule, adam_rule };
 // normalization, and the share of a direction below which a generator is rounding.
 template <typename T>
 void step(const Index* v) {
-  const Index b = v[1], entries = v[2] * v[2], parts = parts_of(v[0]), rule = v[18];
-  const double length = *at<double>(v[9]), *numbers = at<double>(v[19]);
-  const Pieces first(v[20], v[21], b), second(v[22], v[23], b), third(v[24], v[25], b);
-  const bool has_third = v[25] != 0, is_scalar = v[26] != 0;
+  const Index b = v[1], entries = v[2] * v[3], parts = parts_of(v[0]), rule = v[19];
+  const double length = *at<double>(v[10]), *numbers = at<double>(v[20]);
+  const Pieces first(v[21], v[22], b), second(v[23], v[24], b), third(v[25], v[26], b);
+  const bool has_third = v[26] != 0, is_scalar = v[27] != 0, transposed = (v[7] & 2) != 0;
   const Index seconds = is_scalar ? 1 : entries;
   step_each<T>(
       v, [&](Stepper<T>* stepper, View<T> x, const T* g, Index i, Index* taken, Index threads) {
         if (rule == gradient_rule)
-          return (*stepper)(x, View<const T>{g, (v[6] & 2) != 0}, *taken, length);
+          return (*stepper)(x, View<const T>{g, transposed}, *taken, length);
         if (rule == momentum_rule) {
           MomentumMemory<T> memory({parts, entries, threads, g, first.matrix<T>(i, parts * entries),
                                     *taken, numbers[0], numbers[1], numbers[2] != 0});
-          return (*stepper)(x, &memory, *taken, length);
+          return (*stepper)(x, &memory, transposed, *taken, length);
         }
         AdamMemory<T> memory({parts, entries, threads, is_scalar, g,
                               first.matrix<T>(i, parts * entries), second.matrix<T>(i, seconds),
                               has_third ? third.matrix<T>(i, seconds) : nullptr, *taken, numbers[0],
                               numbers[1], numbers[2]});
-        return (*stepper)(x, &memory, *taken, length);
+        return (*stepper)(x, &memory, transposed, *taken, length);
       });
 }
 
 PyObject* py_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Index v[29];
-  if (!parse(args, count, 29, v)) return nullptr;
+  Index v[30];
+  if (!parse(args, count, 30, v)) return nullptr;
   return without_lock([&] { is_double(v[0]) ? step<double>(v) : step<float>(v); });
 }
 

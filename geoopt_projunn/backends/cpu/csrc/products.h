@@ -149,7 +149,7 @@ void add_product_to_one(const Shape& s, T* a, const T* rows, const T* factor, Sc
   });
 }
 
-// A square matrix, or one that is stored as its transpose, or one that is made.
+// A matrix, or one that is stored as its transpose, or one that is made.
 template <typename T>
 struct View {
   T* data;
@@ -157,24 +157,25 @@ struct View {
   const Maker<std::remove_const_t<T>>* maker = nullptr;
 };
 
-// left (l, n) @ a and right (r, n) @ a^H, whichever way a is stored.
+// left (l, n) @ a and right (r, p) @ a^H for a (n, p), whichever way a is stored.
 template <typename T>
 class Sides {
  public:
-  Sides(Index n, Index parts, Index threads) : n_(n), parts_(parts), threads_(threads) {}
+  Sides(Index n, Index p, Index parts, Index threads)
+      : n_(n), p_(p), parts_(parts), threads_(threads) {}
 
   void operator()(View<const T> a, Index l, Index r, const T* left, const T* right, T* out_left,
                   T* out_right) {
     const Rows<T> stored{a.data, a.maker};
-    if (!a.transposed) return sides(stored, l, r, left, right, out_left, out_right);
-    if (parts_ == 1) return sides(stored, r, l, right, left, out_right, out_left);
+    if (!a.transposed) return sides(n_, p_, stored, l, r, left, right, out_left, out_right);
+    if (parts_ == 1) return sides(p_, n_, stored, r, l, right, left, out_right, out_left);
     // Of the transpose t, conj(conj(left) t^H) and conj(conj(right) t).
     conjugates_.assign(left, left + l * 2 * n_);
-    conjugates_.insert(conjugates_.end(), right, right + r * 2 * n_);
-    conjugate(conjugates_.data(), (l + r) * n_);
+    conjugates_.insert(conjugates_.end(), right, right + r * 2 * p_);
+    conjugate(conjugates_.data(), l * n_ + r * p_);
     const T *conj_left = conjugates_.data(), *conj_right = conj_left + l * 2 * n_;
-    sides(stored, r, l, conj_right, conj_left, out_right, out_left);
-    conjugate(out_left, l * n_);
+    sides(p_, n_, stored, r, l, conj_right, conj_left, out_right, out_left);
+    conjugate(out_left, l * p_);
     conjugate(out_right, r * n_);
   }
 
@@ -186,13 +187,13 @@ class Sides {
   }
 
  private:
-  void sides(const Rows<T>& a, Index l, Index r, const T* left, const T* right, T* out_left,
-             T* out_right) {
-    sides_of_one(Shape{n_, n_, l, r, threads_, parts_ == 2}, a, left, right, out_left, out_right,
+  void sides(Index n, Index m, const Rows<T>& a, Index l, Index r, const T* left, const T* right,
+             T* out_left, T* out_right) {
+    sides_of_one(Shape{n, m, l, r, threads_, parts_ == 2}, a, left, right, out_left, out_right,
                  &scratch_);
   }
 
-  Index n_, parts_, threads_;
+  Index n_, p_, parts_, threads_;
   std::vector<T> conjugates_;
   Scratch<T> scratch_;
 };

@@ -23,17 +23,22 @@ constexpr double anywhere = 0.3;
 // What sketches are called.
 enum : Index { tangent_sketch, lsi_sketch, column_sketch };
 
-// Basis rows, (2k, n), and cores, (2k, 2k), are in double precision, other rows in that of x.
+// Of points and directions (n, p), n >= p. Basis rows, (2k, n), and cores, (2k, 2k), are in double
+// precision, other rows in that of x.
 template <typename T>
 class Sketcher {
  public:
-  Sketcher(Index n, Index parts, Index k, Index threads)
+  Sketcher(Index n, Index p, Index parts, Index k, Index threads)
       : n_(n),
+        p_(p),
         parts_(parts),
         k_(k),
         width_(parts * n),
+        row_(parts * p),
         threads_(threads),
-        count_(std::min(in_turn * k, n)),
+        number_(k == 1 ? n : p),
+        length_(k == 1 ? p : n),
+        count_(std::min(in_turn * k, number_)),
         some_(parts * k * count_),
         few_(count_ * width_),
         mixed_(k * width_),
@@ -46,7 +51,7 @@ class Sketcher {
         dots_(parts * 2 * k * k),
         more_(dots_.size()),
         basis_(width_, parts, 2 * k),
-        sides_(n, parts, threads) {}
+        sides_(n, p, parts, threads) {}
 
   // Sketch the step from x along d. Return how many of the products of the rows with x are known
   // from it.
@@ -66,7 +71,7 @@ class Sketcher {
 
   void tangent(View<const T> x, View<const T> d, Index counter, double* rows, double* core) {
     draw_mixed(d, counter);
-    basis_.clear();
+    basis_.clear(width_);
     if (k_ == 1) {
       sides_.times_adjoint(x, k_, mixed_.data(), last_.data());
       sides_(d, k_, k_, last_.data(), mixed_.data(), moved_.data(), back_.data());
@@ -102,7 +107,7 @@ class Sketcher {
     const Uniform uniform(counter, k_ * n_);
     for (Index i = 0; i < k_ * n_; ++i) set_real(&mixed_, i, static_cast<T>(uniform[i]));
     sides_.times(d, k_, mixed_.data(), back_.data());
-    basis_.clear();
+    basis_.clear(row_);
     add_to_basis(back_);
     narrow_basis(&mixed_);
     sides_.times_adjoint(d, k_, mixed_.data(), back_.data());
@@ -112,7 +117,7 @@ class Sketcher {
   void column(View<const T> x, View<const T> d, Index counter, double* rows, double* core) {
     draw_columns(d, counter);
     for (Index row = 0; row < k_; ++row) read_adjoint_column(d, drawn_[row], &back_[row * width_]);
-    basis_.clear();
+    basis_.clear(width_);
     add_to_basis(back_);
     narrow_basis(&back_);
     sides_.times(d, k_, back_.data(), mixed_.data());
@@ -123,7 +128,7 @@ class Sketcher {
   // Express the step along a b^H, the rows a^H in back_ and b^H in mixed_.
   void ambient(View<const T> x, double* rows, double* core) {
     sides_.times_adjoint(x, k_, mixed_.data(), last_.data());
-    basis_.clear();
+    basis_.clear(width_);
     add_to_basis(back_);
     add_to_basis(last_);
     std::copy(back_.begin(), back_.end(), other_.begin());
@@ -145,14 +150,14 @@ class Sketcher {
 
   // Draw k columns without replacement, with probabilities proportional to their squared norms.
   void draw_columns(View<const T> d, Index counter) {
-    keys_.resize(n_);
-    drawn_.resize(n_);
+    keys_.resize(p_);
+    drawn_.resize(p_);
     std::iota(drawn_.begin(), drawn_.end(), Index(0));
-    in_parts(n_, is_large() ? threads_ : 1, [&](Index first, Index last) {
+    in_parts(p_, is_large() ? threads_ : 1, [&](Index first, Index last) {
       d.transposed ? square_rows(d, first, last) : square_columns(d, first, last);
     });
-    const Uniform uniform(counter, n_);
-    for (Index j = 0; j < n_; ++j) {
+    const Uniform uniform(counter, p_);
+    for (Index j = 0; j < p_; ++j) {
       keys_[j] = std::log(keys_[j]) - std::log(-std::log((uniform[j] + 1) / 2));
       // First, for what is not finite has to show.
       if (std::isnan(keys_[j])) keys_[j] = std::numeric_limits<double>::infinity();
@@ -161,7 +166,7 @@ class Sketcher {
       return keys_[i] > keys_[j] || (keys_[i] == keys_[j] && i < j);
     });
   }
-  bool is_large() const { return n_ * width_ * static_cast<Index>(sizeof(T)) > bytes_for_a_thread; }
+  bool is_large() const { return n_ * row_ * static_cast<Index>(sizeof(T)) > bytes_for_a_thread; }
 
   // keys_: squared norms of some rows, or columns, of the stored matrix. The columns are those of
   // one thread, so that the threads change no bit.
@@ -177,7 +182,7 @@ class Sketcher {
     std::vector<T> part(parts_ * (last - first));
     std::fill(keys_.begin() + first, keys_.begin() + last, 0.0);
     for (Index i = 0; i < n_; ++i) {
-      read(d, i * width_ + parts_ * first, parts_ * (last - first), part.data());
+      read(d, i * row_ + parts_ * first, parts_ * (last - first), part.data());
       for (Index j = 0; j < last - first; ++j)
         for (Index l = 0; l < parts_; ++l) {
           const double value = part[parts_ * j + l];
@@ -191,7 +196,7 @@ class Sketcher {
     if (d.transposed)
       read(d, column * width_, width_, to);
     else
-      for (Index i = 0; i < n_; ++i) read(d, i * width_ + parts_ * column, parts_, to + parts_ * i);
+      for (Index i = 0; i < n_; ++i) read(d, i * row_ + parts_ * column, parts_, to + parts_ * i);
     if (parts_ == 2) conjugate(to, n_);
   }
 
@@ -212,50 +217,53 @@ class Sketcher {
 
   // mixed_: rows of d if k = 1, or adjoint columns, combined, at unit length, and a random share.
   void draw_mixed(View<const T> d, Index counter) {
-    const Uniform uniform(counter, k_ * (count_ + n_));
+    const Uniform uniform(counter, k_ * (count_ + length_));
+    const Index width = parts_ * length_;
     const bool by_rows = (k_ == 1) != d.transposed;
     for (Index row = 0; row < k_; ++row)
       for (Index j = 0; j < count_; ++j) {
-        const T value = static_cast<T>(uniform[row * (count_ + n_) + j]);
+        const T value = static_cast<T>(uniform[row * (count_ + length_) + j]);
         if (by_rows)
           some_[j * k_ + row] = value;
         else
           set_real(&some_, row * count_ + j, value);
       }
-    const Index first = first_in_turn(counter, count_, n_);
+    const Index first = first_in_turn(counter, count_, number_);
     by_rows ? mix_rows(d, first) : mix_adjoint_columns(d, first);
-    if (d.transposed && parts_ == 2) conjugate(mixed_.data(), k_ * n_);
+    if (d.transposed && parts_ == 2) conjugate(mixed_.data(), k_ * length_);
     for (Index row = 0; row < k_; ++row) {
-      T* const mixed = mixed_.data() + row * width_;
-      std::copy_n(mixed, width_, wide_.begin());
-      const double norm = safe_norm(wide_.data(), width_), by = norm == 0 ? 0 : 1 / norm;
+      T* const mixed = mixed_.data() + row * width;
+      std::copy_n(mixed, width, wide_.begin());
+      const double norm = safe_norm(wide_.data(), width), by = norm == 0 ? 0 : 1 / norm;
       // With the sign of the row, so that -d is sketched as d is.
       double total = 0;
-      for (Index j = 0; j < width_; j += parts_) total += wide_[j];
-      const double share = std::copysign(anywhere * std::sqrt(3.0 / n_), total);
-      for (Index j = 0; j < width_; ++j) mixed[j] = static_cast<T>(wide_[j] * by);
-      for (Index j = 0; j < n_; ++j)
-        mixed[parts_ * j] += static_cast<T>(share * uniform[row * (count_ + n_) + count_ + j]);
+      for (Index j = 0; j < width; j += parts_) total += wide_[j];
+      const double share = std::copysign(anywhere * std::sqrt(3.0 / length_), total);
+      for (Index j = 0; j < width; ++j) mixed[j] = static_cast<T>(wide_[j] * by);
+      for (Index j = 0; j < length_; ++j)
+        mixed[parts_ * j] += static_cast<T>(share * uniform[row * (count_ + length_) + count_ + j]);
     }
   }
 
   // mixed_ = some few, few the next rows of the stored matrix, from the first on again after the
   // last.
   void mix_rows(View<const T> d, Index first) {
+    const Index width = parts_ * length_;
     for (Index j = 0; j < count_; ++j)
-      read(d, (first + j) % n_ * width_, width_, few_.data() + j * width_);
+      read(d, (first + j) % number_ * width, width, few_.data() + j * width);
     std::fill(mixed_.begin(), mixed_.end(), T(0));
-    update_of(mixed_.data(), 0, k_, k_, width_, count_, some_.data(), few_.data());
+    update_of(mixed_.data(), 0, k_, k_, width, count_, some_.data(), few_.data());
   }
 
   // mixed_ = some few^H, few its next columns.
   void mix_adjoint_columns(View<const T> d, Index first) {
-    const Index before_end = std::min(count_, n_ - first) * parts_, length = count_ * parts_;
-    for (Index i = 0; i < n_; ++i) {
-      read(d, i * width_ + first * parts_, before_end, few_.data() + i * length);
-      read(d, i * width_, length - before_end, few_.data() + i * length + before_end);
+    const Index before_end = std::min(count_, number_ - first) * parts_, taken = count_ * parts_;
+    for (Index i = 0; i < length_; ++i) {
+      const Index begin = i * parts_ * number_;
+      read(d, begin + first * parts_, before_end, few_.data() + i * taken);
+      read(d, begin, taken - before_end, few_.data() + i * taken + before_end);
     }
-    sides_of_one(Shape{n_, count_, 0, k_, threads_, parts_ == 2}, Rows<T>{few_.data()},
+    sides_of_one(Shape{length_, count_, 0, k_, threads_, parts_ == 2}, Rows<T>{few_.data()},
                  static_cast<const T*>(nullptr), some_.data(), static_cast<T*>(nullptr),
                  mixed_.data(), &scratch_);
   }
@@ -269,12 +277,16 @@ class Sketcher {
   }
 
   void add_to_basis(const std::vector<T>& rows) {
-    std::copy(rows.begin(), rows.end(), wide_.begin());
-    for (Index row = 0; row < k_; ++row) basis_.add(wide_.data() + row * width_);
+    const Index width = basis_.width();
+    for (Index row = 0; row < k_; ++row) {
+      std::copy_n(rows.data() + row * width, width, wide_.data());
+      basis_.add(wide_.data());
+    }
   }
   void narrow_basis(std::vector<T>* rows) const {
+    const Index width = basis_.width();
     for (Index row = 0; row < k_; ++row)
-      std::copy_n(basis_.row(row), width_, rows->data() + row * width_);
+      std::copy_n(basis_.row(row), width, rows->data() + row * width);
   }
   void write_basis(double* rows) const {
     for (Index row = 0; row < 2 * k_; ++row)
@@ -296,7 +308,11 @@ class Sketcher {
     if (parts_ == 2) entry[1] = value.imag();
   }
 
-  Index n_, parts_, k_, width_, threads_, count_;
+  // Real numbers in a row of length n, and in one of length p.
+  Index n_, p_, parts_, k_, width_, row_, threads_;
+  // Rows of a direction for k = 1, else columns: how many there are, their length, and how many of
+  // them test vectors are made of.
+  Index number_, length_, count_;
   std::vector<T> some_, few_, mixed_, along_, moved_, back_, last_;
   std::vector<double> wide_, other_, dots_, more_, keys_;
   std::vector<Index> drawn_;

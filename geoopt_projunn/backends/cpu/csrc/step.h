@@ -19,15 +19,15 @@ constexpr Index made_whole_bytes = 256 * 1024;
 template <typename T>
 class Stepper {
  public:
-  Stepper(Index n, Index parts, Index k, Index sketch_kind, Index retraction_kind, Index sweep,
-          Index threads, Index normalization_kind, double floor)
-      : numbers_(parts * n * n),
+  Stepper(Index n, Index p, Index parts, Index k, Index sketch_kind, Index retraction_kind,
+          Index sweep, Index threads, Index normalization_kind, double floor)
+      : numbers_(parts * n * p),
         sketch_kind_(sketch_kind),
-        sketcher_(n, parts, k, threads),
+        sketcher_(n, p, parts, k, threads),
         retraction_(retraction(retraction_kind, 2 * k, parts)),
         normalizes_(normalization_kind != no_normalization),
         normalization_(normalization_kind, 2 * k, parts, floor),
-        turner_(n, parts, 2 * k, sweep, threads),
+        turner_(n, p, parts, 2 * k, sweep, threads),
         wide_(2 * k * parts * n),
         rows_(wide_.size()),
         core_(4 * k * k * parts),
@@ -39,12 +39,12 @@ class Stepper {
   }
 
   // The same along what a memory makes, which advances if the step was taken.
-  bool operator()(View<T> x, Memory<T>* memory, Index counter, double length) {
-    View<const T> d{nullptr, false, memory};
+  bool operator()(View<T> x, Memory<T>* memory, bool transposed, Index counter, double length) {
+    View<const T> d{nullptr, transposed, memory};
     if (numbers_ * static_cast<Index>(sizeof(T)) <= made_whole_bytes) {
       made_.resize(numbers_);
       memory->make(0, numbers_, made_.data());
-      d = {made_.data(), false};
+      d = {made_.data(), transposed};
     }
     const Index known = sketch(x, d, counter);
     // The sketch has read all of it.

@@ -36,43 +36,46 @@ constexpr Index updated_bytes = 16 * 1024;
 template <typename T>
 class Turner {
  public:
-  Turner(Index n, Index parts, Index r, Index count, Index threads)
+  Turner(Index n, Index p, Index parts, Index r, Index count, Index threads)
       : n_(n),
+        p_(p),
         parts_(parts),
         r_(r),
         count_(count),
         width_(parts * n),
+        row_(parts * p),
         threads_(threads),
         left_((r + count) * width_),
-        product_((r + count) * width_),
-        turned_(r * width_),
+        product_((r + count) * row_),
+        turned_(r * row_),
         real_left_(parts * r * n),
         real_factor_(parts * r * width_),
-        right_(parts * count * width_),
+        right_(parts * count * row_),
         dots_(parts * count * n),
         mending_(count * width_),
-        factor_(parts * r * width_),
+        mended_(count * width_),
+        factor_(parts * r * row_),
         by_(parts * r * r),
-        wide_(r * width_),
+        wide_(r * row_),
         within_(parts * count * count),
-        sides_(n, parts, threads) {}
+        sides_(n, p, parts, threads) {}
 
-  // x += rows^H delta rows x, then the columns whose turn it is against all others. Return whether
-  // the rotation is finite; x stays as it is where not. The products of the first rows with x may
-  // be known.
+  // x (n, p) += rows^H delta rows x, then the columns whose turn it is against all others. Return
+  // whether the rotation is finite; x stays as it is where not. The products of the first rows with
+  // x may be known.
   bool operator()(View<T> x, const T* rows, const double* delta, Index counter, Index known = 0,
                   const T* known_products = nullptr) {
     if (!is_finite(rows, r_ * width_) || !is_finite(delta, parts_ * r_ * r_)) return false;
-    const Index first = first_in_turn(counter, count_, n_), others = r_ - known;
+    const Index first = first_in_turn(counter, count_, p_), others = r_ - known;
     T* const own = left_.data() + others * width_;
     std::copy_n(rows + known * width_, others * width_, left_.begin());
     read_columns(x, first, own);
-    std::copy_n(known_products, known * width_, product_.begin());
+    std::copy_n(known_products, known * row_, product_.begin());
     sides_.times({x.data, x.transposed}, others + count_, left_.data(),
-                 product_.data() + known * width_);
+                 product_.data() + known * row_);
     turn_rows(delta);
     // The rotation, unitary to the rounding of a double, leaves x^H x - I as it is.
-    T* const error = product_.data() + r_ * width_;
+    T* const error = product_.data() + r_ * row_;
     const bool near = find_error(error, first);
     x.transposed ? update_transpose(x, rows, error) : update(x.data, rows, error);
     if (near && count_ > 0) {
@@ -84,17 +87,17 @@ class Turner {
   }
 
  private:
-  Index column(Index first, Index j) const { return (first + j) % n_; }
+  Index column(Index first, Index j) const { return (first + j) % p_; }
 
   // The adjoint columns whose turn it is, as rows.
   void read_columns(View<T> x, Index first, T* to) const {
-    const Index step = x.transposed ? parts_ : width_;
+    const Index step = x.transposed ? parts_ : row_;
     for (Index j = 0; j < count_; ++j)
       copy_entries(column(x, first, j), step, to + j * width_, parts_, n_, parts_);
     if (parts_ == 2) conjugate(to, count_ * n_);
   }
   void write_columns(View<T> x, Index first, T* from) const {
-    const Index step = x.transposed ? parts_ : width_;
+    const Index step = x.transposed ? parts_ : row_;
     if (parts_ == 2) conjugate(from, count_ * n_);
     for (Index j = 0; j < count_; ++j)
       copy_entries(from + j * width_, parts_, column(x, first, j), step, n_, parts_);
@@ -106,15 +109,15 @@ class Turner {
   // turned_ = delta times the first r rows of product_
   void turn_rows(const double* delta) {
     for (Index i = 0; i < r_; ++i) {
-      double* to = factor_.data() + parts_ * i * width_;
-      std::copy_n(product_.data() + i * width_, width_, to);
-      if (parts_ == 2) times_i(to, n_, 1.0, to + width_);
+      double* to = factor_.data() + parts_ * i * row_;
+      std::copy_n(product_.data() + i * row_, row_, to);
+      if (parts_ == 2) times_i(to, p_, 1.0, to + row_);
       for (Index j = 0; j < r_; ++j)
         for (Index part = 0; part < parts_; ++part)
           by_[(parts_ * j + part) * r_ + i] = delta[parts_ * (i * r_ + j) + part];
     }
     std::fill(wide_.begin(), wide_.end(), 0.0);
-    update_of(wide_.data(), 0, r_, r_, width_, parts_ * r_, by_.data(), factor_.data());
+    update_of(wide_.data(), 0, r_, r_, row_, parts_ * r_, by_.data(), factor_.data());
     std::copy(wide_.begin(), wide_.end(), turned_.begin());
   }
 
@@ -122,12 +125,12 @@ class Turner {
   bool find_error(T* error, Index first) {
     double square = 0;
     for (Index j = 0; j < count_; ++j) {
-      error[j * width_ + column(first, j) * parts_] -= 1;
+      error[j * row_ + column(first, j) * parts_] -= 1;
       for (Index l = 0; l < count_; ++l)
-        std::copy_n(error + j * width_ + column(first, l) * parts_, parts_,
+        std::copy_n(error + j * row_ + column(first, l) * parts_, parts_,
                     within_.data() + parts_ * (j * count_ + l));
     }
-    for (Index j = 0; j < count_ * width_; ++j)
+    for (Index j = 0; j < count_ * row_; ++j)
       square += static_cast<double>(error[j]) * static_cast<double>(error[j]);
     return square < converges * converges;
   }
@@ -138,21 +141,21 @@ class Turner {
     const T *by = rows, *factor = turned_.data(), *right = error;
     if (parts_ == 2) {
       real_from_left(rows, r_, n_, real_left_.data());
-      real_from_right(factor, r_, n_, real_factor_.data());
-      real_from_right(error, count_, n_, right_.data());
+      real_from_right(factor, r_, p_, real_factor_.data());
+      real_from_right(error, count_, p_, right_.data());
       by = real_left_.data();
       factor = real_factor_.data();
       right = right_.data();
     }
     const Index step =
-        std::max<Index>(4, updated_bytes / static_cast<Index>(sizeof(T)) / width_ / 4 * 4);
+        std::max<Index>(4, updated_bytes / static_cast<Index>(sizeof(T)) / row_ / 4 * 4);
     in_parts(chunks_of(n_), threads_, [&](Index chunk, Index last_chunk) {
       for (; chunk < last_chunk; ++chunk) {
         const Index end = std::min(n_, (chunk + 1) * chunk_rows);
         for (Index begin = chunk * chunk_rows; begin < end; begin += step) {
           const Index last = std::min(end, begin + step);
-          update_of(x, begin, last, n_, width_, u, by, factor);
-          sides_of(x, begin, last, n_, width_, 0, e, static_cast<const T*>(nullptr), right,
+          update_of(x, begin, last, n_, row_, u, by, factor);
+          sides_of(x, begin, last, n_, row_, 0, e, static_cast<const T*>(nullptr), right,
                    static_cast<T*>(nullptr), parts_ == 2 ? dots_.data() : mending_.data());
         }
       }
@@ -167,9 +170,9 @@ class Turner {
     std::copy_n(rows, r_ * width_, real_factor_.begin());
     if (parts_ == 2) {
       conjugate(real_factor_.data(), r_ * n_);
-      conjugate(turned_.data(), r_ * n_);
+      conjugate(turned_.data(), r_ * p_);
     }
-    add_product_to_one(Shape{n_, n_, r_, 0, threads_, parts_ == 2}, x.data, turned_.data(),
+    add_product_to_one(Shape{p_, n_, r_, 0, threads_, parts_ == 2}, x.data, turned_.data(),
                        real_factor_.data(), &scratch_);
     sides_.times_adjoint({x.data, true}, count_, error, mending_.data());
   }
@@ -193,15 +196,14 @@ class Turner {
           }
         }
       }
-    std::copy_n(product_.begin() + r_ * width_, count_ * width_, own);
+    std::copy(mended_.begin(), mended_.end(), own);
   }
-  // In the memory of the error, which is not needed any more.
-  T& mended_entry(Index j, Index i, Index part) {
-    return product_[(r_ + j) * width_ + i * parts_ + part];
-  }
+  T& mended_entry(Index j, Index i, Index part) { return mended_[j * width_ + i * parts_ + part]; }
 
-  Index n_, parts_, r_, count_, width_, threads_;
-  std::vector<T> left_, product_, turned_, real_left_, real_factor_, right_, dots_, mending_;
+  // Real numbers in a row of length n, and in one of length p.
+  Index n_, p_, parts_, r_, count_, width_, row_, threads_;
+  std::vector<T> left_, product_, turned_, real_left_, real_factor_, right_, dots_, mending_,
+      mended_;
   std::vector<double> factor_, by_, wide_;
   std::vector<T> within_;
   Sides<T> sides_;

@@ -1,0 +1,248 @@
+"""How a batch of matrices lies on processes."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from . import collectives
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+_AVERAGED_OVER = "_gradient_is_averaged_over"
+
+
+def is_spread(t: torch.Tensor) -> bool:
+    """Return whether processes hold parts of a tensor, as a DTensor, or parts of its gradient."""
+    return is_dtensor(t) or hasattr(t, _AVERAGED_OVER)
+
+
+def is_dtensor(t: Any) -> bool:
+    """Return whether a tensor is a DTensor; torch's module for them need not be there."""
+    return hasattr(t, "placements")
+
+
+def local_of(t: Any) -> torch.Tensor:
+    """Return the part of a DTensor on this process; any other tensor as it is."""
+    return t.to_local() if is_dtensor(t) else t
+
+
+def whole_of(t: Any) -> torch.Tensor:
+    """Gather a DTensor; return any other tensor as it is."""
+    return t.full_tensor() if is_dtensor(t) else t
+
+
+def place_like(t: torch.Tensor, p: Any) -> torch.Tensor:
+    """Place a tensor as a DTensor is; all processes get parts of the first one's."""
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(t, p.device_mesh, p.placements)
+
+
+def averages_gradients(p: torch.Tensor) -> "ProcessGroup | None":
+    """Return the group whose gradients of a parameter are averaged in its steps, if any."""
+    return getattr(p, _AVERAGED_OVER, None)
+
+
+def average_gradients_of(p: torch.Tensor, group: "ProcessGroup") -> None:
+    """Let steps of a parameter average products with its gradient over a group."""
+    setattr(p, _AVERAGED_OVER, group)
+
+
+def like_its_parameter(view: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    """Return a view of a parameter, of which steps average the gradients if they do of it."""
+    group = averages_gradients(p)
+    if group is not None:
+        average_gradients_of(view, group)
+    return view
+
+
+@torch.no_grad()
+def receive_first(p: torch.Tensor) -> None:
+    """Give a parameter the values of the first process of those that average its gradients."""
+    group = averages_gradients(p)
+    if group is not None and not p.is_meta:
+        p.copy_(collectives.first_of(p.detach().clone(), group))
+
+
+@torch.no_grad()
+def average_over_processes(buffer: torch.Tensor, p: torch.Tensor) -> None:
+    """Average a tensor in place over the processes that average the gradients of a parameter."""
+    group = averages_gradients(p)
+    if group is not None and not buffer.is_meta:
+        collectives.assert_all_are_here(group)
+        buffer.copy_(collectives.mean_over(buffer.clone(), group))
+
+
+def agreed_by_all(flags: dict[torch.Tensor, torch.Tensor]) -> dict[torch.Tensor, torch.Tensor]:
+    """Return for each parameter whether its flag is True on all processes that have a part of it.
+
+    One exchange for each group of processes.
+    """
+    agreed, members = dict(flags), defaultdict(list)
+    for p in flags:
+        for group in _groups_of(p):
+            members[group].append(p)
+    for group, params in members.items():
+        together = collectives.all_over(torch.stack([agreed[p] for p in params]), group)
+        agreed.update(zip(params, together.unbind(), strict=True))
+    return agreed
+
+
+class Axis:
+    """The rows or the columns of matrices, all of which are here.
+
+    Parameters
+    ----------
+    size : int
+        how many there are
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.own = slice(0, size)
+
+    def part(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the part, along the last axis, that belongs to what is here."""
+        return rows
+
+    def total(self, t: torch.Tensor) -> torch.Tensor:
+        """Add up what each process has made of its part."""
+        return t
+
+    def whole(self, t: torch.Tensor) -> torch.Tensor:
+        """Join parts along the last axis."""
+        return t
+
+    def agreed(self, flags: torch.Tensor) -> torch.Tensor:
+        """Return where the flags of all processes are True."""
+        return flags
+
+
+class SplitAxis(Axis):
+    """The rows or the columns of matrices, split over a group as torch.chunk does.
+
+    Parameters
+    ----------
+    size : int
+        how many there are
+    group : ProcessGroup
+        whose processes hold one part each
+    replicas : sequence of ProcessGroup
+        Groups across which the same part is held several times. They take the sums of the first
+        one, for another order of summation may give other bits.
+    """
+
+    def __init__(
+        self, size: int, group: "ProcessGroup", replicas: Sequence["ProcessGroup"]
+    ) -> None:
+        super().__init__(size)
+        self._group, self._replicas = group, replicas
+        width = -(-size // group.size())
+        start = min(size, group.rank() * width)
+        self.own = slice(start, min(size, start + width))
+
+    def part(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the part that belongs to what is here."""
+        return rows[..., self.own]
+
+    def total(self, t: torch.Tensor) -> torch.Tensor:
+        """Add up over the group; the same bits on all replicas."""
+        t = collectives.sum_over(t, self._group)
+        for group in self._replicas:
+            t = collectives.first_of(t, group)
+        return t
+
+    def whole(self, t: torch.Tensor) -> torch.Tensor:
+        """Join the parts of the group."""
+        return collectives.concatenate_over(t, self._group, self.size)
+
+    def agreed(self, flags: torch.Tensor) -> torch.Tensor:
+        """Return where the flags of the group are True."""
+        return collectives.all_over(flags, self._group)
+
+
+class Layout(NamedTuple):
+    """How the matrices of a parameter lie, and whose gradients are averaged."""
+
+    rows: Axis
+    columns: Axis
+    averaged: "ProcessGroup | None" = None
+
+    def total(self, t: torch.Tensor) -> torch.Tensor:
+        """Add up numbers that each process has made of its part of a matrix."""
+        return self.columns.total(self.rows.total(t))
+
+    def agreed(self, flags: torch.Tensor) -> torch.Tensor:
+        """Return where the flags of all processes are True."""
+        flags = self.columns.agreed(self.rows.agreed(flags))
+        return flags if self.averaged is None else collectives.all_over(flags, self.averaged)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether each process has whole matrices and gradients."""
+        return type(self.rows) is type(self.columns) is Axis and self.averaged is None
+
+
+def layout_of(p: Any) -> Layout:
+    """Return how the matrices of a parameter, (*, n, m), lie on processes."""
+    sizes = p.shape[-2:]
+    axes = [Axis(size) for size in sizes]
+    for axis, i in _split_axes(p).items():
+        mesh = p.device_mesh
+        replicated = [j for j, one in enumerate(p.placements) if one.is_replicate()]
+        replicas = [mesh.get_group(j) for j in replicated if mesh.size(j) > 1]
+        axes[axis] = SplitAxis(sizes[axis], mesh.get_group(i), replicas)
+    rows, columns = axes
+    return Layout(rows, columns, averages_gradients(p))
+
+
+def misplacement(p: Any, k: int | None, blocks: int) -> str | None:
+    """Say why steps cannot be taken of a DTensor that lies as ``p`` does, if so.
+
+    Parameters
+    ----------
+    p : torch.Tensor
+        (*, blocks n, m)
+    k : int or None
+        rank of the steps
+    blocks : int
+        how many matrices lie one above the other
+    """
+    from torch.distributed.tensor import Replicate, Shard
+
+    mesh = p.device_mesh
+    kinds = {type(placement) for placement in p.placements}
+    if not kinds <= {Shard, Replicate}:
+        return "must be placed by Shard and Replicate alone"
+    dims = [placement.dim for placement in p.placements if placement.is_shard()]
+    if len(set(dims)) < len(dims):
+        return "must have each axis split over one dimension of its mesh"
+    if mesh.get_coordinate() is None:
+        return "must be on a mesh that this process is part of"
+    if any(mesh.get_group(i).rank() != mesh.get_local_rank(i) for i in range(mesh.ndim)):
+        return "must be on a mesh whose ranks ascend"
+    split = _split_axes(p)
+    if k is None and split:
+        return "must have a finite `k` where its matrices are split, as k=None needs whole ones"
+    if blocks > 1 and 0 in split:
+        return f"must not have its rows split, which are those of {blocks} matrices"
+    return None
+
+
+def _groups_of(p: torch.Tensor) -> "list[ProcessGroup]":
+    averaged = averages_gradients(p)
+    mesh: Any = getattr(p, "device_mesh", None)
+    groups = [] if mesh is None else [mesh.get_group(i) for i in range(mesh.ndim)]
+    groups += [] if averaged is None else [averaged]
+    return [group for group in groups if group.size() > 1]
+
+
+def _split_axes(p: Any) -> dict[int, int]:
+    """Return which dimension of the mesh splits the rows, 0, and the columns, 1."""
+    lead = p.dim() - 2
+    shards = enumerate(getattr(p, "placements", ()))
+    split = {one.dim - lead: i for i, one in shards if one.is_shard() and one.dim >= lead}
+    return {axis: i for axis, i in split.items() if p.device_mesh.size(i) > 1}

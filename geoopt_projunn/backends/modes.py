@@ -1,0 +1,18 @@
+"""Modes of torch in which compiled kernels would lose what is asked for."""
+
+import torch
+
+
+def refusal_of_modes() -> str | None:
+    """Return why kernels that torch does not look into cannot serve now, None if they can."""
+    if torch.is_grad_enabled():
+        return "gradients are recorded, which the kernels do not"
+    if torch.compiler.is_compiling():
+        return "torch.compile traces the step"
+    # Of what torch.func transforms, the derivative and the batch would be lost; so would the
+    # derivative of forward mode.
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "torch.func transforms the tensors"
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "derivatives are taken in forward mode"
+    return None

@@ -1,0 +1,5 @@
+"""Kernels for GPUs, in Triton."""
+
+from .backend import Triton
+
+__all__ = ["Triton"]

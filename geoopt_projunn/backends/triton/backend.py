@@ -1,0 +1,133 @@
+"""The kernels as a backend."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from ...linalg.precision import WIDE
+from ..batch import Pieces
+from ..contract import Buffers, NativeRule, Rule, StepSpec
+from ..modes import refusal_of_modes
+from ..reference import Reference
+from . import support
+
+_LARGEST_RANK = 16
+_LARGEST_SWEEP = 8
+_SKETCHES = ("tangent", "lsi")
+_RULES = ("gradient", "momentum", "adam")
+_RETRACTIONS = ("exponential", "cayley", "polar")
+
+
+class Triton(Reference):
+    """Whole steps in a few launches on a GPU; torch's operations for what the kernels do not know.
+
+    They know ranks up to 16, the tangent and the LSI sketch, all retractions, and the rules that
+    have a native form. What a matrix looks like in memory makes no difference, but one that is not
+    contiguous is copied.
+    """
+
+    name = "triton"
+
+    def is_available(self) -> bool:
+        """Return whether there is Triton, and a GPU for it or its interpreter."""
+        devices = (torch.device("cuda", index) for index in range(torch.cuda.device_count()))
+        return support.INTERPRETED or any(support.lack(device) is None for device in devices)
+
+    def refusal(self, x: torch.Tensor) -> str | None:
+        """Return why the kernels cannot serve tensors like ``x``."""
+        if not (x.is_cuda or (x.is_cpu and support.INTERPRETED)):
+            return f"the tensors are on {x.device}"
+        if x.dtype not in WIDE:
+            return f"the kernels do not know {x.dtype}"
+        return refusal_of_modes() or (support.lack(x.device) if x.is_cuda else None)
+
+    def step_(
+        self,
+        x: Pieces,
+        grad: Pieces,
+        buffers: Mapping[str, Pieces],
+        rule: Rule,
+        group: Mapping[str, Any],
+        spec: StepSpec,
+    ) -> None:
+        """Take whole steps; where the kernels serve there is nothing left to compile."""
+        if _knows(x[0], spec) and _native(rule, group) is not None:
+            group = {**group, "compile": False}
+        super().step_(x, grad, buffers, rule, group, spec)
+
+    def _step_batch(
+        self,
+        x: torch.Tensor,
+        grad: torch.Tensor,
+        buffers: Buffers,
+        rule: Rule,
+        spec: StepSpec,
+        group: Mapping[str, Any],
+    ) -> None:
+        native = _native(rule, group)
+        if native is None or not _knows(x, spec):
+            return super()._step_batch(x, grad, buffers, rule, spec, group)
+        if x.numel() == 0:
+            return None
+        own = {name: _plain(buffer) for name, buffer in buffers.items()}
+        point = _plain(x)
+        with _on(x.device):
+            _take(point, _plain(grad), own, native, spec, group)
+        for given, taken in ((x, point), *((buffers[name], own[name]) for name in own)):
+            if taken is not given:
+                given.copy_(taken)
+        torch.autograd.graph.increment_version([x, *buffers.values()])
+        return None
+
+
+def _knows(x: torch.Tensor, spec: StepSpec) -> bool:
+    """Return whether the kernels know such steps of (*, n, p)."""
+    return (
+        spec.k is not None
+        and 1 <= spec.k <= min(_LARGEST_RANK, x.shape[-2] // 2, x.shape[-1])
+        and spec.sketch in _SKETCHES
+        and spec.retraction in _RETRACTIONS
+        and min(spec.sweep, x.shape[-1]) <= _LARGEST_SWEEP
+        and spec.normalize is None
+    )
+
+
+def _native(rule: Rule, group: Mapping[str, Any]) -> NativeRule | None:
+    """Return the native form of a rule, if the kernels know it and its numbers are on the host."""
+    native = rule.native(group)
+    if native is None or native.name not in _RULES:
+        return None
+    # Options may be tensors.
+    numbers: tuple[object, ...] = native.numbers
+    on_device = any(isinstance(v, torch.Tensor) and not v.is_cpu for v in numbers)
+    return None if on_device else native
+
+
+def _plain(t: torch.Tensor) -> torch.Tensor:
+    """Return a tensor that lies in memory in its order, itself if it does."""
+    return t.resolve_conj().resolve_neg().contiguous()
+
+
+def _on(device: torch.device) -> AbstractContextManager[None]:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _take(
+    x: torch.Tensor,
+    grad: torch.Tensor,
+    buffers: Buffers,
+    native: NativeRule,
+    spec: StepSpec,
+    group: Mapping[str, Any],
+) -> None:
+    from .direction import Direction
+    from .step import Step
+
+    unit, rate = (spec.scale if group["maximize"] else -spec.scale), group["lr"]
+    # On a GPU; one on the host is a number.
+    is_on_device = isinstance(rate, torch.Tensor) and rate.device == x.device
+    length, factor = (unit, rate) if is_on_device else (unit * float(rate), None)
+    d = Direction.of(grad, buffers, native)
+    Step(x, d, buffers["step"], buffers["skipped"], length, factor, spec).take()

@@ -1,0 +1,170 @@
+"""Products of a few rows with a matrix, by one pass over it."""
+
+import triton
+import triton.language as tl
+
+from .directions import ADAM_SCALAR, NUMBERS, direction, is_bad
+from .layout import load_left, load_right, row_sums
+
+
+@triton.jit
+def added(total, rows, tile, BY_DOT: tl.constexpr):
+    """Add what a tile gives to column sums."""
+    if BY_DOT:
+        return tl.dot(rows, tile, total, input_precision="ieee", out_dtype=tile.dtype)
+    else:
+        return total + rows[:, :, None] * tile[None, :, :]
+
+
+@triton.jit
+def started(
+    kind: tl.constexpr,
+    COUNT: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BY_DOT: tl.constexpr,
+):
+    """Return column sums of nothing: of few rows each thread adds up its own entries."""
+    if BY_DOT:
+        return tl.zeros((COUNT, BN), kind)
+    else:
+        return tl.zeros((COUNT, BM, BN), kind)
+
+
+@triton.jit
+def store_sums(sums, total, which, cols, inside, width, COUNT: tl.constexpr, BY_DOT: tl.constexpr):
+    """Store the column sums of one program."""
+    value = total if BY_DOT else tl.sum(total, 1)
+    mask = (which < COUNT)[:, None] & inside[None, :]
+    tl.store(sums + which[:, None] * width + cols[None, :], value, mask=mask)
+
+
+@triton.jit
+def pass_kernel(
+    g,
+    state,
+    state_second,
+    state_most,
+    numbers,
+    left,
+    more,
+    right,
+    left_sums,
+    more_sums,
+    right_sums,
+    bad,
+    n,
+    width,
+    rows_each,
+    partial,
+    LEFT: tl.constexpr,
+    MORE: tl.constexpr,
+    RIGHT: tl.constexpr,
+    LEFT_PADDED: tl.constexpr,
+    MORE_PADDED: tl.constexpr,
+    RIGHT_PADDED: tl.constexpr,
+    LEFT_BY_DOT: tl.constexpr,
+    MORE_BY_DOT: tl.constexpr,
+    RIGHT_BY_DOT: tl.constexpr,
+    IS_CHECKED: tl.constexpr,
+    RULE: tl.constexpr,
+    HAS_MOST: tl.constexpr,
+    PARTS: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """Write partial column sums of ``left`` and ``more``, and row sums of ``right``.
+
+    A program has BN columns and ``rows_each`` rows. The matrix is a gradient, of which a rule makes
+    a direction, or any matrix with the rule GRADIENT. With IS_CHECKED ``bad`` says where the
+    direction or the next state is not finite.
+    """
+    b, block, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    blocks, splits = tl.num_programs(1), tl.num_programs(2)
+    kind = g.dtype.element_ty
+    g += b * n * width
+    state += b * n * width
+    of_second = b if RULE == ADAM_SCALAR else b * n * width // PARTS
+    state_second += of_second
+    state_most += of_second
+    numbers += b * NUMBERS
+    left += b * LEFT * n
+    more += b * MORE * n
+    cols = block * BN + tl.arange(0, BN)
+    in_cols = cols < width
+    which_left, which_more = tl.arange(0, LEFT_PADDED), tl.arange(0, MORE_PADDED)
+    which_right = tl.arange(0, RIGHT_PADDED)
+    if LEFT > 0:
+        of_left = started(kind, LEFT_PADDED, BM, BN, LEFT_BY_DOT)
+    if MORE > 0:
+        of_more = started(kind, MORE_PADDED, BM, BN, MORE_BY_DOT)
+    if RIGHT > 0:
+        right += b * partial * RIGHT * width
+        by = load_right(right, partial, which_right, cols, in_cols, width, RIGHT, PARTS)
+        right_sums += (b * blocks + block) * RIGHT * n
+    if IS_CHECKED:
+        found = tl.zeros((BM, BN), tl.int32)
+    end = tl.minimum(n, (split + 1) * rows_each)
+    for start in range(split * rows_each, end, BM):
+        rows = start + tl.arange(0, BM)
+        in_rows = rows < end
+        mask = in_rows[:, None] & in_cols[None, :]
+        offset = rows.to(tl.int64)[:, None] * width + cols[None, :]
+        tile, after, moment, _ = direction(
+            g, state, state_second, state_most, numbers, offset, mask, RULE, HAS_MOST, PARTS
+        )
+        if RIGHT > 0:
+            sums = row_sums(by, tile, RIGHT_BY_DOT)
+            at = which_right[:, None] * n + rows[None, :]
+            tl.store(right_sums + at, sums, mask=(which_right < RIGHT)[:, None] & in_rows[None, :])
+        if LEFT > 0:
+            of_left = added(
+                of_left, load_left(left, which_left, rows, in_rows, n, LEFT), tile, LEFT_BY_DOT
+            )
+        if MORE > 0:
+            of_more = added(
+                of_more, load_left(more, which_more, rows, in_rows, n, MORE), tile, MORE_BY_DOT
+            )
+        if IS_CHECKED:
+            is_wrong = is_bad(tile, mask) | is_bad(after, mask) | is_bad(moment, mask)
+            found = tl.where(is_wrong, 1, found)
+    program = b * splits + split
+    if LEFT > 0:
+        to = left_sums + program * LEFT * width
+        store_sums(to, of_left, which_left, cols, in_cols, width, LEFT, LEFT_BY_DOT)
+    if MORE > 0:
+        to = more_sums + program * MORE * width
+        store_sums(to, of_more, which_more, cols, in_cols, width, MORE, MORE_BY_DOT)
+    if IS_CHECKED:
+        tl.store(bad + program * blocks + block, tl.max(tl.max(found, 1), 0))
+
+
+@triton.jit
+def row_sums_kernel(
+    x,
+    right,
+    sums,
+    n,
+    width,
+    COUNT: tl.constexpr,
+    PADDED: tl.constexpr,
+    PARTS: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """Write whole row sums, (b, COUNT, n): a program has BM rows and all columns."""
+    b = tl.program_id(0).to(tl.int64)
+    rows = tl.program_id(1) * BM + tl.arange(0, BM)
+    in_rows, which = rows < n, tl.arange(0, PADDED)
+    x += b * n * width
+    right += b * COUNT * width
+    total = tl.zeros((PADDED, BM, BN), x.dtype.element_ty)
+    for start in range(0, width, BN):
+        cols = start + tl.arange(0, BN)
+        in_cols = cols < width
+        offset = rows.to(tl.int64)[:, None] * width + cols[None, :]
+        tile = tl.load(x + offset, mask=in_rows[:, None] & in_cols[None, :], other=0.0)
+        by = load_right(right, 1, which, cols, in_cols, width, COUNT, PARTS)
+        total += by[:, None, :] * tile[None, :, :]
+    to = sums + (b * COUNT + which[:, None]) * n + rows[None, :]
+    tl.store(to, tl.sum(total, 2), mask=(which < COUNT)[:, None] & in_rows[None, :])

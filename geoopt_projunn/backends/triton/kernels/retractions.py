@@ -1,0 +1,76 @@
+"""The retractions of geoopt_projunn.retractions, of one core in one program."""
+
+import triton
+import triton.language as tl
+
+from .small import eye, solve, square_of_norm, times
+
+EXPONENTIAL: tl.constexpr = tl.constexpr(0)
+CAYLEY: tl.constexpr = tl.constexpr(1)
+POLAR: tl.constexpr = tl.constexpr(2)
+
+TAYLOR_DEGREE: tl.constexpr = tl.constexpr(8)
+SQUARINGS: tl.constexpr = tl.constexpr(12)
+SHORT: tl.constexpr = tl.constexpr(2.0**-12)
+LONGEST_EXPONENTIAL: tl.constexpr = tl.constexpr(170.0)
+LONGEST_CAYLEY: tl.constexpr = tl.constexpr(1e8)
+NEWTON_ITERATIONS: tl.constexpr = tl.constexpr(10)
+EPSILON: tl.constexpr = tl.constexpr(2.0**-52)
+
+
+@triton.jit
+def shortened(core, longest, PARTS: tl.constexpr):
+    """Return the skew part, no longer than ``longest``; every entry of a complex core is twice."""
+    s = 0.5 * (core - tl.trans(core))
+    length = tl.sqrt(square_of_norm(s) / PARTS)
+    return s * tl.where(length > longest, 1.0 / length * longest, 1.0)
+
+
+@triton.jit
+def exponential(core, PARTS: tl.constexpr):
+    """Return exp(S) - I."""
+    a = shortened(core, LONGEST_EXPONENTIAL, PARTS) * SHORT
+    delta = a
+    for i in tl.static_range(TAYLOR_DEGREE - 1):
+        delta = a + times(a, delta) * (1.0 / (TAYLOR_DEGREE - i))
+    for _ in range(SQUARINGS):
+        delta = 2.0 * delta + times(delta, delta)
+    return delta
+
+
+@triton.jit
+def cayley(core, COUNT: tl.constexpr, PADDED: tl.constexpr, PARTS: tl.constexpr):
+    """Return the inverse of I - S/2 times S, polished."""
+    s = shortened(core, LONGEST_CAYLEY, PARTS)
+    delta = solve(eye(COUNT, PADDED) - 0.5 * s, s, COUNT, PADDED)
+    adjoint = tl.trans(delta)
+    error = delta + adjoint + times(adjoint, delta)
+    return delta - 0.5 * (error + times(delta, error))
+
+
+@triton.jit
+def polar(core, COUNT: tl.constexpr, PADDED: tl.constexpr, PARTS: tl.constexpr):
+    """Return P - I, P the orthogonal matrix nearest to I + K, by scaled Newton iterations."""
+    one = eye(COUNT, PADDED)
+    delta = core + one * ((1.0 + tl.sqrt(square_of_norm(core) / PARTS)) * EPSILON)
+    for _ in range(NEWTON_ITERATIONS):
+        y = one + delta
+        other = solve(tl.trans(y), -tl.trans(delta), COUNT, PADDED)
+        gamma = tl.sqrt(tl.sqrt(square_of_norm(one + other) / square_of_norm(y)))
+        delta = 0.5 * (
+            delta * gamma + other / gamma + one * ((gamma - 1.0) * (gamma - 1.0) / gamma)
+        )
+    return delta
+
+
+@triton.jit
+def retracted(
+    core, RETRACTION: tl.constexpr, COUNT: tl.constexpr, PADDED: tl.constexpr, PARTS: tl.constexpr
+):
+    """Return the rotation P of a core, as P - I."""
+    if RETRACTION == EXPONENTIAL:
+        return exponential(core, PARTS)
+    elif RETRACTION == CAYLEY:
+        return cayley(core, COUNT, PADDED, PARTS)
+    else:
+        return polar(core, COUNT, PADDED, PARTS)

@@ -1,0 +1,241 @@
+"""The launches of a sketch."""
+
+import math
+from typing import Any
+
+import torch
+
+from ...sketches import _ANYWHERE, _IN_TURN
+from ..contract import StepSpec
+from .direction import Direction
+from .kernels import bases, directions, mixing, passes
+from .launching import bits, by_dot, launch, padded, power_of_two
+from .sizes import PROGRAMS, Sizes, as_real
+
+BLOCK = 256
+"""Of a vector along which one program works."""
+# Of several vectors, and of squares.
+_BLOCK_OF_ROWS = 32
+_BLOCK_OF_SQUARES = 1024
+BLOCK_OF_BASIS = 32 * 16
+"""Entries of basis rows that a program has in its registers, without spilling any."""
+MANY_WARPS = 8
+"""Of a program that keeps much in registers."""
+BM = 16
+"""Rows of a tile."""
+
+
+class SketchLaunches:
+    """What a step launches before it turns anything; its methods only write to memory of its own.
+
+    Parameters
+    ----------
+    x : torch.Tensor
+        points
+    d : Direction
+        what to follow
+    counter, skipped : torch.Tensor
+        (b,), the number of the step and the steps that were skipped
+    length : float
+        of the step along the direction, of a unit of the learning rate if there is a ``rate``
+    rate : torch.Tensor, optional
+        learning rate, of one number on the device
+    spec : StepSpec
+        rank, sketch, retraction and drift control
+    """
+
+    def __init__(
+        self,
+        x: torch.Tensor,
+        d: Direction,
+        counter: torch.Tensor,
+        skipped: torch.Tensor,
+        length: float,
+        rate: torch.Tensor | None,
+        spec: StepSpec,
+    ) -> None:
+        self.spec, self.rule, self.sizes = spec, d, Sizes.of(x, spec)
+        self.x, self.of_d = as_real(x), tuple(map(as_real, d.tensors))
+        self.of_x = (self.x,) * 4
+        self.counter, self.skipped, self.length, self.rate = counter, skipped, length, rate
+        self.kind = self.sizes.memory(self.x.dtype, x.device)
+        self.wide = self.sizes.wide_memory(x.device)
+        self.flags = self.sizes.flags(x.device)
+
+    def tangent(self) -> None:
+        """Sketch as geoopt_projunn.sketches.tangent does."""
+        kind, splits = self.kind, self.sizes.tiles.splits
+        if self.sizes.k == 1:
+            self._mix(mixing.ROWS, kind["mixed"])
+            self._row_sums(kind["mixed"], kind["test"])
+            along, partial = kind["mixed"], 1
+        else:
+            self._mix(mixing.COLUMNS, kind["test"])
+            self.pass_over(self.of_x, left=kind["test"], left_sums=kind["sums"])
+            along, partial = kind["sums"], splits
+        self._generator(kind["test"], along, partial, is_checked=True)
+        self._basis(kind["back"], kind["last"], kind["narrow"])
+        self.pass_over(self.of_x, left=kind["narrow"], left_sums=kind["sums"])
+        self._generator(kind["narrow"], kind["sums"], splits, is_checked=False)
+
+    def _generator(
+        self, rows: torch.Tensor, right: torch.Tensor, partial: int, *, is_checked: bool
+    ) -> None:
+        """Write the row sums of twice the generator, ``back`` and ``last``."""
+        kind = self.kind
+        self.pass_over(
+            self.of_d,
+            left=rows,
+            left_sums=kind["along"],
+            right=right,
+            partial=partial,
+            right_sums=kind["back"],
+            is_checked=is_checked,
+        )
+        self.pass_over(
+            self.of_x, right=kind["along"], partial=self.sizes.tiles.splits, right_sums=kind["last"]
+        )
+
+    def lsi(self) -> None:
+        """Sketch as geoopt_projunn.sketches.lsi does."""
+        kind = self.kind
+        self._mix(mixing.NOISE, kind["test"])
+        self.pass_over(self.of_d, left=kind["test"], left_sums=kind["sums"], is_checked=True)
+        self._basis(kind["sums"], kind["sums"], kind["narrow"])
+        self.pass_over(self.of_d, right=kind["narrow"], partial=1, right_sums=kind["back"])
+        self.pass_over(self.of_x, right=kind["narrow"], partial=1, right_sums=kind["last"])
+
+    def square(self) -> None:
+        """Add up the squares of the gradient, for one second moment of each matrix."""
+        launch(
+            directions.squares_kernel,
+            (self.sizes.b, PROGRAMS),
+            self.of_d[0],
+            self.wide["squares"],
+            self.sizes.n * self.sizes.width,
+            BLOCK=_BLOCK_OF_SQUARES,
+        )
+
+    def _mix(self, of: Any, rows: torch.Tensor) -> None:
+        few = min(_IN_TURN * self.sizes.k, self.sizes.n if self.sizes.k == 1 else self.sizes.p)
+        length = self.sizes.p if self.sizes.k == 1 else self.sizes.n
+        launch(
+            mixing.mix_kernel,
+            (self.sizes.b,),
+            *self.of_d,
+            self.counter,
+            self.x if self.rate is None else self.rate,
+            self.wide["squares"],
+            self.wide["numbers"],
+            self.kind["raw"],
+            rows,
+            *map(bits, (self.length, *self.rule.numbers, _ANYWHERE * math.sqrt(3 / length))),
+            self.sizes.n,
+            self.sizes.width,
+            few,
+            K=self.sizes.k,
+            K_PADDED=padded(self.sizes.k),
+            COUNT_PADDED=padded(few) if by_dot(self.sizes.k) else power_of_two(few),
+            BY_DOT=by_dot(self.sizes.k),
+            OF=of,
+            HAS_RATE=self.rate is not None,
+            PROGRAMS=PROGRAMS,
+            **self.options(self.of_d),
+            BLOCK=BLOCK if self.sizes.k == 1 else _BLOCK_OF_ROWS,
+        )
+
+    def options(self, source: tuple[torch.Tensor, ...]) -> dict[str, Any]:
+        """Return what kernels are told of a matrix to read: it may be what a rule makes."""
+        is_plain = source is self.of_x
+        return {
+            "RULE": directions.GRADIENT if is_plain else self.rule.rule,
+            "HAS_MOST": self.rule.has_most and not is_plain,
+            "PARTS": self.sizes.parts,
+        }
+
+    def pass_over(
+        self,
+        source: tuple[torch.Tensor, ...],
+        *,
+        left: torch.Tensor | None = None,
+        left_sums: torch.Tensor | None = None,
+        left_count: int = 0,
+        more: torch.Tensor | None = None,
+        right: torch.Tensor | None = None,
+        partial: int = 1,
+        right_sums: torch.Tensor | None = None,
+        is_checked: bool = False,
+    ) -> None:
+        """Write column sums of ``left`` and of ``more``, row sums of ``right``; check if asked."""
+        tiles, unused = self.sizes.tiles, self.x
+        counts = {
+            "LEFT": 0 if left is None else left_count or self.sizes.count,
+            "MORE": 0 if more is None else self.sizes.sweep,
+            "RIGHT": 0 if right is None else self.sizes.count,
+        }
+        # tl.dot wants 16; in float64 fewer are all that fits into registers.
+        is_short = self.x.element_size() == 8 and not any(map(by_dot, counts.values()))
+        rows = BM // 4 if is_short else BM
+        is_wide = min(counts["LEFT"], counts["RIGHT"]) > 0 and by_dot(self.sizes.count)
+        launch(
+            passes.pass_kernel,
+            (self.sizes.b, tiles.blocks, tiles.splits),
+            *source,
+            self.wide["numbers"],
+            *(unused if t is None else t for t in (left, more, right, left_sums)),
+            self.kind["own_sums"],
+            unused if right_sums is None else right_sums,
+            self.flags["bad"],
+            self.sizes.n,
+            self.sizes.width,
+            tiles.rows_each,
+            partial,
+            **counts,
+            **{f"{name}_PADDED": padded(count) for name, count in counts.items()},
+            **{f"{name}_BY_DOT": by_dot(count) for name, count in counts.items()},
+            IS_CHECKED=is_checked,
+            **self.options(source),
+            BM=rows,
+            BN=tiles.block,
+            num_warps=MANY_WARPS if is_wide else 4,
+        )
+
+    def _row_sums(self, right: torch.Tensor, sums: torch.Tensor) -> None:
+        rows = 16
+        launch(
+            passes.row_sums_kernel,
+            (self.sizes.b, -(-self.sizes.n // rows)),
+            self.x,
+            right,
+            sums,
+            self.sizes.n,
+            self.sizes.width,
+            COUNT=self.sizes.count,
+            PADDED=padded(self.sizes.count),
+            PARTS=self.sizes.parts,
+            BM=rows,
+            BN=self.sizes.tiles.block,
+        )
+
+    def _basis(self, plus: torch.Tensor, minus: torch.Tensor, narrow: torch.Tensor) -> None:
+        of_column_sums = self.spec.sketch == "lsi"
+        size = max(16, power_of_two(self.sizes.count))
+        launch(
+            bases.basis_kernel,
+            (self.sizes.b,),
+            plus,
+            minus,
+            self.sizes.tiles.splits if of_column_sums else self.sizes.tiles.blocks,
+            self.wide["rows"],
+            self.wide["firsts"],
+            narrow,
+            self.wide["q"],
+            self.sizes.p if of_column_sums else self.sizes.n,
+            self.sizes.width,
+            COUNT=self.sizes.count,
+            PADDED=size,
+            OF_COLUMN_SUMS=of_column_sums,
+            PARTS=self.sizes.parts,
+            BLOCK=BLOCK_OF_BASIS // size,
+            num_warps=MANY_WARPS,
+        )

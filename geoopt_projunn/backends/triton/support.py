@@ -1,0 +1,40 @@
+"""Where the kernels can run. Triton itself is imported when a step is taken, and not before."""
+
+import functools
+import importlib.util
+import os
+import warnings
+
+import torch
+
+OLDEST = (8, 0)
+"""Compute capability of the oldest GPUs for which the kernels are compiled in the tests."""
+INSTALLED = importlib.util.find_spec("triton") is not None
+INTERPRETED = INSTALLED and os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether kernels run in Python on a CPU, which is for tests; Triton reads it as it is imported."""
+
+
+@functools.cache
+def lack(device: torch.device) -> str | None:
+    """Return why a GPU cannot run the kernels, None if it can."""
+    if not INSTALLED:
+        return "Triton is not installed"
+    if torch.version.hip is not None:
+        return "they are for NVIDIA's GPUs"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST:
+        have, need = (".".join(map(str, version)) for version in (capability, OLDEST))
+        return f"the compute capability of {device} is {have}, and they need {need}"
+    return None
+
+
+@functools.cache
+def warn_of_lack(device: torch.device) -> None:
+    """Say once that steps on a GPU are slower than they could be."""
+    reason = lack(device)
+    if reason is not None:
+        warnings.warn(
+            f"Steps on {device} are taken in torch's operations, some hundred launches each, for "
+            f"the Triton kernels cannot be used: {reason}.",
+            stacklevel=2,
+        )

@@ -1,0 +1,109 @@
+"""Data parallelism that averages what a step takes of gradients, and not the gradients."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import distributed
+
+from ..backends.distributed import average_gradients_of, is_dtensor
+from ..low_rank import LowRankManifold
+from ..optim.spread import LINEAR_SKETCHES
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+__all__ = ["sketch_gradients_"]
+
+
+def sketch_gradients_(
+    params: Iterable[torch.Tensor] | torch.Tensor, group: "ProcessGroup | None" = None
+) -> None:
+    r"""Leave gradients of low-rank steps where they are; average their sketches.
+
+    A step multiplies the gradient with a few rows. Of the mean of gradients
+    :math:`\bar D = \frac1P \sum_i D_i`, these products are the means of those with each
+    :math:`D_i`: :math:`8kn` numbers for a matrix of size n with the sketch "tangent", :math:`2kn`
+    with "lsi", instead of :math:`n^2`. The step is that of the mean gradient, to rounding.
+
+    Call it on each process, on replicas of the same parameters in the same order, before the first
+    step. The first step, and the first one after ``load_state_dict``, gives all of them the values
+    of the group's first process.
+
+    Parameters
+    ----------
+    params : torch.Tensor or iterable of torch.Tensor
+        Parameters on :class:`~geoopt_projunn.LowRankUnitary` or
+        :class:`~geoopt_projunn.LowRankStiefel`, with a finite k and the sketch "tangent" or "lsi".
+        Nobody else may average their gradients: tell DistributedDataParallel to ignore them, see
+        Examples.
+    group : ProcessGroup, optional
+        the processes; all of them if not given
+
+    Raises
+    ------
+    TypeError
+        If a parameter is on neither manifold, or is a DTensor, whose gradient is averaged by who
+        has distributed it.
+    ValueError
+        If its rank or its sketch needs the gradient itself.
+    RuntimeError
+        If there is no process group.
+
+    Notes
+    -----
+    The mark is on the parameter, and a step of an optimizer of this package sees it:
+    :class:`~geoopt_projunn.ProjUNNRiemannianSGD` with any momentum or error feedback.
+    :class:`~geoopt_projunn.ProjUNNRiemannianAdam` raises, for its moments are not linear in the
+    gradient. Parameters that take the place of marked ones have to be marked again.
+
+    - Each process keeps a buffer of its own gradients, of which the mean is what counts. The
+      optimizer's ``state_dict()`` averages them, :math:`n^2` numbers each: every process must call
+      it, also if only one of them saves.
+    - A gradient that is not finite on one process makes all of them skip the step.
+    - All processes must have gradients of the same parameters in a step; one that has none, such as
+      of a part that its batch did not reach, needs ``p.grad = torch.zeros_like(p)``.
+    - Gradients may be accumulated over several backward passes. To clip them, note that each
+      process knows only its own.
+
+    Examples
+    --------
+    ::
+
+        names = [n for n, p in model.named_parameters() if p is model.rnn.weight_hh_l0]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
+        sketch_gradients_(model.rnn.weight_hh_l0)
+        replica = DistributedDataParallel(model)
+    """
+    params = [params] if isinstance(params, torch.Tensor) else list(params)
+    for i, p in enumerate(params):
+        _check(f"params[{i}]", p)
+    if not (distributed.is_available() and distributed.is_initialized()):
+        raise RuntimeError(
+            "`sketch_gradients_` needs a process group, and there is none; call "
+            "`torch.distributed.init_process_group` first."
+        )
+    chosen = distributed.group.WORLD if group is None else group
+    assert chosen is not None
+    for p in params:
+        average_gradients_of(p, chosen)
+
+
+def _check(name: str, p: torch.Tensor) -> None:
+    if is_dtensor(p):
+        raise TypeError(
+            f"`{name}` must be whole on every process, got a DTensor; its gradient is averaged by "
+            "what has distributed it."
+        )
+    manifold = getattr(p, "manifold", None)
+    if not isinstance(manifold, LowRankManifold):
+        raise TypeError(
+            f"`{name}` must be on LowRankUnitary or LowRankStiefel, got a {type(p).__name__} of "
+            f"shape {tuple(p.shape)} that is not; leave its gradient to DistributedDataParallel."
+        )
+    if manifold.k is None or manifold.sketch not in LINEAR_SKETCHES:
+        known = " or ".join(repr(sketch) for sketch in LINEAR_SKETCHES)
+        raise ValueError(
+            f"`{name}` must have a finite k and the sketch {known}, which are linear in the "
+            f"gradient, got {manifold}; average its gradient itself."
+        )

@@ -1,0 +1,106 @@
+"""Parameters keep their manifolds where a function replaces them by others."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from geoopt.manifolds.base import Manifold
+
+from ..backends.distributed import is_dtensor, misplacement
+from ..low_rank import LowRankManifold
+from ..nn.placing import put_on, sharding
+
+__all__ = ["keep_manifolds"]
+
+
+@contextmanager
+def keep_manifolds(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """Keep parameters on their manifolds while something replaces them.
+
+    At the end of the context each parameter has the manifold of the one whose place it has taken, a
+    DTensor or not, in modules of this package and in all others, and on all manifolds of geoopt.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model whose parameters are about to be replaced, by ``fully_shard``,
+        ``parallelize_module``, ``distribute_module``, or anything else that keeps their names.
+
+    Yields
+    ------
+    torch.nn.Module
+        ``model``
+
+    Raises
+    ------
+    RuntimeError
+        If a parameter on a manifold has no successor of its name in its module.
+        ``FullyShardedDataParallel`` makes vectors of matrices, of which none has a manifold.
+    ValueError
+        If a DTensor in the place of a matrix of this package is placed in a way that steps do not
+        know: partial sums, two dimensions of the mesh for one axis, a mesh without this process,
+        and for k=None parts of matrices.
+
+    Notes
+    -----
+    Make the optimizer afterwards. An exception inside of the context leaves those on their
+    manifolds that still are there.
+
+    Examples
+    --------
+    ::
+
+        with keep_manifolds(model):
+            fully_shard(model)
+        optimizer = ProjUNNRiemannianSGD(model.parameters(), lr=0.1)
+    """
+    places = [
+        _Place(f"{path}.{name}" if path else name, module, name, p.manifold)
+        for path, module in model.named_modules()
+        for name, p in module._parameters.items()
+        if p is not None and isinstance(getattr(p, "manifold", None), Manifold)
+    ]
+    try:
+        with sharding():
+            yield model
+    except BaseException:
+        for place in places:
+            if (p := place.successor(model)) is not None:
+                put_on(p, place.manifold)
+        raise
+    successors = [(place, place.successor(model)) for place in places]
+    for place, p in successors:
+        if p is None:
+            raise RuntimeError(
+                f"`{place.path}` is on the {place.manifold}, but its module has no parameter of "
+                "that name any more, as after FullyShardedDataParallel; use a function that keeps "
+                "matrices apart, such as `fully_shard`."
+            )
+        put_on(p, place.manifold)
+    for place, p in successors:
+        if is_dtensor(p) and isinstance(place.manifold, LowRankManifold):
+            reason = misplacement(p, place.manifold.k, place.manifold.blocks)
+            if reason is not None:
+                raise ValueError(
+                    f"`{place.path}` on the {place.manifold} {reason}, got {p.placements}; build "
+                    "the model anew and distribute it in another way, or keep this parameter out "
+                    "by `ignored_params` of `fully_shard`."
+                )
+
+
+class _Place(NamedTuple):
+    path: str
+    module: torch.nn.Module
+    name: str
+    manifold: Manifold
+
+    def successor(self, model: torch.nn.Module) -> Any:
+        module = self.module
+        if all(module is not other for other in model.modules()):
+            # The module itself was replaced.
+            try:
+                module = model.get_submodule(self.path.rpartition(".")[0])
+            except AttributeError:
+                return None
+        return module._parameters.get(self.name)

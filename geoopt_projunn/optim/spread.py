@@ -1,0 +1,153 @@
+"""Parameters that lie on several processes: what they may be, how their state lies, who agrees."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from geoopt.manifolds.base import Manifold
+
+from ..backends.contract import Buffers, Rule, StepSpec
+from ..backends.distributed import (
+    average_over_processes,
+    averages_gradients,
+    is_dtensor,
+    misplacement,
+)
+from .kinds import low_rank_of
+from .messages import capitalized, described
+
+LINEAR_SKETCHES = ("tangent", "lsi")
+"""Those whose products with the gradient are linear in it."""
+
+
+def check_spread(p: torch.Tensor, state: Buffers, rule: Rule, group: Mapping[str, Any]) -> None:
+    """Raise an error unless processes can step a parameter together.
+
+    Raises
+    ------
+    TypeError
+        If one of a parameter, its gradient and its state is a DTensor and another is not.
+    ValueError
+        If they lie in different ways, or in one that steps do not know.
+    RuntimeError
+        If the gradient is to be averaged by a step that needs all of it.
+    """
+    grad, name, manifold = p.grad, described(p, group), low_rank_of(p)
+    assert grad is not None
+    if is_dtensor(p) != is_dtensor(grad):
+        raise TypeError(
+            f"`grad` of {name} must be a {'DTensor' if is_dtensor(p) else 'plain tensor'} like it, "
+            f"got {type(grad).__name__}; use the gradient that `backward` leaves there, or "
+            "`torch.distributed.tensor.distribute_tensor`."
+        )
+    is_spread = is_dtensor(p) or averages_gradients(p) is not None
+    if is_spread and rule.tangent_momentum(group) is not None:
+        raise ValueError(
+            f'`momentum_space` of {name} must be "ambient" for a parameter that lies on several '
+            f"processes, or whose gradients do, got {group['momentum_space']!r}; give it a group "
+            "of its own."
+        )
+    if not is_dtensor(p):
+        if averages_gradients(p) is not None:
+            _check_averaged(p, rule, manifold.spec, group)
+        return
+    reason = misplacement(p, manifold.k, manifold.blocks)
+    if reason is not None:
+        raise ValueError(
+            f"{capitalized(name)} {reason}, got {_placed(p)}; distribute it anew, or keep it whole "
+            "by `ignored_params` of `fully_shard`."
+        )
+    if grad.device_mesh != p.device_mesh:  # type: ignore[attr-defined]
+        raise ValueError(
+            f"`grad` of {name} must be on its mesh, {_mesh(p)}, got {_mesh(grad)}; "
+            "distribute both alike."
+        )
+    x = manifold.stacked(p.detach())
+    for key in ("step", "skipped", *rule.buffer_names(group)):
+        buffer = state.get(key)
+        if buffer is not None and not _lies_like(buffer, x):
+            raise ValueError(
+                f"`{key}` in the state of {name} must be placed as it is, {_placed(p)}, got "
+                f"{_placed(buffer)}; load it by `set_optimizer_state_dict` of "
+                "torch.distributed.checkpoint.state_dict."
+            )
+
+
+def check_is_whole(p: torch.Tensor, manifold: Manifold, group: Mapping[str, Any]) -> None:
+    """Raise TypeError for a DTensor on another manifold: geoopt would take Euclidean steps."""
+    if is_dtensor(p):
+        raise TypeError(
+            f"{capitalized(described(p, group))} on {manifold} must be whole on every process, "
+            "got a DTensor, which geoopt's optimizers take for a plain parameter; keep it out of "
+            "`fully_shard` by `ignored_params`, and average its gradient."
+        )
+
+
+def _check_averaged(p: torch.Tensor, rule: Rule, spec: StepSpec, group: Mapping[str, Any]) -> None:
+    if rule.is_linear and spec.k is not None and spec.sketch in LINEAR_SKETCHES:
+        return
+    got = "Adam" if not rule.is_linear else f"k={spec.k}, sketch={spec.sketch!r}"
+    raise RuntimeError(
+        f"Steps of {described(p, group)} average products with its gradient, as "
+        "`sketch_gradients_` asked, which needs ProjUNNRiemannianSGD, a finite `k` and the sketch "
+        f"'tangent' or 'lsi', got {got}; use these, or average the gradients themselves."
+    )
+
+
+def first_buffers(p: torch.Tensor, rule: Rule, group: Mapping[str, Any]) -> Buffers:
+    """Return the state of a rule for a fresh parameter; zeros that lie like a DTensor."""
+    if not is_dtensor(p):
+        return rule.first_buffers(p, group)
+    shapes = rule.first_buffers(torch.empty(p.shape, dtype=p.dtype, device="meta"), group)
+    return {name: full_like(p, t.shape, 0, t.dtype) for name, t in shapes.items()}
+
+
+def full_like(p: torch.Tensor, shape: torch.Size, value: float, dtype: torch.dtype) -> torch.Tensor:
+    """Return a tensor that begins with the batch dimensions of a parameter, and lies like it."""
+    placements = _placements_of(p, shape)
+    if placements is None:
+        return torch.full(shape, value, dtype=dtype, device=p.device)
+    from torch.distributed import tensor
+
+    mesh: Any = p.device_mesh  # type: ignore[attr-defined]
+    return tensor.full(shape, value, dtype=dtype, device_mesh=mesh, placements=placements)
+
+
+def average_buffers(params: Iterable[torch.Tensor], states: Mapping[torch.Tensor, Any]) -> None:
+    """Average what processes have made of their own gradients, in place."""
+    for p in params:
+        state = states.get(p) or {}
+        for buffer in state.values():
+            if isinstance(buffer, torch.Tensor) and buffer.numel() == p.numel():
+                average_over_processes(buffer, p)
+
+
+def _placements_of(p: torch.Tensor, shape: torch.Size) -> list[Any] | None:
+    """Return how a tensor of the state lies, None for one that every process has as a whole."""
+    if not is_dtensor(p):
+        return None
+    from torch.distributed.tensor import Replicate
+
+    placements: Any = p.placements  # type: ignore[attr-defined]
+    if shape == p.shape:
+        return list(placements)
+    lead = p.dim() - 2
+    kept = [one if one.is_shard() and one.dim < lead else Replicate() for one in placements]
+    return kept if any(one.is_shard() for one in kept) else None
+
+
+def _lies_like(buffer: torch.Tensor, p: torch.Tensor) -> bool:
+    placements = _placements_of(p, buffer.shape)
+    if placements is None:
+        return not is_dtensor(buffer)
+    if not is_dtensor(buffer) or list(buffer.placements) != placements:  # type: ignore[attr-defined]
+        return False
+    return bool(buffer.device_mesh == p.device_mesh)  # type: ignore[attr-defined]
+
+
+def _placed(t: Any) -> str:
+    return f"{t.placements} on {_mesh(t)}" if is_dtensor(t) else "a tensor that is whole"
+
+
+def _mesh(t: Any) -> str:
+    return f"a mesh of shape {tuple(t.device_mesh.shape)}"

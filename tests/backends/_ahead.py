@@ -1,0 +1,106 @@
+"""Compile the Triton kernels for GPUs that are not there, as a step would launch them."""
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from geoopt_projunn.backends.contract import NativeRule, StepSpec
+from geoopt_projunn.backends.triton import backend, sketching
+from geoopt_projunn.backends.triton import step as turning
+
+_TYPES = {
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+_BITS = ("length", "first", "second", "third", "anywhere")
+RULES = {
+    "gradient": NativeRule("gradient", (), ()),
+    "momentum": NativeRule("momentum", ("m",), (0.9, 0.3, False)),
+    "nesterov": NativeRule("momentum", ("m",), (0.9, 0.0, True)),
+    "adam": NativeRule("adam", ("m", "v"), (0.9, 0.999, 1e-8)),
+    "amsgrad": NativeRule("adam", ("m", "v", "w"), (0.9, 0.999, 1e-8)),
+    "scalar": NativeRule("adam", ("m", "v"), (0.9, 0.999, 1e-8)),
+    "scalar amsgrad": NativeRule("adam", ("m", "v", "w"), (0.9, 0.999, 1e-8)),
+}
+
+
+class Launch(NamedTuple):
+    kernel: object
+    grid: tuple
+    args: tuple
+    options: dict
+
+
+def launches(monkeypatch, rule, spec, shape, dtype):
+    """Return what a step launches, without data and without running it."""
+    found = []
+    for module in (sketching, turning):
+        monkeypatch.setattr(
+            module, "launch", lambda kernel, grid, *a, **o: found.append(Launch(kernel, grid, a, o))
+        )
+    x = torch.empty(shape, dtype=dtype, device="meta")
+    native = RULES[rule]
+    of_second = (*shape[:-2], 1, 1) if "scalar" in rule else shape
+    buffers = {
+        "step": torch.empty(shape[:1], dtype=torch.int64, device="meta"),
+        "skipped": torch.empty(shape[:1], dtype=dtype.to_real(), device="meta"),
+        "m": torch.empty_like(x),
+        "v": torch.empty(of_second, dtype=dtype.to_real(), device="meta"),
+        "w": torch.empty(of_second, dtype=dtype.to_real(), device="meta"),
+    }
+    group = {"lr": 0.1, "maximize": False}
+    backend._take(x, torch.empty_like(x), buffers, native, spec, group)
+    return found
+
+
+def spec(k, sketch="tangent", retraction="exponential", sweep=1):
+    return StepSpec(k, sketch, retraction, sweep)
+
+
+def source(launch):
+    """Return a kernel with its arguments' types, as Triton makes it of them."""
+    names = launch.kernel.arg_names
+    types, constants, attributes = {}, {}, {}
+    for index, (name, value) in enumerate(zip(names, launch.args, strict=False)):
+        if isinstance(value, torch.Tensor):
+            types[name] = _TYPES[value.dtype]
+        else:
+            types[name] = "i64" if name in _BITS else "i32"
+        if isinstance(value, torch.Tensor) or (name not in _BITS and value % 16 == 0):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    for name in names[len(launch.args) :]:
+        value = launch.options[name]
+        types[name] = "constexpr"
+        constants[(names.index(name),)] = getattr(value, "value", value)
+    return ASTSource(fn=launch.kernel, signature=types, constexprs=constants, attrs=attributes)
+
+
+def key(launch):
+    """Return what launches have in common that are compiled to the same."""
+    made = source(launch)
+    warps = launch.options.get("num_warps", 4)
+    return launch.kernel.__name__, str(made.signature), str(made.constants), str(made.attrs), warps
+
+
+def stack_bytes(launch, capability):
+    """Compile a kernel; return how much of a thread's registers does not fit, in bytes."""
+    warps = {"num_warps": launch.options.get("num_warps", 4)}
+    target = GPUTarget("cuda", capability, 32)
+    compiled = triton.compile(source(launch), target=target, options=warps)
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        report = subprocess.run(
+            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    return int(re.search(r"STACK:(\d+)", report).group(1))

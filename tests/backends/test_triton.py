@@ -1,0 +1,111 @@
+"""Where the Triton kernels serve, and what is said where they do not."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from geoopt_projunn import backends
+from geoopt_projunn.backends import choose
+from geoopt_projunn.backends.triton import support
+
+needs_triton = pytest.mark.skipif(not support.INSTALLED, reason="there is no Triton")
+
+
+@needs_triton
+@pytest.mark.skipif(support.INTERPRETED, reason="it is interpreted here")
+def test_interpreted_kernels_do_what_the_reference_does():
+    file = Path(__file__).with_name("test_triton_interpreted.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert " passed" in done.stdout
+    assert "skipped" not in done.stdout
+
+
+def test_importing_the_package_imports_no_kernels():
+    """Nor Triton, unless torch's compiler has, which imports it where it is installed."""
+    code = (
+        "import sys, warnings; warnings.simplefilter('ignore'); import geoopt_projunn\n"
+        "print([name for name in sys.modules if 'triton.kernels' in name])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+class OnAGpu(torch.Tensor):
+    """What says that it is on a GPU."""
+
+    is_cuda = True
+    is_cpu = False
+    device = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Let torch tell of one GPU; return a function that sets its compute capability."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(support, "INSTALLED", True)
+
+    def of(capability):
+        support.lack.cache_clear()
+        support.warn_of_lack.cache_clear()
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        return torch.empty(4, 4).as_subclass(OnAGpu)
+
+    yield of
+    support.lack.cache_clear()
+    support.warn_of_lack.cache_clear()
+
+
+@pytest.mark.usefixtures("without_gradients")
+def test_it_serves_tensors_on_a_gpu(gpu):
+    x = gpu((8, 0))
+    assert choose(x).name == "triton"
+    assert "triton" in backends.available()
+    with backends.use("reference"):
+        assert choose(x).name == "reference"
+
+
+@pytest.mark.usefixtures("without_gradients")
+@pytest.mark.parametrize(
+    ("installed", "hip", "reason"),
+    [
+        (True, None, r"the compute capability of cuda:0 is 7\.5, and they need 8\.0"),
+        (False, None, "Triton is not installed"),
+        (True, "6.4", "they are for NVIDIA's GPUs"),
+    ],
+)
+def test_a_gpu_that_it_cannot_serve_is_left_to_the_reference_with_one_warning(
+    gpu, monkeypatch, installed, hip, reason
+):
+    x = gpu((7, 5))
+    monkeypatch.setattr(support, "INSTALLED", installed)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    with pytest.warns(UserWarning, match=f"Steps on cuda:0 .* cannot be used: {reason}"):
+        assert choose(x).name == "reference"
+    assert choose(x).name == "reference"  # and no second one, which would be an error here
+    if not support.INTERPRETED:
+        assert "triton" not in backends.available()
+        with pytest.raises(ValueError, match="`name` must be one of"), backends.use("triton"):
+            pass
+
+
+@pytest.mark.usefixtures("without_gradients")
+def test_forced_it_refuses_by_name_what_it_cannot_serve(gpu):
+    x = gpu((9, 0))
+    with backends.use("triton"):
+        assert choose(x).name == "triton"
+        for wrong, reason in (
+            (torch.empty(4, 4, device="meta"), "the tensors are on meta"),
+            (torch.empty(4, 4, dtype=torch.bfloat16).as_subclass(OnAGpu), "do not know torch.bf"),
+        ):
+            with pytest.raises(RuntimeError, match=f"'triton' .* cannot serve: .*{reason}"):
+                choose(wrong)
+        with torch.enable_grad(), pytest.raises(RuntimeError, match="gradients are recorded"):
+            choose(x)

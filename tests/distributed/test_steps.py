@@ -1,0 +1,95 @@
+"""Steps of matrices whose parts lie on several processes are the steps of whole matrices."""
+
+from unittest import mock
+
+import geoopt
+import pytest
+import torch
+
+from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
+from geoopt_projunn.backends.distributed import Distributed
+
+from ._meshes import PLACINGS, digest, placed
+
+SGD, ADAM = ProjUNNRiemannianSGD, ProjUNNRiemannianAdam
+N, STEPS = 22, 12
+SETTINGS = {
+    "gradient": (SGD, {"lr": 0.1}, {"k": 1}),
+    "momentum": (SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.3}, {"k": 3, "sweep": 2}),
+    "nesterov": (SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}, {"k": 2}),
+    "feedback": (SGD, {"lr": 0.1, "momentum": 0.5, "error_feedback": 0.9}, {"k": 2}),
+    "lsi": (SGD, {"lr": 0.1, "maximize": True}, {"k": 2, "sketch": "lsi", "retraction": "polar"}),
+    "column": (SGD, {"lr": 0.1}, {"k": 2, "sketch": "column", "retraction": "cayley"}),
+    "adam": (ADAM, {"lr": 0.02}, {"k": 2}),
+    "scalar": (ADAM, {"lr": 0.1, "second_moment": "scalar", "amsgrad": True}, {"k": 1}),
+}
+CASES = {(setting, "rows of 3", torch.float64) for setting in SETTINGS}
+CASES |= {("nesterov", placing, torch.float64) for placing in PLACINGS}
+CASES |= {("feedback", "tiles", torch.complex128), ("adam", "rows of 4", torch.complex128)}
+CASES |= {("scalar", "copies of rows", torch.float64), ("column", "tiles", torch.float64)}
+
+
+def parameter(x, manifold):
+    p = torch.nn.Parameter(x)
+    p.manifold = manifold
+    return p
+
+
+def descend(p, target, kind, options, steps=STEPS):
+    optimizer = kind([("weight", p)], **options)
+    for step in range(steps):
+        p.grad = (p.detach() - target) * (1 + step % 3)
+        optimizer.step()
+    return optimizer
+
+
+def compare(setting, placing, dtype):
+    kind, options, config = SETTINGS[setting]
+    manifold = LowRankUnitary(**config)
+    x, target = manifold.random(N, N, dtype=dtype).as_subclass(torch.Tensor), torch.randn(N, N)
+    whole = geoopt.ManifoldParameter(x.clone(), manifold=manifold)
+    p, spread_target = placed(x.clone(), placing), placed(target.to(dtype), placing)
+    if p is None:
+        return None
+    p = parameter(p, manifold)
+    one = descend(whole, target.to(dtype), kind, options)
+    seen = []
+
+    def turn_(self, x, rotation, *rest):
+        seen.append(digest(rotation.rows, rotation.delta))
+        return original(self, x, rotation, *rest)
+
+    original = Distributed.turn_
+    with mock.patch.object(Distributed, "turn_", turn_):
+        other = descend(p, spread_target, kind, options)
+    state = other.state[p]
+    errors = [(p.full_tensor() - whole).abs().max()]
+    for name, value in one.state[whole].items():
+        full = state[name].full_tensor() if hasattr(state[name], "placements") else state[name]
+        errors.append((full - value).abs().max())
+    moved = float((whole.detach() - x).abs().max())
+    alike = [name for name, value in state.items() if value.shape == p.shape]
+    assert all(state[name].placements == p.placements for name in alike)
+    assert not any(hasattr(state[name], "placements") for name in {*state} - {*alike})
+    return max(map(float, errors)), moved, seen, digest(p.to_local(), *map(local, state.values()))
+
+
+def local(t):
+    return t.to_local() if hasattr(t, "placements") else t
+
+
+@pytest.mark.parametrize(("setting", "placing", "dtype"), sorted(CASES, key=str))
+def test_steps_of_parts_are_those_of_the_whole(world, setting, placing, dtype):
+    results = [result for result in world.run(compare, setting, placing, dtype) if result]
+    shape = PLACINGS[placing][0]
+    assert len(results) == torch.Size(shape).numel()
+    for error, moved, seen, _ in results:
+        assert error < 1e-9
+        assert moved > 0.01
+        # What is small is the same bits on every process.
+        assert seen == results[0][2]
+        assert len(seen) == (0 if placing == "copies" else STEPS)
+    if placing == "copies":
+        assert len({end for *_, end in results}) == 1
+    if placing == "copies of rows":
+        assert results[0][3] == results[2][3] != results[1][3] == results[3][3]
