@@ -62,6 +62,9 @@ class _Adam:
     def withdrawn(self, group: Mapping[str, Any]) -> Mapping[str, float]:
         return {}
 
+    def tangent_momentum(self, group: Mapping[str, Any]) -> None:
+        return None
+
     def native(self, group: Mapping[str, Any]) -> NativeRule | None:
         return NativeRule("adam", self.buffer_names(group), (*group["betas"], group["eps"]))
 
