@@ -8,7 +8,7 @@ from geoopt_projunn.drift import sweep_columns_
 from geoopt_projunn.linalg.basis import orthonormalize
 from geoopt_projunn.linalg.dense import skewh
 from geoopt_projunn.linalg.hashing import uniform
-from geoopt_projunn.linalg.rows import Products, generator_rows, squared_column_norms
+from geoopt_projunn.linalg.rows import IN_TORCH, Products, generator_rows, squared_column_norms
 from geoopt_projunn.sketches import SKETCHES, Sketch, Sketched
 
 
@@ -160,7 +160,7 @@ class Carried(torch.optim.Optimizer):
                 buffer.mul_(group["momentum"]).add_(grad)
                 sketched = manifold.sketch_direction(x, buffer, state["step"])
                 rotation = manifold.rotation(sketched, -group["lr"], x.dtype)
-                rotation.apply_(buffer)
-                rotation.apply_(x)
+                rotation.apply_(buffer, IN_TORCH)
+                rotation.apply_(x, IN_TORCH)
                 sweep_columns_(x, 1, state["step"], torch.ones(len(x), dtype=torch.bool))
                 state["step"] += 1

@@ -107,13 +107,17 @@ def suited(chosen: list[Method], options: argparse.Namespace) -> list[Method]:
 
 
 def run_size(
-    n: int, chosen: list[Method], earlier: list[Result], options: argparse.Namespace
+    n: int,
+    chosen: list[Method],
+    earlier: list[Result],
+    options: argparse.Namespace,
+    p: int | None = None,
 ) -> Iterator[Result]:
-    """Measure the methods at one size, but for those that would be too slow.
+    """Measure the methods on n × p matrices, but for those that would be too slow.
 
     ``earlier`` are results of smaller sizes with as many threads.
     """
-    problem = draw(n, options.shape, options.dtype, options.device)
+    problem = draw(n, options.shape, options.dtype, options.device, p)
     due = []
     for method in chosen:
         last = next((r for r in reversed(earlier) if r.method == method.name), None)
@@ -125,7 +129,7 @@ def run_size(
     threads = torch.get_num_threads()
     for index, crew in enumerate(crews(due, problem)):
         updates = {method.name: method.build(problem) for method in crew}
-        label = f"n = {n}, {threads} thread(s)"
+        label = f"{n} × {problem.x.shape[-1]}, {threads} thread(s)"
         seconds = measure(updates, options.rounds, options.budget, label, options.cold)
         del updates  # before the next crew is built
         times = {name: [1e3 * s for s in taken] for name, taken in seconds.items()}
@@ -208,6 +212,11 @@ def main(arguments: list[str] | None = None) -> Report:
             report.results += run_size(n, chosen, report.of(threads), options)
             write(report, options)
     torch.set_num_threads(options.threads[0])
+    tall = [method for method in chosen if method.rectangular]
+    for n in options.sizes if any(method.kind == "peer" for method in tall) else ():
+        p = max(n // 4, max(RANKS))
+        report.tall += run_size(n, tall, report.tall, options, p)
+        write(report, options)
     if not options.shape:
         report.small = many_small(options, measure)
         report.peaks = peaks(64 if options.smoke else 4096, options)

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 from update_problem import LENGTH, Problem
 
-from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD, backends
+from geoopt_projunn import (
+    LowRankStiefel,
+    LowRankUnitary,
+    ProjUNNRiemannianAdam,
+    ProjUNNRiemannianSGD,
+    backends,
+)
 
 RANKS = (1, 4, 16)
 OURS = "SGD, k = 1"
@@ -67,6 +73,8 @@ class Method:
     """Its time grows as n to this power."""
     complex: bool = True
     batched: bool = True
+    rectangular: bool = False
+    """Whether it takes part in the table of rectangles."""
     package: str | None = None
     """What ``pip install`` needs; None for what is installed with this package."""
 
@@ -74,10 +82,11 @@ class Method:
 def methods(device: str, compile: bool = False) -> Iterator[Method]:
     """Return the floors and ours; compiled as well, and on a GPU in a CUDA graph."""
     yield Method(MATMUL, "floor", _matmul)
-    yield Method(COPY, "floor", _copy, passes_of_copy(device), 2)
+    yield Method(COPY, "floor", _copy, passes_of_copy(device), 2, rectangular=True)
     sgd, adam = ProjUNNRiemannianSGD, ProjUNNRiemannianAdam
     for k in RANKS:
-        yield Method(OURS if k == 1 else f"SGD, k = {k}", "ours", _projunn(sgd, k), TANGENT, 2)
+        name = OURS if k == 1 else f"SGD, k = {k}"
+        yield Method(name, "ours", _projunn(sgd, k), TANGENT, 2, rectangular=True)
     for k in RANKS:
         yield Method(f"SGD, lsi, k = {k}", "ours", _projunn(sgd, k, sketch="lsi"), LSI, 2)
     has_kernels = ("cpu" in backends.available()) and device == "cpu"
@@ -88,7 +97,7 @@ def methods(device: str, compile: bool = False) -> Iterator[Method]:
     yield Method("SGD, momentum, k = 1", "ours", _projunn(sgd, 1, momentum=0.9), MOMENTUM, 2)
     for name in ("polar", "cayley"):
         yield Method(f"SGD, {name}, k = 1", "ours", _projunn(sgd, 1, retraction=name), TANGENT, 2)
-    yield Method("Adam, k = 1", "ours", _projunn(adam, 1), ADAM, 2)
+    yield Method("Adam, k = 1", "ours", _projunn(adam, 1), ADAM, 2, rectangular=True)
     scalar = _projunn(adam, 1, second_moment="scalar")
     yield Method("Adam, scalar, k = 1", "ours", scalar, SCALAR_ADAM, 2)
     if compile:
@@ -119,7 +128,8 @@ def optimizer_for(
     """Return an optimizer of this package over copies of some points, gradients set."""
     parameters = []
     for x, d in zip(tensors, grads, strict=True):
-        p = geoopt.ManifoldParameter(x.clone(), manifold=LowRankUnitary(k, **manifold))
+        kind_of_points = LowRankUnitary if x.shape[-1] == x.shape[-2] else LowRankStiefel
+        p = geoopt.ManifoldParameter(x.clone(), manifold=kind_of_points(k, **manifold))
         p.grad = d.clone()
         parameters.append(p)
     if kind is ProjUNNRiemannianSGD:

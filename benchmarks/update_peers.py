@@ -43,7 +43,8 @@ def peers() -> Iterator[Method]:
     for manifold in (geoopt.CanonicalStiefel, geoopt.EuclideanStiefel):
         for kind in (geoopt.optim.RiemannianSGD, geoopt.optim.RiemannianAdam):
             name = f"geoopt {manifold.__name__}, {kind.__name__}"
-            yield Method(name, "peer", _geoopt(manifold, kind), complex=False)
+            build = _geoopt(manifold, kind)
+            yield Method(name, "peer", build, complex=False, rectangular=True)
     yield Method("POGO", "peer", _pogo, package="pogo-torch")
     yield Method("cdopt", "peer", _cdopt, complex=False, batched=False, package="cdopt")
 

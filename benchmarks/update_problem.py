@@ -14,14 +14,14 @@ COLUMNS = 64
 
 @dataclass(frozen=True)
 class Problem:
-    """A point x and the gradient d of ½‖xA − B‖², scaled to length one; (*, n, n)."""
+    """A point x and the gradient d of ½‖xA − B‖², scaled to length one; (*, n, p), n >= p."""
 
     x: Tensor
     d: Tensor
 
     @property
     def n(self) -> int:
-        return self.x.shape[-1]
+        return self.x.shape[-2]
 
     @property
     def bytes_of_pass(self) -> int:
@@ -30,11 +30,18 @@ class Problem:
 
 
 def draw(
-    n: int, batch: tuple[int, ...] = (), dtype: torch.dtype = torch.float32, device: str = "cpu"
+    n: int,
+    batch: tuple[int, ...] = (),
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    p: int | None = None,
 ) -> Problem:
     """Draw a problem, in O(n²): a factorization would take longer than what is measured."""
-    x = _unitary(n, batch, dtype, device)
-    a, b = (torch.randn(*batch, n, min(n, COLUMNS), dtype=dtype, device=device) for _ in range(2))
+    p = n if p is None else p
+    x = _unitary(n, batch, dtype, device)[..., :p].contiguous()
+    a, b = (
+        torch.randn(*batch, rows, min(p, COLUMNS), dtype=dtype, device=device) for rows in (p, n)
+    )
     d = (x @ a - b) @ a.mH
     return Problem(x, d.div_(torch.linalg.matrix_norm(d)[..., None, None]))
 

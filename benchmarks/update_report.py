@@ -62,6 +62,8 @@ class Report:
 
     machine: dict[str, Any]
     results: list[Result] = field(default_factory=list)
+    tall: list[Result] = field(default_factory=list)
+    """Of n × n/4 matrices, with the first number of threads."""
     small: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """Milliseconds of a step of one small matrix, of 32 in one parameter, and of 32 alone."""
     peaks: dict[str, float] = field(default_factory=dict)
@@ -70,25 +72,27 @@ class Report:
         return [r for r in self.results if r.threads == threads]
 
     def over_ours(self, result: Result) -> float | None:
-        ours = _at(self.of(result.threads), OURS, result.n)
+        among = self.tall if result in self.tall else self.of(result.threads)
+        ours = _at(among, OURS, result.n)
         return result.over(ours) if ours else None
 
     def as_json(self) -> dict[str, Any]:
         return {
             "machine": self.machine,
-            "results": [
-                {
-                    **vars(result),
-                    "ms": result.ms,
-                    "bandwidth": result.bandwidth,
-                    "floor": result.floor,
-                    "over_floor": result.over_floor,
-                    "over_ours": self.over_ours(result),
-                }
-                for result in self.results
-            ],
+            "results": [self._as_json(result) for result in self.results],
+            "tall": [self._as_json(result) for result in self.tall],
             "small": self.small,
             "peaks": self.peaks,
+        }
+
+    def _as_json(self, result: Result) -> dict[str, Any]:
+        return {
+            **vars(result),
+            "ms": result.ms,
+            "bandwidth": result.bandwidth,
+            "floor": result.floor,
+            "over_floor": result.over_floor,
+            "over_ours": self.over_ours(result),
         }
 
     def text(self) -> str:
@@ -109,7 +113,13 @@ class Report:
         return "\n\n".join([*parts, *self.beside(), self.provenance()]) + "\n"
 
     def beside(self) -> Iterable[str]:
-        """Yield the cost of many matrices and the memory of a step."""
+        """Yield the cost of rectangular and of many matrices, and the memory of a step."""
+        if self.tall:
+            threads = self.tall[0].threads
+            yield f"Milliseconds of one update of an n × n/4 matrix, {threads} thread(s):"
+            yield _table(self.tall, ("floor", "ours", "peer"), lambda r: r.ms, _three_digits)
+            yield f"Others over `{OURS}`, n × n/4, {threads} thread(s):"
+            yield _table(self.tall, ("floor", "peer"), self.over_ours, _two_digits)
         if self.small:
             head = "| | one small matrix, ms | 32 in one parameter, ms | ratio |"
             lines = [f"{head} 32 parameters, ms | ratio |", "|---|---|---|---|---|---|"]

@@ -26,7 +26,8 @@ class Rotation(NamedTuple):
             return v + self._turned(v)
         return torch.baddbmm(v, self.rows.mH, self._turned(products.times(self.rows, v)))
 
-    def apply_(self, x: torch.Tensor, products: Products = IN_TORCH) -> None:
+    # No default: torch 2.11 compiles none of methods of what a compiled function makes.
+    def apply_(self, x: torch.Tensor, products: Products) -> None:
         """Replace x of shape (b, n, p) by :math:`Rx`; nothing of its size is created."""
         if self.rows is None:
             x.add_(self._turned(x))

@@ -47,7 +47,8 @@ class Sketched(NamedTuple):
     core: torch.Tensor
     """(b, r, r), float64 or complex128."""
 
-    def velocity(self, x: torch.Tensor, products: Products = IN_TORCH) -> torch.Tensor:
+    # No defaults, as in Rotation.
+    def velocity(self, x: torch.Tensor, products: Products) -> torch.Tensor:
         r"""Return :math:`\operatorname{skewh}(K) W^H x`, (b, r, p) in the dtype of x.
 
         :math:`W` times this is the velocity of :math:`x` in a step of unit length.
@@ -57,7 +58,7 @@ class Sketched(NamedTuple):
         return torch.bmm(generator, small.to(generator.dtype)).to(x.dtype)
 
     def add_direction_(
-        self, d: torch.Tensor, x: torch.Tensor, scale: float, products: Products = IN_TORCH
+        self, d: torch.Tensor, x: torch.Tensor, scale: float, products: Products
     ) -> None:
         r"""Add ``scale`` times what stands for this generator in a direction d, in place.
 

@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from torch import distributed
 
+from tests._able import broadcast_complex_numbers, skip_unless
+
 
 def on_two_replicas(function: Callable[[int], Any], folder: Path) -> list[Any]:
     """Return what the function, of the module's top level, gives for each rank."""
+    skip_unless(broadcast_complex_numbers)
     torch.multiprocessing.spawn(_run, args=(function, folder), nprocs=2)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 

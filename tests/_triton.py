@@ -1,7 +1,7 @@
 """What the tests of Triton kernels share: kernels run interpreted, and compile without a GPU."""
 
-import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from geoopt_projunn.backends.triton import support
+
 ROOT = Path(__file__).parents[1]
 needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None,
-    reason="needs triton, which torch for CPUs does not bring",
+    not support.INSTALLED, reason="needs triton, which torch for CPUs does not bring"
 )
 ARCHITECTURES = (80, 90)
 
@@ -29,26 +30,17 @@ def run_interpreted(*arguments):
     assert " skipped" not in done.stdout
 
 
-def compile_ahead(kernel, types, constants, architecture):
-    """Compile a kernel without a GPU; return how many bytes of registers spill."""
+def spilled_bytes(source, architecture, **options):
+    """Compile a kernel without a GPU; return how much of a thread's registers does not fit."""
     import triton
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
-    names = kernel.arg_names
-    aligned = [name for name, kind in types.items() if kind.startswith("*")]
-    source = ASTSource(
-        fn=kernel,
-        signature={name: types.get(name, "constexpr") for name in names},
-        constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
-    )
-    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32))
+    target = GPUTarget("cuda", architecture, 32)
+    compiled = triton.compile(source, target=target, options=options)
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
         command = [tool, "-res-usage", file.name]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    (stack,) = (word for word in usage.split() if word.startswith("STACK:"))
-    return int(stack.removeprefix("STACK:"))
+    return int(re.search(r"STACK:(\d+)", usage)[1])

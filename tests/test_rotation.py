@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from geoopt_projunn.linalg.rows import IN_TORCH
 from geoopt_projunn.rotation import Rotation
 from tests._asserts import (
     assert_bit_equal,
@@ -46,7 +47,7 @@ def test_in_place_is_the_same_rotation_and_creates_nothing_of_that_size(dtype, r
     x = unitary(2, 40, 40, dtype=dtype)
     expected, place = rotation(x), x.data_ptr()
     with Recorder() as recorder:
-        rotation.apply_(x)
+        rotation.apply_(x, IN_TORCH)
     assert x.data_ptr() == place
     assert recorder.largest <= 2 * r * 40
     assert_same_to_rounding(x, expected)
@@ -73,7 +74,7 @@ def test_without_rows_the_core_acts_on_the_whole_space(dtype):
     x = torch.randn(2, 6, 6, dtype=dtype)
     expected = (dense @ x.to(dense.dtype)).to(dtype)
     assert_same_to_rounding(rotation(x), expected)
-    rotation.apply_(x)
+    rotation.apply_(x, IN_TORCH)
     assert_same_to_rounding(x, expected)
 
 
@@ -84,7 +85,7 @@ def test_a_zero_core_moves_no_bit(dtype):
     before = x.clone()
     still = rotation._replace(delta=torch.zeros_like(rotation.delta))
     assert_bit_equal(still(x), before)
-    still.apply_(x)
+    still.apply_(x, IN_TORCH)
     assert_bit_equal(x, before)
 
 
@@ -98,7 +99,7 @@ def test_many_rotations_carry_an_orthogonality_error_along_and_do_not_amplify_it
     before = torch.linalg.matrix_norm(x.mH @ x - eye_like(x)).item()
     for _ in range(300):
         rotation, _ = some_rotation(1, n, 2, dtype, norm)
-        rotation.apply_(x)
+        rotation.apply_(x, IN_TORCH)
     after = torch.linalg.matrix_norm(x.mH @ x - eye_like(x)).item()
     assert abs(after - before) < 200 * n * eps(dtype)
 

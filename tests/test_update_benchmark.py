@@ -87,6 +87,22 @@ def test_a_method_starts_at_the_point_stays_orthogonal_and_descends(method):
     assert along(problem.d, end) < along(problem.d, start) - 1e-4
 
 
+@pytest.mark.parametrize(
+    "method", [m for m in STEPPED if m.rectangular], ids=lambda method: method.name
+)
+def test_methods_of_rectangles_take_them(method):
+    problem = update_problem.draw(64, p=16)
+    assert_unitary(problem.x)
+    assert problem.n == 64
+    subject = built(method, problem)
+    for _ in range(3):
+        subject.step()
+    end = subject.weight()
+    assert end.shape == (64, 16)
+    assert torch.linalg.matrix_norm(end.mT @ end - torch.eye(16)) < 2e-5
+    assert along(problem.d, end) < along(problem.d, problem.x) - 1e-4
+
+
 @pytest.mark.parametrize(("method", "batch", "dtype"), OTHERS)
 def test_methods_of_batches_and_complex_matrices_do_so_as_well(method, batch, dtype):
     problem = update_problem.draw(32, batch, dtype)
@@ -179,6 +195,12 @@ def test_every_method_is_measured_and_reported(tmp_path, capsys):
             assert (result["over_floor"] is None) == (method.passes is None)
             assert result["over_ours"] > 0
             assert (result["method"] != update_methods.OURS) or result["over_ours"] == 1
+    rectangular = [method.name for method in METHODS if method.rectangular]
+    assert [r["method"] for r in written["tall"]] == 2 * rectangular
+    assert "of an n × n/4 matrix, 1 thread(s)" in text
+    for result in written["tall"]:
+        assert result["over_ours"] > 0
+        assert (result["method"] != update_methods.OURS) or result["over_ours"] == 1
     assert set(written["small"]) == set(update_extras.KINDS)
     sgd, adam = (written["peaks"][name] for name in update_extras.KINDS)
     # What the kernels take for a few rows torch does not count.

@@ -71,8 +71,10 @@ def products_for(x: torch.Tensor) -> Products:
     if is_spread(x):
         return IN_TORCH
     asked = [_BACKENDS[name] for (name,) in _asked_for[-1:]] or list(_BACKENDS.values())
-    serving = (backend.products for backend in asked if backend.refusal(x) is None)
-    return next(serving, IN_TORCH)
+    for backend in asked:
+        if backend.refusal(x) is None:
+            return backend.products
+    return IN_TORCH
 
 
 def available() -> list[str]:

@@ -123,8 +123,12 @@ class Reference:
         for some in parts_of_list(x):
             points, grads = gather(x[some]), gather(grad[some])
             kept = {name: gather(pieces[some], lead) for name, pieces in buffers.items()}
-            step = type(self)._step_batch
-            take = compiled(step) if group["compile"] and pays(points) else step
+            take = step = type(self)._step_batch
+            if group["compile"] and pays(points):
+                take = compiled(step)
+                # torch.compile writes into no others, as wide matrices are.
+                points, grads = points.contiguous(), grads.contiguous()
+                kept = {name: buffer.contiguous() for name, buffer in kept.items()}
             for part in parts_of_batch(points):
                 of_part = {name: buffer[part] for name, buffer in kept.items()}
                 take(self, points[part], grads[part], of_part, rule, spec, group=group)

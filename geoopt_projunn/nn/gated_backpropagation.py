@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .gated import GatedWeights
 from .passes import Needs, Pass, Sides, rows_of
-from .pointwise import POINTWISE, ModReLU
+from .pointwise import ModReLU, pointwise_for
 from .unrolled import Order, Step
 
 
@@ -89,7 +89,7 @@ class _Pass(Pass):
         self.a, self.r, self.z, self.c = (
             part.split_with_sizes(self.sizes) for part in parts.split(n, 1)
         )
-        self.pointwise = POINTWISE[nonlinearity, False](None)
+        self.pointwise = pointwise_for(nonlinearity, states, None)
         if isinstance(self.pointwise, ModReLU) and wanted.offset:
             self.pointwise.watch_offset(states[: self.sizes[0]])
 

@@ -14,7 +14,7 @@ from . import untaped
 from .gated import GatedWeights, unrolled_gates
 from .gated_backpropagation import backpropagate, state_before
 from .passes import rows_of
-from .pointwise import POINTWISE
+from .pointwise import pointwise_for
 from .unrolled import Order
 
 
@@ -87,7 +87,7 @@ def _forward(
     x: Tensor, h0: Tensor | None, weights: GatedWeights, nonlinearity: str, order: Order
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return all states, the last states, and (rows, 4n): a = U h + b', r, z and c side by side."""
-    pointwise = POINTWISE[nonlinearity, False](weights.offset)
+    pointwise = pointwise_for(nonlinearity, x, weights.offset)
     n, sizes = weights.hh.shape[0], order.batch_sizes
     parts = _begun(x, weights)
     # a, r and z are one product.

@@ -207,11 +207,12 @@ class Record(dict[str, Any]):
             self._unfit.add(name)
             return
         history = [entry for entry in self._history.pop(name, ()) if entry[0]() is not None]
-        back = next((i for i, (earlier, _) in enumerate(history) if earlier() is p), None)
-        if back is not None:
+        # A list: torch 2.8 compiles no `next` with a default.
+        back = [i for i, (earlier, _) in enumerate(history) if earlier() is p]
+        if back:
             if history[-1][1] == id(old):
                 take_off(old)
-            del history[back:]
+            del history[back[0] :]
         else:
             fits = is_plain(p) and self.misfit(name, p) is None
             if fits:

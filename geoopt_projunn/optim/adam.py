@@ -99,6 +99,9 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         x \leftarrow x + W (P - I) W^H x, \qquad
         W \operatorname{skewh}(K) W^H \approx -\eta \operatorname{skewh}(D x^H)
 
+    On :class:`~geoopt_projunn.LowRankStiefel` as well, where the generator is twice as long,
+    :math:`D x^H - x D^H`; what is said of LowRankUnitary below holds there too.
+
     Parameters on another geoopt manifold are stepped by
     :class:`geoopt.optim.RiemannianAdam`, plain ones by :class:`torch.optim.Adam`; the groups
     may mix them. All arguments of :class:`torch.optim.Adam` are here with its defaults, but for

@@ -100,6 +100,9 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
         x \leftarrow x + W (P - I) W^H x, \qquad
         W \operatorname{skewh}(K) W^H \approx -\eta \operatorname{skewh}(D x^H)
 
+    On :class:`~geoopt_projunn.LowRankStiefel` as well, where the generator is twice as long,
+    :math:`D x^H - x D^H`; what is said of LowRankUnitary below holds there too.
+
     Parameters on another geoopt manifold are stepped by
     :class:`geoopt.optim.RiemannianSGD`, plain ones by :class:`torch.optim.SGD`; the groups
     may mix them. All arguments of :class:`torch.optim.SGD` are here with its defaults, but for

@@ -11,6 +11,7 @@ from ..backends.distributed import (
     average_over_processes,
     averages_gradients,
     is_dtensor,
+    local_of,
     misplacement,
 )
 from ..coordinates import COORDINATES
@@ -110,13 +111,17 @@ def first_buffers(p: torch.Tensor, rule: Rule, group: Mapping[str, Any]) -> Buff
 
 def full_like(p: torch.Tensor, shape: torch.Size, value: float, dtype: torch.dtype) -> torch.Tensor:
     """Return a tensor that begins with the batch dimensions of a parameter, and lies like it."""
-    placements = _placements_of(p, shape)
+    local, placements = local_of(p), _placements_of(p, shape)
     if placements is None:
-        return torch.full(shape, value, dtype=dtype, device=p.device)
-    from torch.distributed import tensor
+        return torch.full(shape, value, dtype=dtype, device=local.device)
+    from torch.distributed.tensor import DTensor
 
+    lead = p.dim() - 2
+    own = local.shape if shape == p.shape else (*local.shape[:lead], *shape[lead:])
+    part = torch.full(own, value, dtype=dtype, device=local.device)
+    stride = torch.empty(shape, device="meta").stride()
     mesh: Any = p.device_mesh  # type: ignore[attr-defined]
-    return tensor.full(shape, value, dtype=dtype, device_mesh=mesh, placements=placements)
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=shape, stride=stride)
 
 
 def average_buffers(params: Iterable[torch.Tensor], states: Mapping[torch.Tensor, Any]) -> None:

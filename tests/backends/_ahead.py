@@ -1,19 +1,14 @@
 """Compile the Triton kernels for GPUs that are not there, as a step would launch them."""
 
-import re
-import subprocess
-import tempfile
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from geoopt_projunn.backends.contract import NativeRule, StepSpec
 from geoopt_projunn.backends.triton import backend, sketching
 from geoopt_projunn.backends.triton import step as turning
+from tests._triton import spilled_bytes
 
 _TYPES = {
     torch.float32: "*fp32",
@@ -21,7 +16,7 @@ _TYPES = {
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
-_BITS = ("length", "first", "second", "third", "anywhere")
+_BITS = ("length", "first", "second", "third", "anywhere", "floor")
 RULES = {
     "gradient": NativeRule("gradient", (), ()),
     "momentum": NativeRule("momentum", ("m",), (0.9, 0.3, False)),
@@ -62,8 +57,8 @@ def launches(monkeypatch, rule, spec, shape, dtype):
     return found
 
 
-def spec(k, sketch="tangent", retraction="exponential", sweep=1):
-    return StepSpec(k, sketch, retraction, sweep)
+def spec(k, sketch="tangent", retraction="exponential", sweep=1, normalize=None):
+    return StepSpec(k, sketch, retraction, sweep, normalize=normalize)
 
 
 def source(launch):
@@ -93,14 +88,5 @@ def key(launch):
 
 def stack_bytes(launch, capability):
     """Compile a kernel; return how much of a thread's registers does not fit, in bytes."""
-    warps = {"num_warps": launch.options.get("num_warps", 4)}
-    target = GPUTarget("cuda", capability, 32)
-    compiled = triton.compile(source(launch), target=target, options=warps)
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        report = subprocess.run(
-            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    return int(re.search(r"STACK:(\d+)", report).group(1))
+    warps = launch.options.get("num_warps", 4)
+    return spilled_bytes(source(launch), capability, num_warps=warps)

@@ -1,6 +1,5 @@
 """Where the Triton kernels serve, and what is said where they do not."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,20 +10,14 @@ import torch
 from geoopt_projunn import backends
 from geoopt_projunn.backends import choose
 from geoopt_projunn.backends.triton import support
-
-needs_triton = pytest.mark.skipif(not support.INSTALLED, reason="there is no Triton")
+from tests._triton import needs_triton, run_interpreted
 
 
 @needs_triton
 @pytest.mark.skipif(support.INTERPRETED, reason="it is interpreted here")
 def test_interpreted_kernels_do_what_the_reference_does():
     file = Path(__file__).with_name("test_triton_interpreted.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-5000:]
-    assert " passed" in done.stdout
-    assert "skipped" not in done.stdout
+    run_interpreted(str(file))
 
 
 def test_importing_the_package_imports_no_kernels():

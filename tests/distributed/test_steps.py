@@ -20,6 +20,8 @@ SETTINGS = {
     "feedback": (SGD, {"lr": 0.1, "momentum": 0.5, "error_feedback": 0.9}, {"k": 2}),
     "lsi": (SGD, {"lr": 0.1, "maximize": True}, {"k": 2, "sketch": "lsi", "retraction": "polar"}),
     "column": (SGD, {"lr": 0.1}, {"k": 2, "sketch": "column", "retraction": "cayley"}),
+    "angle": (SGD, {"lr": 0.1, "momentum": 0.9, "normalize": "angle"}, {"k": 1}),
+    "spectral": (ADAM, {"lr": 0.1, "normalize": "spectral"}, {"k": 3}),
     "adam": (ADAM, {"lr": 0.02}, {"k": 2}),
     "scalar": (ADAM, {"lr": 0.1, "second_moment": "scalar", "amsgrad": True}, {"k": 1}),
 }

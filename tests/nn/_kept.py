@@ -9,6 +9,7 @@ from geoopt_projunn.nn import (
     OrthogonalConv2d,
     OrthogonalGRU,
     OrthogonalGRUCell,
+    OrthogonalLinear,
     OrthogonalRNN,
     OrthogonalRNNCell,
     UnitaryConv1d,
@@ -55,6 +56,7 @@ MODULES = {
         ["weight_hh_l0", "weight_hh_l1"],
     ),
     "gated cell": (lambda: OrthogonalGRUCell(3, 8, **OPTIONS), ["weight_hh"]),
+    "orthogonal linear": (lambda: OrthogonalLinear(8, 8, **OPTIONS), ["weight"]),
     "orthogonal convolution": (
         lambda: OrthogonalConv2d(4, 4, 4, **OPTIONS),
         ["weight_real", "weight"],

@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 from geoopt_projunn.nn import (
     OrthogonalConv2d,
     OrthogonalConv3d,
+    OrthogonalGRU,
     OrthogonalRNN,
     UnitaryRNN,
     pointwise,
@@ -93,11 +94,11 @@ def test_so_are_its_gradients(dtype):
         assert_same_to_rounding(ours[known], expected[known])
 
 
-@pytest.mark.parametrize("kind", [OrthogonalRNN, UnitaryRNN])
+@pytest.mark.parametrize("kind", [OrthogonalRNN, UnitaryRNN, OrthogonalGRU])
 @pytest.mark.parametrize("batch_sizes", [[3] * 5, [4, 2, 2, 1]], ids=str)
 def test_a_layer_has_the_gradients_of_the_loop_of_operations(kind, batch_sizes, monkeypatch):
     dtype = torch.complex128 if kind is UnitaryRNN else torch.float64
-    layer = scattered(kind(2, 6, 2, bidirectional=True, dtype=dtype))
+    layer = scattered(kind(2, 6, 2, nonlinearity="modrelu", bidirectional=True, dtype=dtype))
     x = torch.randn(sum(batch_sizes), 2, dtype=dtype, requires_grad=True)
     weight = torch.randn(sum(batch_sizes), 12, dtype=dtype)
 
@@ -110,6 +111,12 @@ def test_a_layer_has_the_gradients_of_the_loop_of_operations(kind, batch_sizes, 
     monkeypatch.setattr("geoopt_projunn.nn.untaped.needs_plain_operations", lambda *_: True)
     for actual, expected in zip(ours, gradients(), strict=True):
         assert_same_to_rounding(actual, expected)
+
+
+def test_the_candidates_of_a_gated_layer_are_one_launch_each_way(launches):
+    layer = OrthogonalGRU(2, 16)
+    layer(torch.randn(10, 4, 2))[0].sum().backward()
+    assert launches == {"forward_real": 10, "backward_real": 10}
 
 
 @pytest.mark.parametrize(

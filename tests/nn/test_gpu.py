@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from geoopt_projunn import ProjUNNRiemannianSGD
+from geoopt_projunn import ProjUNNRiemannianAdam
 from geoopt_projunn.nn import (
     OrthogonalConv2d,
     OrthogonalGRU,
@@ -110,7 +110,7 @@ class Training:
         torch.manual_seed(0)
         self.layer, self.x = on_gpu(*build(name))
         self.target = torch.randn_like(output(self.layer, self.x).detach())
-        self.optimizer = ProjUNNRiemannianSGD(self.layer.parameters(), lr=0.01)
+        self.optimizer = ProjUNNRiemannianAdam(self.layer.parameters(), lr=0.001, capturable=True)
 
     def step(self):
         self.optimizer.zero_grad()

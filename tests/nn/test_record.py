@@ -10,6 +10,11 @@ from torch.nn.utils import prune
 
 from geoopt_projunn import LowRankUnitary
 from geoopt_projunn.nn import OrthogonalRNNCell, orthogonalize_
+from tests._able import (
+    export_parameters_of_a_subclass,
+    fake_parameters_of_a_subclass,
+    skip_unless,
+)
 from tests._asserts import assert_within
 
 
@@ -83,6 +88,8 @@ def test_ensembles():
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_export(strict):
+    if strict:
+        skip_unless(export_parameters_of_a_subclass)
     module, x = make(), torch.randn(3, 8)
     exported = torch.export.export(module, (x,), strict=strict)
     assert_within(exported.module()(x).detach(), module(x).detach(), 1e-6)
@@ -90,6 +97,7 @@ def test_export(strict):
 
 
 def test_parameters_without_values():
+    skip_unless(fake_parameters_of_a_subclass)
     mode = torch._subclasses.FakeTensorMode()
     module = make()
     module._apply(mode.from_tensor)

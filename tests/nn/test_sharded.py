@@ -19,12 +19,14 @@ from geoopt_projunn.nn import (
     orthogonality_errors,
     orthogonalize_,
 )
+from tests._able import broadcast_complex_numbers, skip_unless
 
 
 @pytest.fixture(scope="module")
 def mesh():
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     try:
+        skip_unless(broadcast_complex_numbers)
         yield init_device_mesh("cpu", (1,))
     finally:
         distributed.destroy_process_group()

@@ -18,11 +18,11 @@ _BLOCK = 256
 
 
 def forward_(z: Tensor, offset: Tensor) -> None:
-    """Replace z, (rows, n), by its modReLU."""
+    """Replace z, (rows, n), by its modReLU. Rows may be apart, here and below."""
     if z.is_complex():
-        _launch(_forward_complex, z, offset, TINY=_tiny(z))
+        _launch(_forward_complex, (z,), (offset,), TINY=_tiny(z))
     else:
-        _launch(_forward_real, z, offset)
+        _launch(_forward_real, (z,), (offset,))
 
 
 def backward_(grad: Tensor, h: Tensor, offset: Tensor | None, along: Tensor | None) -> None:
@@ -35,19 +35,26 @@ def backward_(grad: Tensor, h: Tensor, offset: Tensor | None, along: Tensor | No
     if grad.is_complex():
         assert offset is not None
         options = {"TINY": _tiny(grad), "EPS": torch.finfo(grad.dtype).eps}
-        _launch(_backward_complex, grad, h, offset, into, WATCH=watch, **options)
+        _launch(_backward_complex, (grad, h), (offset, into), WATCH=watch, **options)
     else:
-        _launch(_backward_real, grad, h, into, WATCH=watch)
+        _launch(_backward_real, (grad, h), (into,), WATCH=watch)
 
 
-def _launch(kernel: Any, *tensors: Tensor, **constants: Any) -> None:
-    first = tensors[0]
+def _launch(
+    kernel: Any, apart: tuple[Tensor, ...], together: tuple[Tensor, ...], **constants: Any
+) -> None:
+    """Launch with tensors whose rows may be apart, and with contiguous ones."""
+    first = apart[0]
     # The kernels count entries in 32 bits.
-    assert first.numel() <= 2**30
-    assert all(t.is_contiguous() for t in tensors)
-    entries = [torch.view_as_real(t) if t.is_complex() else t for t in tensors]
+    assert first.shape[0] * max(t.stride(0) for t in apart) <= 2**30
+    assert first.shape[1] == 1 or all(t.stride(1) == 1 for t in apart)
+    assert constants.get("WATCH") is False or all(t.is_contiguous() for t in together)
+    entries = [torch.view_as_real(t) if t.is_complex() else t for t in (*apart, *together)]
+    strides = [t.stride(0) for t in apart]
     blocks = triton.cdiv(first.numel(), _BLOCK)
-    launch(kernel, blocks, *entries, first.numel(), first.shape[-1], BLOCK=_BLOCK, **constants)
+    launch(
+        kernel, blocks, *entries, *strides, first.numel(), first.shape[1], BLOCK=_BLOCK, **constants
+    )
 
 
 def _tiny(z: Tensor) -> float:
@@ -55,35 +62,36 @@ def _tiny(z: Tensor) -> float:
 
 
 @triton.jit
-def _forward_real(z, offset, count, n, BLOCK: tl.constexpr):
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mask = at < count
-    value = tl.load(z + at, mask, 0.0)
-    sign = _sign(value)
-    shifted = tl.abs(value) + tl.load(offset + at % n, mask, 0.0)
-    tl.store(z + at, _relu(shifted) * sign, mask)
+def _forward_real(z, offset, stride, count, n, BLOCK: tl.constexpr):
+    at, column, mask = _place(count, n, BLOCK)
+    z += at // n * stride + column
+    value = tl.load(z, mask, 0.0)
+    shifted = tl.abs(value) + tl.load(offset + column, mask, 0.0)
+    tl.store(z, _relu(shifted) * _sign(value), mask)
 
 
 @triton.jit
-def _backward_real(grad, h, along, count, n, BLOCK: tl.constexpr, WATCH: tl.constexpr):
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mask = at < count
-    sign = _sign(tl.load(h + at, mask, 0.0))
-    turned = tl.load(grad + at, mask, 0.0) * sign
+def _backward_real(
+    grad, h, along, stride, stride_h, count, n, BLOCK: tl.constexpr, WATCH: tl.constexpr
+):
+    at, column, mask = _place(count, n, BLOCK)
+    grad += at // n * stride + column
+    sign = _sign(tl.load(h + at // n * stride_h + column, mask, 0.0))
+    turned = tl.load(grad, mask, 0.0) * sign
     if WATCH:
         tl.store(along + at, tl.load(along + at, mask, 0.0) + turned, mask)
-    tl.store(grad + at, turned * sign, mask)
+    tl.store(grad, turned * sign, mask)
 
 
 @triton.jit
-def _forward_complex(z, offset, count, n, BLOCK: tl.constexpr, TINY: tl.constexpr):
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mask = at < count
-    re, im = interleaved.load(z, at, mask)
+def _forward_complex(z, offset, stride, count, n, BLOCK: tl.constexpr, TINY: tl.constexpr):
+    at, column, mask = _place(count, n, BLOCK)
+    place = at // n * stride + column
+    re, im = interleaved.load(z, place, mask)
     modulus = _modulus(re, im)
-    shifted = _relu(modulus + tl.load(offset + at % n, mask, 0.0))
+    shifted = _relu(modulus + tl.load(offset + column, mask, 0.0))
     scale = shifted / tl.maximum(modulus, TINY)
-    interleaved.store(z, at, mask, re * scale, im * scale)
+    interleaved.store(z, place, mask, re * scale, im * scale)
 
 
 @triton.jit
@@ -92,6 +100,8 @@ def _backward_complex(
     h,
     offset,
     along,
+    stride,
+    stride_h,
     count,
     n,
     BLOCK: tl.constexpr,
@@ -99,22 +109,28 @@ def _backward_complex(
     TINY: tl.constexpr,
     EPS: tl.constexpr,
 ):
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mask = at < count
-    re, im = interleaved.load(h, at, mask)
-    b = tl.load(offset + at % n, mask, 0.0)
+    at, column, mask = _place(count, n, BLOCK)
+    re, im = interleaved.load(h, at // n * stride_h + column, mask)
+    b = tl.load(offset + column, mask, 0.0)
     modulus = _modulus(re, im)
     inverse = 1.0 / tl.maximum(modulus, TINY)
     re, im = re * inverse, im * inverse
-    of_re, of_im = interleaved.load(grad, at, mask)
+    place = at // n * stride + column
+    of_re, of_im = interleaved.load(grad, place, mask)
     turned_re = re * of_re + im * of_im
     turned_im = re * of_im - im * of_re
     if WATCH:
         tl.store(along + at, tl.load(along + at, mask, 0.0) + turned_re, mask)
     turned_im *= modulus / tl.maximum(modulus - b, tl.maximum(b * EPS, TINY))
-    interleaved.store(
-        grad, at, mask, re * turned_re - im * turned_im, re * turned_im + im * turned_re
-    )
+    of_re, of_im = re * turned_re - im * turned_im, re * turned_im + im * turned_re
+    interleaved.store(grad, place, mask, of_re, of_im)
+
+
+@triton.jit
+def _place(count, n, BLOCK: tl.constexpr):
+    """Return which entries a program takes, their columns, and which of them there are."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    return at, at % n, at < count
 
 
 @triton.jit

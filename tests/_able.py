@@ -1,0 +1,67 @@
+"""What the torch at hand can do, without this package: older versions lack some of it."""
+
+import functools
+
+import geoopt
+import pytest
+import torch
+from torch import distributed
+
+
+def skip_unless(able):
+    """Skip a test that needs what this torch is not able to do."""
+    if not able():
+        pytest.skip(f"this torch is not able to {able.__doc__}")
+
+
+@functools.cache
+def broadcast_complex_numbers():
+    """broadcast complex numbers by gloo"""
+    alone = not distributed.is_initialized()
+    if alone:
+        distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        return _runs(
+            lambda: distributed.broadcast(torch.zeros(1, dtype=torch.complex64), 0), RuntimeError
+        )
+    finally:
+        if alone:
+            distributed.destroy_process_group()
+
+
+@functools.cache
+def fake_parameters_of_a_subclass():
+    """compute with parameters of a subclass that have no values"""
+    mode = torch._subclasses.FakeTensorMode()
+    module = _with_a_manifold()._apply(mode.from_tensor)
+    with mode:
+        return _runs(lambda: module(torch.empty(1, 2)), TypeError)
+
+
+@functools.cache
+def export_parameters_of_a_subclass():
+    """export parameters of a subclass by tracing Python"""
+    export = functools.partial(torch.export.export, _with_a_manifold(), (torch.ones(1, 2),))
+    return _runs(lambda: export(strict=True), torch._dynamo.exc.InternalTorchDynamoError)
+
+
+@functools.cache
+def list_numbers_within_a_gradient():
+    """list the numbers of a tensor within torch.func.grad"""
+    numbers = torch.ones(2)
+    take = torch.func.grad(lambda x: x * sum(numbers.tolist()))
+    return _runs(lambda: take(torch.ones(())), RuntimeError)
+
+
+def _with_a_manifold():
+    module = torch.nn.Linear(2, 2)
+    module.weight = geoopt.ManifoldParameter(torch.eye(2), manifold=geoopt.Stiefel())
+    return module
+
+
+def _runs(call, error):
+    try:
+        call()
+    except error:
+        return False
+    return True
