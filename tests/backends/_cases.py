@@ -26,6 +26,7 @@ RULES = {
     "spectral": (ADAM, {"lr": 0.2, "second_moment": "scalar", "normalize": "spectral"}),
     "adam": (ADAM, {"lr": 0.02}),
     "amsgrad": (ADAM, {"lr": 0.02, "amsgrad": True, "betas": (0.8, 0.9)}),
+    "mean": (ADAM, {"lr": 0.02, "second_moment": "mean"}),
     "scalar": (ADAM, {"lr": 0.2, "second_moment": "scalar"}),
     "scalar amsgrad": (ADAM, {"lr": 0.2, "second_moment": "scalar", "amsgrad": True}),
 }
