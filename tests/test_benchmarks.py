@@ -223,3 +223,12 @@ def test_every_recurrent_matrix_is_trained_from_the_same_start(tmp_path, capsys)
         torch.testing.assert_close(
             start.as_subclass(torch.Tensor), starts[0].as_subclass(torch.Tensor)
         )
+
+
+def test_a_planted_rectangular_matrix_is_found_by_steps_of_low_rank(capsys):
+    planted = load("planted")
+    outcomes = planted.main(["--smoke"])
+    printed = capsys.readouterr().out
+    for name in planted.methods(rows=4):
+        assert f"| {name} | 0.9 | " in printed
+        assert min(o.loss for o in outcomes if o.method == name) < 1e-3
