@@ -1,4 +1,4 @@
-"""Problems over one unitary matrix, each with a known best value.
+"""Problems over one unitary matrix, each but the last with a known best value.
 
 A problem gives the Euclidean gradient at a point, on a fresh mini-batch where it has batches,
 and the suboptimality: how far the (population) loss is above its minimum on the manifold. It
@@ -111,6 +111,39 @@ def joint_diagonalization(g: torch.Generator, n: int, matrices: int = 8) -> Prob
     )
 
 
+def quantized(g: torch.Generator, n: int, batch: int = 64, layers: int = 3) -> Problem:
+    """Find the rotation of activations and weights that quantization to 4 bits harms least.
+
+    Several linear layers share it; a few channels of the activations are 20 times larger than
+    the others. The gradient goes straight through the rounding. The least error is not known: the
+    suboptimality is the error itself, of other activations than those trained on.
+    """
+    weights = torch.randn(layers, n, n, generator=g) / math.sqrt(n)
+    scales = torch.ones(n, 1)
+    scales[torch.randperm(n, generator=g)[: max(1, n // 16)]] = 20.0
+    test = scales * torch.randn(n, 8 * batch, generator=g)
+
+    def error(w: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        exact = weights @ x
+        rounded = _in_4_bits(weights @ w.mT, -1) @ _in_4_bits(w @ x, -2)
+        return (rounded - exact).square().sum() / exact.square().sum()
+
+    def gradient(w: torch.Tensor) -> torch.Tensor:
+        x = scales * torch.randn(n, batch, generator=g)
+        with torch.enable_grad():
+            w = w.detach().requires_grad_()
+            (grad,) = torch.autograd.grad(error(w, x), w)
+        return grad
+
+    return Problem(rotation(g, n), gradient, lambda w: float(error(w, test)))
+
+
+def _in_4_bits(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """Round to multiples of the largest entry along ``dim`` over 7, with the derivative of x."""
+    step = x.detach().abs().amax(dim, keepdim=True) / 7
+    return x + ((x / step).round() * step - x).detach()
+
+
 PROBLEMS: dict[str, Callable[[torch.Generator, int], Problem]] = {
     "Procrustes, large residual": lambda g, n: procrustes(g, n, noise=2.0, samples=2 * n),
     "Procrustes, consistent": lambda g, n: procrustes(g, n, noise=0.0, samples=2 * n),
@@ -121,4 +154,5 @@ PROBLEMS: dict[str, Callable[[torch.Generator, int], Problem]] = {
     "random unitary": random_unitary,
     "Brockett": brockett,
     "joint diagonalization": joint_diagonalization,
+    "4-bit quantization": quantized,
 }

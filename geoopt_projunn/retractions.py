@@ -29,6 +29,9 @@ _LONGEST_EXPONENTIAL = 170.0
 _LONGEST_CAYLEY = 1e8
 # Frobenius-scaled Newton needs nine iterations at condition number 1e14.
 _NEWTON_ITERATIONS = 10
+# Larger systems in larger batches go to a library that waits for the GPU.
+_LARGEST_BATCHED = 16
+_MOST_BATCHED = 16
 
 
 def exponential(core: torch.Tensor) -> torch.Tensor:
@@ -156,6 +159,11 @@ def _shortened(s: torch.Tensor, longest: float) -> torch.Tensor:
 
 def _solve(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     # solve_ex and not solve, whose error check waits for the GPU.
+    count = math.prod(a.shape[:-2])
+    if a.is_cuda and a.shape[-1] > _LARGEST_BATCHED and count > _MOST_BATCHED:
+        parts = zip(*(_as_batch(t).split(_MOST_BATCHED) for t in (a, b)), strict=True)
+        solved = [torch.linalg.solve_ex(*part).result for part in parts]
+        return torch.cat(solved).view(b.shape)
     solution: torch.Tensor = torch.linalg.solve_ex(a, b).result
     return solution
 

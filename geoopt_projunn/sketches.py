@@ -75,7 +75,7 @@ class Sketched(NamedTuple):
         products.add_product_(d, rows, velocity)
 
 
-Sketch = Callable[[torch.Tensor, torch.Tensor, int, torch.Tensor, Products, float], Sketched]
+Sketch = Callable[..., Sketched]
 
 
 def tangent(
@@ -158,6 +158,30 @@ def full_range(x: torch.Tensor, u: torch.Tensor, k: int, products: Products = IN
     counter = torch.zeros(x.shape[:1], dtype=torch.int64, device=x.device)
     test = _test_rows(x, k if _is_square(x) else min(2 * k, n), counter, n)
     return _touching(x, u, tangent_rows(test, x, u, products), products, tangent_rows)
+
+
+def skew(
+    b: torch.Tensor, k: int | None, counter: torch.Tensor, products: Products = IN_TORCH
+) -> Sketched:
+    r"""Sketch a generator that is at hand, (b, n, n), as :func:`tangent` does that of a direction.
+
+    The test vectors are made of its rows. Two passes over it; :math:`4kn^2 + 8k^2n` flops. The
+    whole of it for k=None.
+    """
+    if k is None:
+        return Sketched(None, skewh(b.to(WIDE[b.dtype])))
+    n = b.shape[-1]
+    count = min(_IN_TURN * k, n)
+    turn = torch.arange(count, device=b.device).add(counter.unsqueeze(-1), alpha=count)
+    some, anywhere = _test_rows(b, k, counter, count + n).split((count, n), dim=-1)
+    test = _mostly(torch.bmm(some, products.rows_at(b, turn.remainder_(n))), anywhere)
+    return _touching(b, b, products.times(test, b), products, _rows_of_skew)
+
+
+def _rows_of_skew(
+    rows: torch.Tensor, _: torch.Tensor, b: torch.Tensor, products: Products
+) -> torch.Tensor:
+    return -products.times(rows, b)
 
 
 def _touching(

@@ -52,6 +52,16 @@ class NativeRule(NamedTuple):
     """"momentum": momentum, dampening, whether Nesterov's. "adam": both betas, epsilon."""
 
 
+class TangentMomentum(NamedTuple):
+    r"""A momentum of generators: :math:`B \leftarrow \mu B + \operatorname{sketch}(g)`."""
+
+    name: str
+    """Of the buffer, (b, n, n), skew-Hermitian."""
+    momentum: float
+    dampening: float
+    nesterov: bool
+
+
 class Rule(Protocol):
     """How a gradient becomes a direction in the ambient space."""
 
@@ -93,6 +103,9 @@ class Rule(Protocol):
 
     def withdrawn(self, group: Mapping[str, Any]) -> Mapping[str, float]:
         """Return the buffers that lose what a step has carried, and which share of it."""
+
+    def tangent_momentum(self, group: Mapping[str, Any]) -> TangentMomentum | None:
+        """Return which buffer adds up the generators of sketches, None for none."""
 
     def native(self, group: Mapping[str, Any]) -> NativeRule | None:
         """Return what backends may know this rule by, None for one that only torch has."""

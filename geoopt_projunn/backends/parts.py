@@ -6,6 +6,10 @@ import torch
 
 # Matrices with fewer entries spend their step in launching operations: stacking pays.
 _STACK_BELOW = 256**2
+# A GPU passes over a matrix of so many bytes in less time than a step takes to launch; copying as
+# many as this to a stack and back takes no longer than the launches of a few steps.
+_STACK_BELOW_BYTES = 8 * 2**20
+_STACK_BYTES = 64 * 2**20
 # Of the points, for each thread: as large as point, direction and state may be in a cache of a few
 # MiB. Smaller parts spend their step in launching operations.
 _PART_BYTES = 4 * 2**20
@@ -14,7 +18,10 @@ _PART_BYTES = 4 * 2**20
 def parts_of_list(x: Sequence[torch.Tensor]) -> list[slice]:
     """Part tensors of one shape into those that are stacked for one step, small ones."""
     first, most = x[0], len(x)
-    if first.shape[-2] * first.shape[-1] >= _STACK_BELOW:
+    if first.is_cuda:
+        size = first.numel() * first.element_size()
+        most = max(1, _STACK_BYTES // max(1, size)) if size < _STACK_BELOW_BYTES else 1
+    elif first.shape[-2] * first.shape[-1] >= _STACK_BELOW:
         most = 1
     elif cache := _cache_of(first):
         most = max(1, cache // max(1, first.numel() * first.element_size()))

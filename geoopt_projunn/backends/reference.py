@@ -6,15 +6,15 @@ from typing import Any
 import torch
 
 from ..drift import turn_
-from ..linalg.dense import estimate_orthogonality_error
+from ..linalg.dense import estimate_orthogonality_error, skewh
 from ..linalg.rows import IN_TORCH, Products
 from ..normalization import noise_floor, normalized
 from ..retractions import RETRACTIONS
 from ..rotation import Rotation
-from ..sketches import SKETCHES, Sketched, exact, exact_tangent, full_range
+from ..sketches import SKETCHES, Sketched, exact, exact_tangent, full_range, skew
 from .batch import Pieces, gather, scatter
 from .compiled import compiled, pays
-from .contract import Buffers, Proposal, Rule, StepSpec
+from .contract import Buffers, Proposal, Rule, StepSpec, TangentMomentum
 from .parts import parts_of_batch, parts_of_list
 
 
@@ -40,11 +40,11 @@ class Reference:
         self, x: torch.Tensor, d: torch.Tensor, spec: StepSpec, counter: torch.Tensor
     ) -> Sketched:
         """Sketch the generator of a step along the ambient direction ``d``, (b, n, p)."""
-        floor = 0.0 if spec.normalize is None else noise_floor(x)
+        floor = () if spec.normalize is None else (noise_floor(x),)
         if spec.k is None:
-            sketched = exact(x, d, floor)
+            sketched = exact(x, d, *floor)
         else:
-            sketched = SKETCHES[spec.sketch](x, d, spec.k, counter, self.products, floor)
+            sketched = SKETCHES[spec.sketch](x, d, spec.k, counter, self.products, *floor)
         return sketched if spec.scale == 1 else sketched._replace(core=spec.scale * sketched.core)
 
     def sketch_tangent(self, x: torch.Tensor, u: torch.Tensor, spec: StepSpec) -> Sketched:
@@ -119,8 +119,12 @@ class Reference:
         for some in parts_of_list(x):
             points, grads = gather(x[some]), gather(grad[some])
             kept = {name: gather(pieces[some], lead) for name, pieces in buffers.items()}
-            step = type(self)._step_batch
-            take = compiled(step) if group["compile"] and pays(points) else step
+            take = step = type(self)._step_batch
+            if group["compile"] and pays(points):
+                take = compiled(step)
+                # torch.compile writes into no others, as wide matrices are.
+                points, grads = points.contiguous(), grads.contiguous()
+                kept = {name: buffer.contiguous() for name, buffer in kept.items()}
             for part in parts_of_batch(points):
                 of_part = {name: buffer[part] for name, buffer in kept.items()}
                 take(self, points[part], grads[part], of_part, rule, spec, group=group)
@@ -163,6 +167,8 @@ class Reference:
             buffer = proposal.buffers[name]
             sketched.add_direction_(buffer, x, -share / spec.scale, self.products)
 
+        if momentum := rule.tangent_momentum(group):
+            sketched = self._with_momentum(sketched, momentum, proposal.buffers, taken, spec)
         length = group["lr"] if group["maximize"] else -group["lr"]
         rotation = self.rotation(sketched, length, spec, x.dtype, x.shape[-1])
         sweep = min(spec.sweep, x.shape[-1])
@@ -171,6 +177,33 @@ class Reference:
     def estimate_orthogonality_error(self, x: torch.Tensor) -> torch.Tensor:
         r"""Estimate :math:`\lVert x^H x - I \rVert_F` of each matrix, (*)."""
         return estimate_orthogonality_error(x)
+
+    def _with_momentum(
+        self,
+        sketched: Sketched,
+        momentum: TangentMomentum,
+        proposed: Buffers,
+        taken: torch.Tensor,
+        spec: StepSpec,
+    ) -> Sketched:
+        """Add a generator to a buffer of them, and sketch the sum, or what Nesterov looks at."""
+        name, decay, dampening, nesterov = momentum
+        # As in torch, the first step of a parameter takes the gradient undamped.
+        share = (1 - dampening * (taken > 0).double())[:, None, None]
+        total = proposed[name]
+        self._add_generator_(total, sketched._replace(core=share * sketched.core))
+        if nesterov:
+            total = decay * total
+            self._add_generator_(total, sketched)
+        return skew(total, spec.k, taken, self.products)
+
+    def _add_generator_(self, total: torch.Tensor, sketched: Sketched) -> None:
+        core = skewh(sketched.core)
+        if sketched.rows is None:
+            total.add_(core)
+        else:
+            factor = torch.bmm(core, sketched.rows).to(total.dtype)
+            self.products.add_product_(total, sketched.rows.to(total.dtype), factor)
 
 
 def keep(buffers: Buffers, proposal: Proposal, finite: torch.Tensor) -> None:

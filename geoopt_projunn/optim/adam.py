@@ -62,6 +62,9 @@ class _Adam:
     def withdrawn(self, group: Mapping[str, Any]) -> Mapping[str, float]:
         return {}
 
+    def tangent_momentum(self, group: Mapping[str, Any]) -> None:
+        return None
+
     def native(self, group: Mapping[str, Any]) -> NativeRule | None:
         return NativeRule("adam", self.buffer_names(group), (*group["betas"], group["eps"]))
 
@@ -86,6 +89,9 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
 
         x \leftarrow x + W (P - I) W^H x, \qquad
         W \operatorname{skewh}(K) W^H \approx -\eta \operatorname{skewh}(D x^H)
+
+    On :class:`~geoopt_projunn.LowRankStiefel` as well, where the generator is twice as long,
+    :math:`D x^H - x D^H`; what is said of LowRankUnitary below holds there too.
 
     Parameters on another geoopt manifold are stepped by
     :class:`geoopt.optim.RiemannianAdam`, plain ones by :class:`torch.optim.Adam`; the groups

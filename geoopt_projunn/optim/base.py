@@ -14,6 +14,7 @@ from ..backends.distributed import is_dtensor, is_spread, receive_first
 from ..linalg.precision import full_precision
 from ..low_rank import LowRankManifold
 from ..normalization import NORMALIZATIONS
+from .capture import check_captured, check_has_begun
 from .kinds import Parts, check_kind, is_low_rank, kind_of, manifold_of, stacked
 from .lost import look_for_lost_manifolds
 from .messages import capitalized, described
@@ -229,6 +230,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
             check_have_values(group)
             with _as_tensors():
                 parts.append(self._sort(group, fresh))
+        check_captured(self.param_groups, parts, self.state, fresh, self._state_of_others)
         if not self._looked_for_lost:
             look_for_lost_manifolds(self.param_groups)
             self._looked_for_lost = True
@@ -289,6 +291,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         state: Mapping[str, Any],
     ) -> None:
         """Look at a parameter before its first step, or the first after a load."""
+        check_has_begun(p, group)
         manifold.assert_check_point(p)
         if is_spread(p):
             check_spread(p, {}, self._rule, group)

@@ -46,6 +46,8 @@ class Delegate:
             return None
         if self._optimizer is None:
             self._optimizer = self._kind(groups[0]["params"], lr=0.0)  # type: ignore[call-arg]
+            # Nobody but torch calls it unwise to take first steps outside of a CUDA graph.
+            vars(self._optimizer)["_warned_capturable_if_run_uncaptured"] = True
         optimizer = self._optimizer
         known = {*optimizer.defaults, "params", "step", "stabilize"}
         optimizer.state = state

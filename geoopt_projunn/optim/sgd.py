@@ -6,11 +6,15 @@ from typing import Any
 import geoopt
 import torch
 
-from ..backends.contract import Buffers, NativeRule, Proposal, Total
+from ..backends.contract import Buffers, NativeRule, Proposal, TangentMomentum, Total
 from .base import ProjUNNOptimizer
-from .options import check_range
+from .options import check_choice, check_range
 
 __all__ = ["ProjUNNRiemannianSGD"]
+
+
+# What their state is called: a group that changes from one to the other starts afresh.
+_MOMENTUM_BUFFERS = {"ambient": "momentum_buffer", "tangent": "generator_buffer"}
 
 
 class _Momentum:
@@ -21,13 +25,19 @@ class _Momentum:
     def buffer_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         if group["error_feedback"] is not None:
             return ("feedback_buffer",)
-        return ("momentum_buffer",) if group["momentum"] else ()
+        if group["momentum"] == 0:
+            return ()
+        return (_MOMENTUM_BUFFERS[group["momentum_space"]],)
 
     def first_buffers(self, x: torch.Tensor, group: Mapping[str, Any]) -> Buffers:
-        return {
-            name: torch.zeros_like(x, memory_format=torch.contiguous_format)
-            for name in self.buffer_names(group)
-        }
+        names = self.buffer_names(group)
+        if _MOMENTUM_BUFFERS["tangent"] in names and x.shape[-2] != x.shape[-1]:
+            raise ValueError(
+                '`momentum_space` must be "ambient" for matrices that are not square, whose '
+                f"generators are larger than they are, got {group['momentum_space']!r} for one of "
+                f"shape {tuple(x.shape[-2:])}; give them a group of their own."
+            )
+        return {name: torch.zeros_like(x, memory_format=torch.contiguous_format) for name in names}
 
     def propose(
         self,
@@ -43,6 +53,10 @@ class _Momentum:
             return Proposal(direction, {"feedback_buffer": direction * feedback})
         if momentum == 0:
             return Proposal(grad, {})
+        if group["momentum_space"] == "tangent":
+            # To which the backend adds the generator of the sketch.
+            name = _MOMENTUM_BUFFERS["tangent"]
+            return Proposal(grad, {name: momentum * buffers[name]})
         before = buffers["momentum_buffer"]
         # As in torch, the first step of a parameter takes the gradient undamped.
         share = (1 - group["dampening"] * (taken > 0).double()).to(grad.real.dtype)
@@ -55,11 +69,19 @@ class _Momentum:
             return {}
         return {"feedback_buffer": group["error_feedback"] - group["momentum"]}
 
+    def tangent_momentum(self, group: Mapping[str, Any]) -> TangentMomentum | None:
+        if group["momentum_space"] == "ambient" or group["momentum"] == 0:
+            return None
+        name = _MOMENTUM_BUFFERS["tangent"]
+        return TangentMomentum(name, group["momentum"], group["dampening"], group["nesterov"])
+
     def native(self, group: Mapping[str, Any]) -> NativeRule | None:
         if group["error_feedback"] is not None:
             return None
         if group["momentum"] == 0:
             return NativeRule("gradient", (), ())
+        if group["momentum_space"] == "tangent":
+            return None
         numbers = group["momentum"], group["dampening"], group["nesterov"]
         return NativeRule("momentum", ("momentum_buffer",), numbers)
 
@@ -75,6 +97,9 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
         x \leftarrow x + W (P - I) W^H x, \qquad
         W \operatorname{skewh}(K) W^H \approx -\eta \operatorname{skewh}(D x^H)
 
+    On :class:`~geoopt_projunn.LowRankStiefel` as well, where the generator is twice as long,
+    :math:`D x^H - x D^H`; what is said of LowRankUnitary below holds there too.
+
     Parameters on another geoopt manifold are stepped by
     :class:`geoopt.optim.RiemannianSGD`, plain ones by :class:`torch.optim.SGD`; the groups
     may mix them. All arguments of :class:`torch.optim.SGD` are here with its defaults, but for
@@ -89,8 +114,8 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
         to the (sketched) Riemannian gradient :math:`\frac12 (D - x D^H x)`, as
         :class:`geoopt.optim.RiemannianSGD` does.
     momentum : float
-        Momentum factor. On LowRankUnitary the buffer lives in the ambient space and its
-        tangent part at the current point is what counts.
+        Momentum factor. On LowRankUnitary the tangent part of the buffer at the current point is
+        what counts.
     dampening : float
         dampening for momentum
     weight_decay : float
@@ -101,6 +126,14 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
         What ``lr`` means on LowRankUnitary. None: a multiple of the direction. "angle": the root
         mean square angle, in radians, of the k planes that a step turns. "spectral": the angle of
         each of them. See Notes.
+    momentum_space : {"ambient", "tangent"}
+        On LowRankUnitary, what momentum adds up. "ambient": gradients :math:`g`. "tangent": the
+        generators :math:`G` of their sketches, :math:`B \leftarrow \mu B + G`, of which the step
+        follows a second sketch; for square matrices only. "ambient" needs fewer steps where the
+        normal part of the gradients is small, as it is near the solution of a problem with little
+        residual. Where it stays large, as with straight-through gradients of quantized weights,
+        it piles up in an ambient buffer and becomes a false tangent part as x turns: take "tangent"
+        there, or no momentum.
     error_feedback : float, optional
         On LowRankUnitary, the share in [0, 1) that the buffer keeps, from step to step, of what
         a step has not carried; ``momentum`` is the share that it keeps of what it has:
@@ -184,6 +217,7 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
         weight_decay: float = 0.0,
         nesterov: bool = False,
         *,
+        momentum_space: str = "ambient",
         error_feedback: float | None = None,
         normalize: str | None = None,
         maximize: bool = False,
@@ -200,6 +234,7 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
             "dampening": dampening,
             "weight_decay": weight_decay,
             "nesterov": nesterov,
+            "momentum_space": momentum_space,
             "error_feedback": error_feedback,
             "normalize": normalize,
             "maximize": maximize,
@@ -223,6 +258,7 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
                 "`nesterov` needs momentum > 0 and dampening = 0, got "
                 f"momentum={group['momentum']}, dampening={group['dampening']}."
             )
+        check_choice("momentum_space", group["momentum_space"], _MOMENTUM_BUFFERS)
         if group["error_feedback"] is not None:
             check_range("error_feedback", group["error_feedback"], 0.0, 1.0)
             if group["nesterov"] or group["dampening"] != 0:
@@ -230,6 +266,12 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
                     "`error_feedback` needs nesterov = False and dampening = 0, got "
                     f"nesterov={group['nesterov']}, dampening={group['dampening']}; leave "
                     "`error_feedback` at None for either of them."
+                )
+            if group["momentum_space"] != "ambient":
+                raise ValueError(
+                    '`error_feedback` needs momentum_space = "ambient", where what a step has not '
+                    f"carried is known, got {group['momentum_space']!r}; leave `error_feedback` at "
+                    "None for the other one."
                 )
             if group["normalize"] is not None:
                 raise ValueError(

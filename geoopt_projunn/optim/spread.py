@@ -41,6 +41,13 @@ def check_spread(p: torch.Tensor, state: Buffers, rule: Rule, group: Mapping[str
             f"got {type(grad).__name__}; use the gradient that `backward` leaves there, or "
             "`torch.distributed.tensor.distribute_tensor`."
         )
+    is_spread = is_dtensor(p) or averages_gradients(p) is not None
+    if is_spread and rule.tangent_momentum(group) is not None:
+        raise ValueError(
+            f'`momentum_space` of {name} must be "ambient" for a parameter that lies on several '
+            f"processes, or whose gradients do, got {group['momentum_space']!r}; give it a group "
+            "of its own."
+        )
     if not is_dtensor(p):
         if averages_gradients(p) is not None:
             _check_averaged(p, rule, manifold.spec, group)

@@ -8,6 +8,7 @@ import torch
 
 from ..backends.distributed import local_of
 from ..normalization import furthest
+from .capture import is_capturing
 from .kinds import is_low_rank, low_rank_of, manifold_of
 from .messages import capitalized, warn
 from .nonfinite import reads_at_once
@@ -48,7 +49,7 @@ class Watch:
         self, finite: Mapping[torch.Tensor, torch.Tensor], described: Described
     ) -> None:
         """Take note of gradients that make whole groups skip a step, before it is taken."""
-        if self._warned_of_skip or _is_capturing():
+        if self._warned_of_skip or is_capturing():
             return
         for p, flag in finite.items():
             if reads_at_once(p):
@@ -87,7 +88,7 @@ class Watch:
 
         Warn of what is known by now.
         """
-        if _is_capturing():
+        if is_capturing():
             return
         self._steps += 1
         if not self._warned_of_skip:
@@ -170,10 +171,6 @@ def _any(counters: list[torch.Tensor]) -> bool:
     if others:
         return bool(torch.stack(counters).any())
     return bool(first) if first.dim() == 0 else bool(first.any())
-
-
-def _is_capturing() -> bool:
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 class _Reading(NamedTuple):

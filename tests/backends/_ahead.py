@@ -16,7 +16,7 @@ _TYPES = {
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
-_BITS = ("length", "first", "second", "third", "anywhere")
+_BITS = ("length", "first", "second", "third", "anywhere", "floor")
 RULES = {
     "gradient": NativeRule("gradient", (), ()),
     "momentum": NativeRule("momentum", ("m",), (0.9, 0.3, False)),
@@ -57,8 +57,8 @@ def launches(monkeypatch, rule, spec, shape, dtype):
     return found
 
 
-def spec(k, sketch="tangent", retraction="exponential", sweep=1):
-    return StepSpec(k, sketch, retraction, sweep)
+def spec(k, sketch="tangent", retraction="exponential", sweep=1, normalize=None):
+    return StepSpec(k, sketch, retraction, sweep, normalize=normalize)
 
 
 def source(launch):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from geoopt_projunn.backends.batch import count, gather, scatter
+from geoopt_projunn.backends.parts import parts_of_list
 from tests._asserts import assert_bit_equal
 
 
@@ -52,3 +53,18 @@ def test_a_batch_that_cannot_be_viewed_as_one_goes_back_too():
     gathered = gather([tensor])
     scatter(torch.zeros_like(gathered), [tensor])
     assert not tensor.any()
+
+
+class OnAGpu(torch.Tensor):
+    """What says that it is on a GPU."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize(("n", "each"), [(32, 16384), (768, 28), (1024, 16), (2048, 1)])
+def test_on_a_gpu_matrices_are_stacked_by_their_bytes(n, each):
+    """All that take less time to pass over than a step takes to launch."""
+    x = torch.empty(n, n, device="meta").as_subclass(OnAGpu)
+    pieces = parts_of_list([x] * 40)
+    assert pieces[0] == slice(0, each)
+    assert pieces[-1].stop >= 40

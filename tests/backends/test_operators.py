@@ -143,12 +143,7 @@ WRONG = [
     ("gradient", "sketch", lambda _: "none", r"one of .*'lsi'.*, got 'none'"),
     ("gradient", "retraction", lambda _: "none", r"one of .*'polar'.*, got 'none'"),
     ("gradient", "rule", lambda _: "none", r"one of .*'adam'.*, got 'none'"),
-    (
-        "gradient",
-        "normalize",
-        lambda _: "both",
-        r"one of .*'angle'.*, got 'both'",
-    ),
+    ("gradient", "normalize", lambda _: "both", r"one of .*'angle'.*, got 'both'"),
     ("gradient", "sweep", lambda _: -1, r"must be between 0 and p = 6, got -1"),
 ]
 

@@ -16,9 +16,9 @@ from ._ahead import RULES, key, launches, spec, stack_bytes
 STEPS = {
     "k = 1": ("gradient", spec(1), (1, 512, 512), torch.float32),
     "LSI": ("adam", spec(4, "lsi", "polar", 2), (1, 512, 512), torch.float32),
-    "complex": ("amsgrad", spec(4), (3, 96, 64), torch.complex64),
+    "complex": ("amsgrad", spec(4, normalize="spectral"), (3, 96, 64), torch.complex64),
     "scalar": ("scalar amsgrad", spec(2, "tangent", "cayley"), (2, 65, 33), torch.complex128),
-    "float64": ("nesterov", spec(3, sweep=0), (1, 64, 64), torch.float64),
+    "float64": ("nesterov", spec(3, sweep=0, normalize="angle"), (1, 64, 64), torch.float64),
     "k = 16": ("momentum", spec(16), (1, 512, 512), torch.float32),
 }
 

@@ -100,6 +100,32 @@ def test_so_they_are_for_any_size(shape, dtype, spec, rule, taken):
 
 
 @pytest.mark.parametrize(
+    ("normalize", "lr", "k", "sketch", "dtype"),
+    [
+        ("angle", 0.3, 2, "tangent", C128),
+        ("angle", torch.tensor(0.3, dtype=F64), 1, "tangent", F64),
+        ("angle", 40.0, 2, "lsi", F64),  # which is more than half a turn
+        ("spectral", 0.3, 2, "tangent", C128),
+        ("spectral", -4.0, 2, "lsi", F64),
+    ],
+)
+def test_so_they_are_in_radians(normalize, lr, k, sketch, dtype):
+    x, grad = unitary(8, 8, dtype=dtype), torch.randn(8, 8, dtype=dtype)
+    spec = StepSpec(k, sketch, "exponential", 1, 2.0, normalize)
+    actual, expected = (step(name, x, grad, spec, lr=lr)[0] for name in ("triton", "reference"))
+    assert_within(actual, expected, 1e-11)
+    assert (actual - x).abs().max() > 0.1
+
+
+def test_a_normal_direction_is_not_followed_in_radians():
+    x = unitary(8, 8)
+    spec = StepSpec(1, "tangent", "exponential", 0, 1.0, "angle")
+    symmetric = torch.randn(8, 8, dtype=F64)
+    actual, _ = step("triton", x, (symmetric + symmetric.mT) @ x, spec)
+    assert_within(actual, x, 1e-14)
+
+
+@pytest.mark.parametrize(
     ("layout", "rule"),
     [
         (by_columns, "momentum"),

@@ -23,17 +23,22 @@ class World:
         self._context.set_forkserver_preload(["tests.distributed._world", "geoopt_projunn"])
         self._processes, self._pipes = [], []
 
-    def run(self, function, *args):
-        """Return what a function gives for each rank; raise what it raises."""
+    def run(self, function, *args, dies=None):
+        """Return what a function gives for each rank; raise what it raises.
+
+        If it ends the process of one rank, the others answer, and are ended as well.
+        """
         if not self._processes:
             self._start()
         for pipe in self._pipes:
             pipe.send((function.__module__, function.__name__, args))
         try:
-            answers = [self._answer(pipe) for pipe in self._pipes]
+            answers = [self._answer(p) for rank, p in enumerate(self._pipes) if rank != dies]
         except BaseException:
             self.stop()
             raise
+        if dies is not None:
+            self.stop()
         return answers
 
     def _start(self):

@@ -1,11 +1,15 @@
 """What others do to a model in training goes together with matrices in parts, and whole ones."""
 
 import copy
+import datetime
+import os
+import time
 
 import pytest
 import torch
 from torch import distributed
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
@@ -183,3 +187,28 @@ def test_a_bad_gradient_in_one_part_leaves_all_parts_unstepped(world, option):
         expected = names if option == "all" else ["first.weight"]
         assert set(expected) <= set(stayed) <= {*expected, "last.weight", "last.bias"}
         assert skipped == of_weight == 1
+
+
+_PATIENCE = 8
+
+
+def die(rank):
+    group = distributed.new_group(timeout=datetime.timedelta(seconds=_PATIENCE))
+    mesh = DeviceMesh.from_group(group, "cpu")
+    model, optimizer = in_parts(mesh)(Model(), ProjUNNRiemannianSGD, {"lr": 0.1})
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    if distributed.get_rank() == rank:
+        os._exit(1)
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"(?i)connection|timed out|peer"):
+        optimizer.step()
+    return time.monotonic() - start
+
+
+def test_a_process_that_dies_ends_the_step_of_the_others(world):
+    seconds = world.run(die, 3, dies=3)
+    assert len(seconds) == 3
+    # The time-out of the group, and some for a busy machine.
+    assert max(seconds) < _PATIENCE + 20

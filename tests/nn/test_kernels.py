@@ -1,10 +1,13 @@
 """The kernels of modules, interpreted on a CPU and compiled for GPUs."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 
+from geoopt_projunn.backends.triton import support
+from geoopt_projunn.nn.kernels.launching import serve
 from tests._triton import ARCHITECTURES, needs_triton, run_interpreted, spilled_bytes
-
-pytestmark = needs_triton
 
 TYPES = {"*fp32": (2.0**-63, 2.0**-23), "*fp64": (2.0**-511, 2.0**-52)}
 POINTERS = ("z", "grad", "h", "offset", "along", "spectrum", "own", "pairs")
@@ -22,6 +25,18 @@ def kernels():
     }
 
 
+@pytest.mark.parametrize("lack", [None, "Triton is not installed"])
+def test_they_serve_a_gpu_that_the_backend_serves(lack, monkeypatch):
+    monkeypatch.setattr(support, "lack", lambda device: lack)
+    monkeypatch.setattr(support, "INTERPRETED", False)
+    on_gpu = SimpleNamespace(is_cuda=True, is_cpu=False, device=torch.device("cuda", 1))
+    assert serve(on_gpu) == (lack is None)
+    assert not serve(torch.empty(1))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not serve(on_gpu)
+
+
+@needs_triton
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("pointer", TYPES)
 def test_every_kernel_compiles_and_keeps_all_in_registers(pointer, architecture):
@@ -56,6 +71,7 @@ def source(kernel, types, constants):
     )
 
 
+@needs_triton
 def test_interpreted_they_do_what_torchs_operations_do():
     # Derivatives are taken of layers only: a gradcheck calls a function too many times.
     files = ("tests/nn/interpreted.py", "tests/nn/test_frequencies.py")

@@ -1,12 +1,14 @@
 """Compiled steps are the eager ones to rounding."""
 
 import shutil
+import warnings
 
+import geoopt
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from geoopt_projunn import ProjUNNRiemannianAdam, ProjUNNRiemannianSGD, backends
+from geoopt_projunn import LowRankStiefel, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD, backends
 from geoopt_projunn.backends.compiled import compiled
 
 from ._helpers import (
@@ -78,6 +80,20 @@ def test_compiled_steps_are_the_eager_ones(name):
     for key, value in eager.state[p].items():
         assert_within(compiled.state[q][key].double(), value.double(), 1e-10)
     assert graphs() == 1  # also for the other learning rate
+
+
+@pytest.mark.usefixtures("reference")
+def test_so_they_are_of_matrices_stored_by_columns():
+    manifold = LowRankStiefel(2)
+    start = manifold.random(4, 12, dtype=torch.float64).detach().as_subclass(torch.Tensor)
+    p, q = (geoopt.ManifoldParameter(start.clone(), manifold=manifold) for _ in range(2))
+    grads = gradients(p, 3)
+    feed(ADAM([p], lr=0.01), p, grads)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        feed(ADAM([q], lr=0.01, compile=True), q, grads)
+    assert graphs() > 0
+    assert_within(q, p, 1e-12)
 
 
 @pytest.mark.usefixtures("reference")

@@ -79,8 +79,9 @@ class CPU(Reference):
         """
         native = rule.native(group)
         if native and spec.normalize in kernels.NORMALIZATIONS and _knows(x[0], grad[0], spec):
-            # Of a step in radians the scale of generators says nothing.
-            length = float(group["lr"]) * (spec.scale if spec.normalize is None else 1)
+            # A length in radians does not depend on the metric.
+            scale = spec.scale if spec.normalize is None else 1.0
+            length = float(group["lr"]) * scale
             state = [piece for name in native.state for piece in buffers[name]]
             # torch's dispatcher takes no lazily conjugated or negated tensors to be changed.
             if any(piece.is_conj() or piece.is_neg() for piece in state):

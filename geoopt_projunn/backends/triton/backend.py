@@ -16,6 +16,7 @@ from . import support
 _LARGEST_RANK = 16
 _LARGEST_SWEEP = 8
 _SKETCHES = ("tangent", "lsi")
+_NORMALIZATIONS = (None, "angle", "spectral")
 _RULES = ("gradient", "momentum", "adam")
 _RETRACTIONS = ("exponential", "cayley", "polar")
 
@@ -90,7 +91,7 @@ def _knows(x: torch.Tensor, spec: StepSpec) -> bool:
         and spec.sketch in _SKETCHES
         and spec.retraction in _RETRACTIONS
         and min(spec.sweep, x.shape[-1]) <= _LARGEST_SWEEP
-        and spec.normalize is None
+        and spec.normalize in _NORMALIZATIONS
     )
 
 
@@ -125,7 +126,9 @@ def _take(
     from .direction import Direction
     from .step import Step
 
-    unit, rate = (spec.scale if group["maximize"] else -spec.scale), group["lr"]
+    # Radians are radians, whatever the size of a generator.
+    scale = spec.scale if spec.normalize is None else 1.0
+    unit, rate = (scale if group["maximize"] else -scale), group["lr"]
     # On a GPU; one on the host is a number.
     is_on_device = isinstance(rate, torch.Tensor) and rate.device == x.device
     length, factor = (unit, rate) if is_on_device else (unit * float(rate), None)

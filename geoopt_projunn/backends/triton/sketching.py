@@ -225,6 +225,7 @@ class SketchLaunches:
             (self.sizes.b,),
             plus,
             minus,
+            self.wide["numbers"],
             self.sizes.tiles.splits if of_column_sums else self.sizes.tiles.blocks,
             self.wide["rows"],
             self.wide["firsts"],

@@ -1,7 +1,10 @@
 """The launches of a step."""
 
-from .kernels import bases, directions, retractions, turning
-from .launching import by_dot, launch, padded, power_of_two
+import math
+
+from ...normalization import furthest, noise_floor
+from .kernels import bases, directions, normalization, retractions, turning
+from .launching import bits, by_dot, launch, padded, power_of_two
 from .sketching import BLOCK, BLOCK_OF_BASIS, BM, MANY_WARPS, SketchLaunches
 
 _SKETCHES = {"tangent": bases.TANGENT, "lsi": bases.LSI}
@@ -10,6 +13,7 @@ _RETRACTIONS = {
     "cayley": retractions.CAYLEY,
     "polar": retractions.POLAR,
 }
+_NORMALIZATIONS = {"angle": normalization.ANGLE, "spectral": normalization.SPECTRAL}
 # Of a program that sweeps.
 _ROWS = 32
 
@@ -25,13 +29,21 @@ class Step(SketchLaunches):
             self.tangent()
         else:
             self.lsi()
-        # The place for a change of the core, between sketch and retraction, is in this kernel.
         self._core()
         self._turn()
         if self.sizes.sweep:
             self._sweep()
 
+    def _is_limited(self) -> bool:
+        """Return whether a plane might turn further than half a turn."""
+        name, sizes = self.spec.normalize, self.sizes
+        if name is None:
+            return False
+        planes = 2 * sizes.k if sizes.parts == 2 else sizes.k
+        return self.rate is not None or furthest(self.length, planes, name) > math.pi
+
     def _core(self) -> None:
+        name = self.spec.normalize
         size = max(16, power_of_two(2 * self.sizes.count))
         launch(
             bases.core_kernel,
@@ -49,6 +61,7 @@ class Step(SketchLaunches):
             self.wide["delta"],
             self.kind["own"],
             self.flags["finite"],
+            bits(0.0 if name is None else noise_floor(self.x)),
             self.sizes.tiles.blocks,
             self.sizes.tiles.blocks * self.sizes.tiles.splits,
             self.sizes.n,
@@ -56,6 +69,8 @@ class Step(SketchLaunches):
             COUNT=self.sizes.count,
             PADDED=size,
             SKETCH=_SKETCHES[self.spec.sketch],
+            NORMALIZE=normalization.AS_LONG if name is None else _NORMALIZATIONS[name],
+            IS_LIMITED=self._is_limited(),
             RETRACTION=_RETRACTIONS[self.spec.retraction],
             SWEEP=self.sizes.sweep,
             SWEEP_PADDED=power_of_two(self.sizes.sweep),

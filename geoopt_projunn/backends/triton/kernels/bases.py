@@ -7,9 +7,10 @@ matrix, and the second mends what rounding leaves of the first.
 import triton
 import triton.language as tl
 
-from .directions import COLUMN, NUMBERS
+from .directions import COLUMN, NUMBERS, SEEN, number
 from .layout import entry_of, load_left, load_sum
 from .mixing import in_turn
+from .normalization import AS_LONG, norm_of, normalized, skew
 from .retractions import retracted
 from .small import gram_schmidt, of_complex, times
 
@@ -62,6 +63,7 @@ def orthonormalize(
 def basis_kernel(
     plus,
     minus,
+    numbers,
     partial,
     rows,
     firsts,
@@ -81,6 +83,7 @@ def basis_kernel(
     rows += b * COUNT * n
     firsts += b * COUNT * n
     largest = tl.zeros((PADDED,), tl.float64)
+    square = tl.zeros((BLOCK,), tl.float64)
     for start in range(0, n, BLOCK):
         at = start + tl.arange(0, BLOCK)
         if OF_COLUMN_SUMS:
@@ -96,10 +99,12 @@ def basis_kernel(
         else:
             of_matrix = b * partial * COUNT * n
             y = load_sum(plus + of_matrix, partial, which, at, at < n, n, COUNT)
+            square += tl.sum(y * y, 0)
             y -= load_sum(minus + of_matrix, partial, which, at, at < n, n, COUNT)
         largest = tl.maximum(largest, tl.max(tl.abs(y), 1))
         mask = (which < COUNT)[:, None] & (at < n)[None, :]
         tl.store(rows + which[:, None] * n + at[None, :], y, mask=mask)
+    tl.store(numbers + b * NUMBERS + SEEN, tl.sqrt(tl.sum(square, 0)))
     tl.debug_barrier()
     by = orthonormalize(rows, firsts, n, largest, COUNT, PADDED, PARTS, BLOCK)
     for start in range(0, n, BLOCK):
@@ -120,7 +125,7 @@ def basis_kernel(
             tl.store(wide + to, q, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["floor"])
 def core_kernel(
     x,
     above,
@@ -135,6 +140,7 @@ def core_kernel(
     delta,
     own,
     finite,
+    floor,
     partial,
     programs,
     n,
@@ -142,6 +148,8 @@ def core_kernel(
     COUNT: tl.constexpr,
     PADDED: tl.constexpr,
     SKETCH: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    IS_LIMITED: tl.constexpr,
     RETRACTION: tl.constexpr,
     SWEEP: tl.constexpr,
     SWEEP_PADDED: tl.constexpr,
@@ -187,7 +195,17 @@ def core_kernel(
         to = narrow + (b * BOTH + which)[:, None] * n + at[None, :]
         tl.store(to, w.to(narrow.dtype.element_ty), mask=mask)
     core = core_of(of_complex(products, PARTS, PADDED), SKETCH, COUNT, PADDED)
-    turn = retracted(core * tl.load(numbers + b * NUMBERS), RETRACTION, BOTH, PADDED, PARTS)
+    numbers += b * NUMBERS
+    length = tl.load(numbers)
+    if NORMALIZE == AS_LONG:
+        core *= length
+    else:
+        seen = tl.load(numbers + SEEN) if SKETCH == TANGENT else norm_of(core, PARTS)
+        # Rounding of a normal direction; what is not a number stays one.
+        is_rounding = norm_of(skew(core), PARTS) <= seen * number(floor)
+        core = tl.where(is_rounding, 0.0, core)
+        core = normalized(core, length, NORMALIZE, IS_LIMITED, BOTH, PARTS)
+    turn = retracted(core, RETRACTION, BOTH, PADDED, PARTS)
     col = tl.arange(0, PADDED)[None, :]
     to = delta + (b * BOTH + which)[:, None] * BOTH + col
     tl.store(to, turn, mask=(which < BOTH)[:, None] & (col < BOTH))
@@ -204,7 +222,7 @@ def core_kernel(
     if SWEEP > 0:
         index = tl.arange(0, SWEEP_PADDED)
         column = in_turn(tl.load(counter + b), SWEEP // PARTS, 0, width // PARTS)
-        tl.store(numbers + b * NUMBERS + COLUMN, column.to(tl.float64))
+        tl.store(numbers + COLUMN, column.to(tl.float64))
         entry = entry_of(column, index, width, PARTS)
         for start in range(0, n, BLOCK):
             at = start + tl.arange(0, BLOCK)

@@ -22,7 +22,9 @@ NEXT: tl.constexpr = tl.constexpr(5)
 MOST: tl.constexpr = tl.constexpr(6)
 # The first column to be swept.
 COLUMN: tl.constexpr = tl.constexpr(7)
-NUMBERS: tl.constexpr = tl.constexpr(8)
+# The length of what a generator is the difference of.
+SEEN: tl.constexpr = tl.constexpr(8)
+NUMBERS: tl.constexpr = tl.constexpr(9)
 
 
 @triton.jit

@@ -1,0 +1,30 @@
+"""The benchmarks of steps in radians, at a small size."""
+
+import torch
+
+from tests._benchmarks import load
+
+problems = load("problems")
+radians = load("radians")
+
+
+def test_the_table_of_angles(capsys):
+    radians.main(["--smoke"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert "angle 0.5" in lines[0]
+    assert all(0 < float(cell) < 10 for cell in lines[2].strip("| ").split(" | ")[1:])
+
+
+def test_quantization_rounds_to_sixteen_levels_and_goes_straight_through():
+    x = torch.randn(5, 40, requires_grad=True)
+    rounded = problems._in_4_bits(x, -1)
+    assert all(len(row.detach().unique()) <= 15 for row in rounded)
+    assert (rounded - x).abs().max() <= x.abs().max() / 14 + 1e-6
+    (grad,) = torch.autograd.grad(rounded.sum(), x)
+    assert torch.equal(grad, torch.ones_like(x))
+
+
+def test_a_rotation_helps_quantization():
+    problem = problems.quantized(torch.Generator().manual_seed(0), 32)
+    assert problem.suboptimality(problem.start) < 0.7 * problem.suboptimality(torch.eye(32))
