@@ -144,7 +144,7 @@ def tangent(
         test = _mostly(torch.bmm(some, few), anywhere)
         back, forth = generator_parts(test, x, d, products)
     rows, core = _touching(x, d, back - forth, products)
-    return Sketched(rows, _above(floor, core, back))
+    return Sketched(rows, above(floor, core, back))
 
 
 def full_range(x: torch.Tensor, u: torch.Tensor, k: int, products: Products = IN_TORCH) -> Sketched:
@@ -271,7 +271,7 @@ def exact(x: torch.Tensor, d: torch.Tensor, floor: float = 0.0) -> Sketched:
     Where it is below ``floor`` times the length of ``d`` it is zero.
     """
     wide = WIDE[x.dtype]
-    return Sketched(None, _above(floor, skewh(d.to(wide) @ x.to(wide).mH), d))
+    return Sketched(None, above(floor, skewh(d.to(wide) @ x.to(wide).mH), d))
 
 
 def exact_tangent(x: torch.Tensor, u: torch.Tensor) -> Sketched:
@@ -295,10 +295,10 @@ def _ambient(
     left, right = a.to(wide), products.times_adjoint(b, x).to(wide)
     rows = orthonormalize(torch.cat((left, right), dim=-2))
     core = (rows @ left.mH) @ (rows @ right.mH).mH
-    return Sketched(rows, _above(floor, core, core))
+    return Sketched(rows, above(floor, core, core))
 
 
-def _above(floor: float, core: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+def above(floor: float, core: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
     """Return a core, or zero where its skew part is below a share of the length of another."""
     if floor == 0:
         return core

@@ -1,5 +1,6 @@
 """Adam at low rank."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,7 +14,11 @@ from .options import check_choice, check_range, on_device
 __all__ = ["ProjUNNRiemannianAdam"]
 
 # And what their state is called: a group that changes from one to the other starts afresh.
-_SECOND_MOMENTS = {"elementwise": "exp_avg_sq", "scalar": "exp_avg_norm_sq"}
+_SECOND_MOMENTS = {
+    "elementwise": "exp_avg_sq",
+    "scalar": "exp_avg_norm_sq",
+    "mean": "exp_avg_norm_sq",
+}
 
 
 class _Adam:
@@ -44,7 +49,7 @@ class _Adam:
         name = _SECOND_MOMENTS[group["second_moment"]]
         beta1, beta2 = (on_device(beta, grad.device) for beta in group["betas"])
         square = grad.real.square() if not grad.is_complex() else grad.real**2 + grad.imag**2
-        if group["second_moment"] == "scalar":
+        if group["second_moment"] != "elementwise":
             square = square.sum((-2, -1), keepdim=True)
             square = square if total is None else total(square)
         second = _averaged(buffers[name], square, beta2)
@@ -61,6 +66,10 @@ class _Adam:
 
     def withdrawn(self, group: Mapping[str, Any]) -> Mapping[str, float]:
         return {}
+
+    def unit(self, group: Mapping[str, Any], entries: int) -> float:
+        is_mean = group["second_moment"] == "mean" and group["normalize"] is None
+        return math.sqrt(entries) if is_mean else 1.0
 
     def tangent_momentum(self, group: Mapping[str, Any]) -> None:
         return None
@@ -118,13 +127,17 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         What ``lr`` means on LowRankUnitary. None: a multiple of the direction. "angle": the root
         mean square angle, in radians, of the k planes that a step turns. "spectral": the angle of
         each of them. See Notes.
-    second_moment : {"elementwise", "scalar"}
+    second_moment : {"elementwise", "scalar", "mean"}
         On LowRankUnitary, one second moment for each entry (the paper's RMSprop), or one for
         each matrix, the mean of :math:`\lVert g \rVert_F^2` (geoopt's). A unit of learning rate
         is a direction with entries of size one, :math:`\lVert D \rVert_F \approx n`, in the
         first, and a direction of length one, :math:`\lVert D \rVert_F \approx 1`, in the
         second: lr = 1e-3 at n = 512 moves a subspace by up to half a radian elementwise and
-        1e-3 radian scalar. For complex parameters the square is :math:`|g|^2`, real.
+        1e-3 radian scalar. "mean" is "scalar" in the unit of "elementwise": its steps are
+        :math:`n` times longer, as if it divided by the root mean square of the entries.
+        "elementwise" has false fixed points: a direction whose entries are scaled before the
+        projection on the tangent space need not descend. For complex parameters the square is
+        :math:`|g|^2`, real.
     maximize : bool
         ascend instead of descend
     decoupled_weight_decay : bool

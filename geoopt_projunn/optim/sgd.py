@@ -69,6 +69,9 @@ class _Momentum:
             return {}
         return {"feedback_buffer": group["error_feedback"] - group["momentum"]}
 
+    def unit(self, group: Mapping[str, Any], entries: int) -> float:
+        return 1.0
+
     def tangent_momentum(self, group: Mapping[str, Any]) -> TangentMomentum | None:
         if group["momentum_space"] == "ambient" or group["momentum"] == 0:
             return None
