@@ -96,8 +96,9 @@ def tangent(
 
     The test vectors are :math:`T = DH + G`, new at each step: random combinations of 4k columns
     of :math:`D`, the next ones in turn, of unit length, and a smaller part that lies in any
-    direction. Sooner or later they meet every gradient. Where :math:`2 \operatorname{rank} D \le k`,
-    as for batches of k / 2, they reach all of :math:`\Omega`: the step is that of full rank.
+    direction. Sooner or later they meet every gradient. Where
+    :math:`2 \operatorname{rank} D \le k`, as for batches of k / 2, they reach all of
+    :math:`\Omega`: the step is that of full rank.
     For k = 1 rows take the place of columns, :math:`T = x (D^H H + G)`: there they need fewer
     steps on mini-batches, and from k = 3 on more.
 
