@@ -4,6 +4,7 @@ import doctest
 import importlib
 import pkgutil
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -31,10 +32,14 @@ def blocks_of(page):
 @pytest.mark.filterwarnings(*SHOWN)
 @pytest.mark.parametrize("block", [block for page in PAGES for block in blocks_of(page)])
 def test_a_block_of_a_page_runs_alone(block, monkeypatch, tmp_path):
-    for module in needs(block):
+    others = needs(block)
+    for module in others:
         pytest.importorskip(module)
     monkeypatch.chdir(tmp_path)
-    exec(compile(block, "<block of a page>", "exec"), {"__name__": "__main__"})
+    with warnings.catch_warnings():
+        if others:  # they may warn of what is theirs
+            warnings.simplefilter("ignore")
+        exec(compile(block, "<block of a page>", "exec"), {"__name__": "__main__"})
 
 
 def needs(block):
