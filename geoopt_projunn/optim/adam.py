@@ -128,15 +128,14 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         mean square angle, in radians, of the k planes that a step turns. "spectral": the angle of
         each of them. See Notes.
     second_moment : {"elementwise", "scalar", "mean"}
-        On LowRankUnitary, one second moment for each entry (the paper's RMSprop), or one for
-        each matrix, the mean of :math:`\lVert g \rVert_F^2` (geoopt's). A unit of learning rate
-        is a direction with entries of size one, :math:`\lVert D \rVert_F \approx n`, in the
-        first, and a direction of length one, :math:`\lVert D \rVert_F \approx 1`, in the
-        second: lr = 1e-3 at n = 512 moves a subspace by up to half a radian elementwise and
-        1e-3 radian scalar. "mean" is "scalar" in the unit of "elementwise": its steps are
-        :math:`n` times longer, as if it divided by the root mean square of the entries.
-        "elementwise" has false fixed points: a direction whose entries are scaled before the
-        projection on the tangent space need not descend. For complex parameters the square is
+        What the direction is divided by on LowRankUnitary. "elementwise": one number for each entry
+        (the paper's RMSprop). Scaled entry by entry before the projection on the tangent space, a
+        direction need not descend, and some runs end where the Riemannian gradient does not vanish.
+        "mean": one number for each matrix, the root mean square of its entries, which has no such
+        ends. A unit of learning rate is with both a direction with entries of size one,
+        :math:`\lVert D \rVert_F \approx n`. "scalar": the norm of the matrix (geoopt's), for
+        directions of length one: lr = 1e-3 at n = 512 moves a subspace by up to half a radian with
+        the others and by 1e-3 radian with this. For complex parameters the square is
         :math:`|g|^2`, real.
     maximize : bool
         ascend instead of descend
