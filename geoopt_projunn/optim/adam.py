@@ -187,11 +187,12 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
 
     whatever the size of the gradient: ``lr`` is an angle. Start with 0.3 to 0.5 radian, and in a
     recurrent layer, whose matrix acts T times for a sequence of T steps, with about 1 / T. It is
-    the angle of the exponential; the Cayley transform and the polar factor turn a little less. No plane turns further than :math:`\pi`. "spectral" turns planes with
-    hardly any gradient less. Where the tangent part of a direction is rounding, nothing moves;
-    the sketches "lsi" and "column" cannot tell. k=None counts as k = n // 2, in :math:`O(n^3)`.
-    Such steps do not shrink as the gradient does: let ``lr`` decay, to zero at the end. Other
-    parameters take ``lr`` as they always do, so give them a group of their own.
+    the angle of the exponential; the Cayley transform and the polar factor turn a little less. No
+    plane turns further than :math:`\pi`. "spectral" turns planes with hardly any gradient less.
+    Where the tangent part of a direction is rounding, nothing moves; the sketches "lsi" and
+    "column" cannot tell. k=None counts as k = n // 2, in :math:`O(n^3)`. Such steps do not shrink
+    as the gradient does: let ``lr`` decay, to zero at the end. Other parameters take ``lr`` as they
+    always do, so give them a group of their own.
 
     References
     ----------
