@@ -1,5 +1,6 @@
 """Everything shown as code in the README, the docs and the docstrings runs."""
 
+import ast
 import doctest
 import importlib
 import pkgutil
@@ -51,6 +52,25 @@ def needs(block):
 def test_the_first_line_of_a_block_says_what_it_needs():
     assert needs("# needs: lightning, peft\nimport lightning") == ["lightning", "peft"]
     assert needs("import torch") == []
+
+
+def test_the_messages_that_troubleshooting_quotes_exist():
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith('| "')]
+    quotes = [quote for row in rows for quote in re.findall(r'"([^"]+)"', row.split(" | ")[0])]
+    assert len(quotes) > 20
+    said = list(messages())
+    for quote in quotes:
+        for part in quote.split("…"):
+            assert any(part.strip() in text for text in said), quote
+
+
+def messages():
+    """Return what the package's source has as strings, without what is put into them."""
+    for path in Path(geoopt_projunn.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
 
 
 @pytest.mark.parametrize("name", MODULES)
