@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..init import INITS
 from ..linalg.precision import WIDE
-from ..manifold import LowRankUnitary
+from ..manifolds import LowRankUnitary
 from .keeping import KeepsManifolds, keep_manifolds
 from .placing import put_on
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from ..init import INITS
-from ..low_rank import LowRankManifold
-from ..manifold import LowRankStiefel, LowRankUnitary
+from ..low_rank_manifold import LowRankManifold
+from ..manifolds import LowRankStiefel, LowRankUnitary
 
 RECTANGULAR = ("identity", "haar")
 """The initial matrices that need not be square."""

@@ -9,10 +9,10 @@ import torch
 from geoopt.optim.mixin import OptimMixin
 
 from ..backends.choice import assert_serves
-from ..backends.contract import Buffers, Rule
 from ..backends.distributed import is_dtensor, is_spread, receive_first
+from ..backends.spec import Buffers, Rule
 from ..linalg.precision import full_precision
-from ..low_rank import LowRankManifold
+from ..low_rank_manifold import LowRankManifold
 from ..normalization import NORMALIZATIONS
 from .capture import check_captured, check_has_begun
 from .kinds import Parts, check_kind, is_low_rank, kind_of, manifold_of, stacked

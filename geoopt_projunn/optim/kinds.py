@@ -8,8 +8,8 @@ import torch
 from geoopt.manifolds.base import Manifold
 
 from ..backends.distributed import is_dtensor, is_spread
-from ..low_rank import LowRankManifold
-from ..manifold import LowRankStiefel, LowRankUnitary
+from ..low_rank_manifold import LowRankManifold
+from ..manifolds import LowRankStiefel, LowRankUnitary
 from .messages import described
 
 State = Mapping[str, torch.Tensor]

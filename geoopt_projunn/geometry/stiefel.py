@@ -4,10 +4,10 @@ from typing import ClassVar
 
 import torch
 
+from ..linalg.polar_factor import PolarFactor
+from ..linalg.precision import full_precision
 from .checks import shape_rule
-from .geometry import OrthonormalGeometry
-from .linalg.polar_factor import PolarFactor
-from .linalg.precision import full_precision
+from .orthonormal import OrthonormalGeometry
 
 
 class StiefelGeometry(OrthonormalGeometry):
