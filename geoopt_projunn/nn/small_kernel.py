@@ -1,0 +1,236 @@
+"""What orthogonal convolutions with small kernels of any dimension have in common."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import geoopt
+import torch
+
+from ..low_rank import LowRankManifold
+from .arguments import (
+    assert_dtype_of_layer,
+    assert_known,
+    checked_dtype,
+    positive,
+    positive_tuple,
+)
+from .block_kernels import alternating_axes, block_kernel
+from .circular import fold, pad, padding_before, paddings, plain_convolution
+from .keeping import KeepsManifolds, keep_manifolds
+from .remembered import Remembered, are_comparable
+from .starting import RECTANGULAR, initial, manifold_for
+from .transforms import is_exported
+
+__all__ = ["SmallKernelConv"]
+
+_CONVOLVE = {1: torch.nn.functional.conv1d, 2: torch.nn.functional.conv2d}
+_CONVOLVE_BACK: dict[int, Any] = {
+    1: torch.nn.functional.conv_transpose1d,
+    2: torch.nn.functional.conv_transpose2d,
+}
+
+
+class SmallKernelConv(KeepsManifolds):
+    """What all layers share; a subclass says how many dimensions a signal has."""
+
+    _dims: ClassVar[int]
+    weight: geoopt.ManifoldParameter
+    projectors: geoopt.ManifoldParameter | None
+    bias: torch.nn.Parameter | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int = 1,
+        bias: bool = True,
+        *,
+        init: str = "haar",
+        k: int | None = 1,
+        retraction: str = "exponential",
+        sketch: str = "tangent",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_channels = positive("in_channels", in_channels)
+        self.out_channels = positive("out_channels", out_channels)
+        self.kernel_size = positive_tuple("kernel_size", kernel_size, self._dims)
+        self.stride = positive("stride", stride)
+        if min(self.kernel_size) < self.stride:
+            raise ValueError(
+                f"`kernel_size` must be at least `stride` = {self.stride} on every axis, got "
+                f"{kernel_size}: pixels between the kernels would be lost."
+            )
+        assert_known("init", init, RECTANGULAR)
+        self.init = init
+        dtype = checked_dtype(dtype, False)
+        half, filters = self.channels // 2, sum(self.kernel_size) - self.stride * self._dims
+        shapes = {
+            "weight": (self.out_channels, self.channels * self.stride**self._dims),
+            "projectors": (filters, self.channels, half) if filters and half else None,
+        }
+        for name, shape in shapes.items():
+            if shape is None:
+                self.register_parameter(name, None)
+                continue
+            manifold = _manifold(shape[-2:], k, retraction=retraction, sketch=sketch)
+            empty = torch.empty(shape, dtype=dtype, device=device)
+            setattr(self, name, geoopt.ManifoldParameter(empty, manifold=manifold))
+        offset = torch.empty(self.out_channels, dtype=dtype, device=device) if bias else None
+        self.register_parameter("bias", None if offset is None else torch.nn.Parameter(offset))
+        self._remembered = Remembered()
+        keep_manifolds(self)
+        self.reset_parameters()
+
+    @property
+    def channels(self) -> int:
+        """How many channels the filters have, ``max(in_channels, out_channels // stride**d)``."""
+        return max(self.in_channels, self.out_channels // self.stride**self._dims)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set the matrices to ``init``, drawn anew, and the bias to zero."""
+        for p in (self.weight, self.projectors):
+            if p is None:
+                continue
+            place: Any = {"dtype": p.dtype, "device": p.device}
+            shifts = p is self.projectors and self.init == "identity"
+            p.copy_(self._shifts() if shifts else initial(p.manifold, p.shape, self.init, **place))
+        if self.bias is not None:
+            self.bias.zero_()
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Convolve ``input``, (b, in_channels, *size) or (in_channels, *size)."""
+        self._check("input", input, self.in_channels, 1)
+        x = input if input.dim() > self._dims + 1 else input.unsqueeze(0)
+        if self.stride > 1 and is_exported():
+            # torch.jit.trace records operations, and none of the checks above.
+            for axis in range(2, x.dim()):
+                x = x.unflatten(axis, (-1, self.stride)).flatten(axis, axis + 1)
+        x = pad(x, paddings(self.kernel_size, self.stride))
+        y = _CONVOLVE[self._dims](x, self._kernel(), self.bias, self.stride)
+        return y if y.dim() == input.dim() else y.squeeze(0)
+
+    def adjoint(self, output: torch.Tensor) -> torch.Tensor:
+        r"""Apply the transpose of all but the bias.
+
+        Where out_channels >= in_channels * stride**d, the layer preserves norms and this undoes
+        it: ``layer.adjoint(layer(x) - bias)`` is x, ``bias`` of shape (out_channels, 1, ..., 1).
+
+        Parameters
+        ----------
+        output : torch.Tensor
+            (b, out_channels, *grid) or (out_channels, *grid), grid = size / stride
+
+        Returns
+        -------
+        torch.Tensor
+            (b, in_channels, *size) or (in_channels, *size)
+
+        Raises
+        ------
+        TypeError, ValueError
+            as the layer itself does
+        """
+        self._check("output", output, self.out_channels, self.stride)
+        y = output if output.dim() > self._dims + 1 else output.unsqueeze(0)
+        x = _CONVOLVE_BACK[self._dims](y, self._kernel(), stride=self.stride)
+        x = fold(x, paddings(self.kernel_size, self.stride))
+        return x if x.dim() == output.dim() else x.squeeze(0)
+
+    def kernel(self) -> torch.Tensor:
+        r"""Make the kernel, (out_channels, in_channels, \*kernel_size), with its gradients."""
+        blocks = self.weight.unflatten(1, (self.channels, *(self.stride,) * self._dims))
+        if self.projectors is not None:
+            axes = alternating_axes([n - self.stride for n in self.kernel_size])
+            return block_kernel(blocks, self.projectors.unbind(), axes, self.in_channels)
+        kernel = blocks[:, : self.in_channels]
+        before = padding_before(self.kernel_size, self.stride)
+        around: list[int] = []
+        for n, left in zip(self.kernel_size, before, strict=True):
+            around = [left, n - self.stride - left, *around]
+        return torch.nn.functional.pad(kernel, around)
+
+    @torch.no_grad()
+    def to_conv(self) -> torch.nn.Module:
+        """Export the layer as it is now to a plain convolution with circular padding.
+
+        It is a copy for inference: training it would not keep it orthogonal.
+
+        Returns
+        -------
+        torch.nn.Conv1d or torch.nn.Conv2d
+            of the same ``kernel_size``, ``padding_mode = "circular"``
+        """
+        return plain_convolution(self.kernel(), self.stride, self.bias)
+
+    def extra_repr(self) -> str:
+        """Return the arguments that tell two layers apart."""
+        stride = "" if self.stride == 1 else f", stride={self.stride}"
+        bias = "" if self.bias is not None else ", bias=False"
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
+            f"{stride}{bias}, {self.weight.manifold.extra_repr()}"
+        )
+
+    def _kernel(self) -> torch.Tensor:
+        """Return the kernel, in evaluation without gradients the one made before."""
+        made_of = [p for p in (self.weight, self.projectors) if p is not None]
+        differentiable = torch.is_grad_enabled() and any(p.requires_grad for p in made_of)
+        if self.training or differentiable or not are_comparable(made_of):
+            return self.kernel()
+        return self._remembered(self.kernel, made_of)
+
+    def _shifts(self) -> torch.Tensor:
+        """Return columns of the identity, by which each channel is shifted about as often."""
+        assert self.projectors is not None
+        c, half = self.projectors.shape[1:]
+        # On each axis the filters take half of the channels, then the other half, and so on.
+        axes = alternating_axes([n - self.stride for n in self.kernel_size])
+        turns = torch.tensor([axes[:i].count(axis) for i, axis in enumerate(axes)])
+        chosen = (turns[:, None] * half + torch.arange(half)) % c
+        place: Any = {"dtype": self.projectors.dtype, "device": self.projectors.device}
+        return torch.eye(c, **place)[chosen.to(self.projectors.device)].mT
+
+    def _check(self, name: str, x: torch.Tensor, channels: int, stride: int) -> None:
+        """Raise for a signal that does not fit; ``stride`` is what its pixels stand for."""
+        dims, dtype = self._dims, self.weight.dtype
+        if x.is_complex():
+            raise TypeError(
+                f"`{name}` must be real for {type(self).__name__}, got {x.dtype}; "
+                "convolve its real and its imaginary part."
+            )
+        if not torch.is_autocast_enabled(x.device.type):
+            assert_dtype_of_layer(name, x, dtype)
+        if x.dim() not in (dims + 1, dims + 2) or x.shape[-dims - 1] != channels:
+            axes = ", ".join(("height", "width")[2 - dims :]) if dims == 2 else "length"
+            raise ValueError(
+                f"`{name}` must have shape (b, {channels}, {axes}) or ({channels}, {axes}), "
+                f"got {tuple(x.shape)}."
+            )
+        if x.numel() == 0:
+            raise ValueError(f"`{name}` must not be empty, got {tuple(x.shape)}; skip the batch.")
+        size = tuple(n * stride for n in x.shape[-dims:])
+        if any(n % self.stride for n in size):
+            raise ValueError(
+                f"`stride` = {self.stride} must divide the spatial size of `{name}` on every "
+                f"axis, got {size}; pad or crop the signal."
+            )
+        if any(n < least for n, least in zip(size, self.kernel_size, strict=True)):
+            what = "" if stride == 1 else f" times `stride` = {stride}"
+            raise ValueError(
+                f"`{name}` must have a spatial size{what} of at least `kernel_size` = "
+                f"{self.kernel_size}, got {tuple(x.shape[-dims:])}; take a smaller kernel, or "
+                f"OrthogonalConv{dims}d, whose kernel is as large as the signal."
+            )
+
+
+def _manifold(shape: Sequence[int], k: int | None, **options: Any) -> LowRankManifold:
+    """Return the manifold of one parameter, with k cut to what its shape allows."""
+    manifold = manifold_for(shape, k, **options)
+    highest, _ = manifold._highest_rank(*shape)
+    return (
+        manifold if k is None or k <= highest else manifold_for(shape, highest or None, **options)
+    )
