@@ -18,7 +18,7 @@ from .block_kernels import alternating_axes, block_kernel
 from .circular import fold, pad, padding_before, paddings, plain_convolution
 from .keeping import KeepsManifolds, keep_manifolds
 from .remembered import Remembered, are_comparable
-from .starting import RECTANGULAR, initial, manifold_for
+from .starting import RECTANGULAR, manifold_for, start_at, steps_of
 from .transforms import is_exported
 
 __all__ = ["SmallKernelConv"]
@@ -92,12 +92,12 @@ class SmallKernelConv(KeepsManifolds):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Set the matrices to ``init``, drawn anew, and the bias to zero."""
-        for p in (self.weight, self.projectors):
-            if p is None:
-                continue
-            place: Any = {"dtype": p.dtype, "device": p.device}
-            shifts = p is self.projectors and self.init == "identity"
-            p.copy_(self._shifts() if shifts else initial(p.manifold, p.shape, self.init, **place))
+        start_at(self.weight, self.init)
+        if self.projectors is not None:
+            if self.init == "identity":
+                self.projectors.copy_(self._shifts())
+            else:
+                start_at(self.projectors, self.init)
         if self.bias is not None:
             self.bias.zero_()
 
@@ -172,7 +172,7 @@ class SmallKernelConv(KeepsManifolds):
         bias = "" if self.bias is not None else ", bias=False"
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
-            f"{stride}{bias}, {self.weight.manifold.extra_repr()}"
+            f"{stride}{bias}{steps_of(getattr(self, 'weight', None))}"
         )
 
     def _kernel(self) -> torch.Tensor:
@@ -189,10 +189,10 @@ class SmallKernelConv(KeepsManifolds):
         c, half = self.projectors.shape[1:]
         # On each axis the filters take half of the channels, then the other half, and so on.
         axes = alternating_axes([n - self.stride for n in self.kernel_size])
-        turns = torch.tensor([axes[:i].count(axis) for i, axis in enumerate(axes)])
-        chosen = (turns[:, None] * half + torch.arange(half)) % c
-        place: Any = {"dtype": self.projectors.dtype, "device": self.projectors.device}
-        return torch.eye(c, **place)[chosen.to(self.projectors.device)].mT
+        place: Any = {"device": self.projectors.device}
+        turns = torch.tensor([axes[:i].count(axis) for i, axis in enumerate(axes)], **place)
+        chosen = (turns[:, None] * half + torch.arange(half, **place)) % c
+        return torch.eye(c, dtype=self.projectors.dtype, **place)[chosen].mT
 
     def _check(self, name: str, x: torch.Tensor, channels: int, stride: int) -> None:
         """Raise for a signal that does not fit; ``stride`` is what its pixels stand for."""
@@ -202,8 +202,7 @@ class SmallKernelConv(KeepsManifolds):
                 f"`{name}` must be real for {type(self).__name__}, got {x.dtype}; "
                 "convolve its real and its imaginary part."
             )
-        if not torch.is_autocast_enabled(x.device.type):
-            assert_dtype_of_layer(name, x, dtype)
+        assert_dtype_of_layer(name, x, dtype)
         if x.dim() not in (dims + 1, dims + 2) or x.shape[-dims - 1] != channels:
             axes = ", ".join(("height", "width")[2 - dims :]) if dims == 2 else "length"
             raise ValueError(
