@@ -1,6 +1,7 @@
 """Train unitary and orthogonal matrices by rank-k steps, as a plugin for geoopt."""
 
 from . import backends as backends
+from . import distributed as distributed
 from . import nn as nn
 from .diagnosis import diagnose, kept_fraction
 from .manifold import LowRankStiefel, LowRankUnitary

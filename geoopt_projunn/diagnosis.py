@@ -8,6 +8,7 @@ import torch
 
 from .backends import choose
 from .backends.contract import StepSpec
+from .backends.distributed import whole_of
 from .linalg.dense import skewh
 from .linalg.precision import full_precision
 from .low_rank import LowRankManifold
@@ -192,7 +193,8 @@ def _manifold_of(x: torch.Tensor) -> LowRankManifold:
 def _batches(
     manifold: LowRankManifold, x: torch.Tensor, grad: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """View a point and its gradient as batches of tall matrices, (b, n, p)."""
+    """View a point and its gradient as batches of tall matrices, (b, n, p); gather DTensors."""
+    x, grad = whole_of(x), whole_of(grad)
     manifold.assert_check_point(x)
     if grad.shape != x.shape or grad.dtype != x.dtype:
         raise ValueError(

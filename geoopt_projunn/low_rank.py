@@ -10,6 +10,7 @@ from geoopt.manifolds.base import Manifold
 
 from .backends import choose
 from .backends.contract import StepSpec
+from .coordinates import COORDINATES
 from .geometry import OrthonormalGeometry
 from .linalg.hashing import bits_of_row
 from .linalg.precision import full_precision
@@ -58,7 +59,7 @@ class LowRankManifold(OrthonormalGeometry):
         _check_integer("sweep", sweep, least=0, remedy="use sweep=0 to turn drift control off")
         _check_integer("blocks", blocks, least=1, remedy="use blocks=1 for one matrix")
         _check_name("retraction", retraction, RETRACTIONS)
-        _check_name("sketch", sketch, SKETCHES)
+        _check_name("sketch", sketch, {**SKETCHES, COORDINATES: None})
         self.k = k if k is None else int(k)
         self.retraction = retraction
         self.sketch = sketch

@@ -33,9 +33,13 @@ class LowRankUnitary(LowRankManifold, UnitaryGeometry):
     retraction : {"exponential", "polar", "cayley"}
         How a step returns to the manifold: along the geodesic (projUNN-T), to the nearest
         unitary matrix (projUNN-D), or by the Cayley transform.
-    sketch : {"tangent", "lsi", "column"}
+    sketch : {"tangent", "lsi", "column", "coordinates"}
         What a step keeps of a gradient: a projection of its tangent part (the default), or
-        the paper's rank-k approximations of the gradient itself. No effect with k=None.
+        the paper's rank-k approximations of the gradient itself; or what turns 2k coordinates, new
+        ones at each step, see :func:`geoopt_projunn.coordinates.coordinates`. With sweep=0 and
+        without momentum such a step reads 2k rows of the point and of the gradient and costs
+        :math:`O(k^2 n)`; it keeps :math:`4k^2/n^2` of a gradient. It pays where n is huge and rows
+        of the gradient are made one by one. No effect with k=None.
     sweep : int
         Columns that the optimizers of this package re-orthonormalize at each step, which
         bounds the drift by rounding for ever. It costs up to two passes over x; 0 turns it

@@ -96,8 +96,9 @@ def tangent(
 
     The test vectors are :math:`T = DH + G`, new at each step: random combinations of 4k columns
     of :math:`D`, the next ones in turn, of unit length, and a smaller part that lies in any
-    direction. They are blind to no gradient, and where :math:`2 \operatorname{rank} D \le k`,
-    as for batches of k / 2, they reach all of :math:`\Omega` and the step is that of full rank.
+    direction. Sooner or later they meet every gradient. Where
+    :math:`2 \operatorname{rank} D \le k`, as for batches of k / 2, they reach all of
+    :math:`\Omega`: the step is that of full rank.
     For k = 1 rows take the place of columns, :math:`T = x (D^H H + G)`: there they need fewer
     steps on mini-batches, and from k = 3 on more.
 
@@ -144,7 +145,7 @@ def tangent(
         test = _mostly(torch.bmm(some, few), anywhere)
         back, forth = generator_parts(test, x, d, products)
     rows, core = _touching(x, d, back - forth, products)
-    return Sketched(rows, _above(floor, core, back))
+    return Sketched(rows, above(floor, core, back))
 
 
 def full_range(x: torch.Tensor, u: torch.Tensor, k: int, products: Products = IN_TORCH) -> Sketched:
@@ -271,7 +272,7 @@ def exact(x: torch.Tensor, d: torch.Tensor, floor: float = 0.0) -> Sketched:
     Where it is below ``floor`` times the length of ``d`` it is zero.
     """
     wide = WIDE[x.dtype]
-    return Sketched(None, _above(floor, skewh(d.to(wide) @ x.to(wide).mH), d))
+    return Sketched(None, above(floor, skewh(d.to(wide) @ x.to(wide).mH), d))
 
 
 def exact_tangent(x: torch.Tensor, u: torch.Tensor) -> Sketched:
@@ -295,10 +296,10 @@ def _ambient(
     left, right = a.to(wide), products.times_adjoint(b, x).to(wide)
     rows = orthonormalize(torch.cat((left, right), dim=-2))
     core = (rows @ left.mH) @ (rows @ right.mH).mH
-    return Sketched(rows, _above(floor, core, core))
+    return Sketched(rows, above(floor, core, core))
 
 
-def _above(floor: float, core: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+def above(floor: float, core: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
     """Return a core, or zero where its skew part is below a share of the length of another."""
     if floor == 0:
         return core

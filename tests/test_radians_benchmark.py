@@ -6,6 +6,7 @@ from tests._benchmarks import load
 
 problems = load("problems")
 radians = load("radians")
+stalls = load("stalls")
 
 
 def test_the_table_of_angles(capsys):
@@ -28,3 +29,16 @@ def test_quantization_rounds_to_sixteen_levels_and_goes_straight_through():
 def test_a_rotation_helps_quantization():
     problem = problems.quantized(torch.Generator().manual_seed(0), 32)
     assert problem.suboptimality(problem.start) < 0.7 * problem.suboptimality(torch.eye(32))
+
+
+def test_the_table_of_stalls(capsys):
+    stalls.main(["--smoke"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + len(stalls.METHODS)
+    assert all(" of 2" in line for line in lines[2:])
+
+
+def test_one_second_moment_for_a_matrix_has_no_false_fixed_points():
+    """Scaling entry by entry before the projection gives directions that need not descend."""
+    assert stalls.stalled("Adam, mean", 4, 1, steps=2000, starts=24) == 0
+    assert stalls.stalled("Adam, elementwise", 4, 1, steps=2000, starts=24) > 0

@@ -194,3 +194,27 @@ def test_the_derivative_at_zero_is_the_skew_part(name, dtype):
     with torch.enable_grad():
         (grad,) = torch.autograd.grad(RETRACTIONS[name](core), core, weights)
     assert_within(grad, skewh(weights), 1e-12)
+
+
+class OnAGpu(torch.Tensor):
+    """What says that it is on a GPU."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize("name", ["cayley", "polar"])
+@pytest.mark.parametrize(("r", "most"), [(16, 40), (18, 16)])
+def test_on_a_gpu_large_systems_are_solved_in_small_batches(monkeypatch, name, r, most):
+    """Else a library solves them that waits for the GPU."""
+    counts, solve = [], torch.linalg.solve_ex
+
+    def counting(a, b):
+        counts.append(len(a))
+        return solve(a, b)
+
+    core = skew(40, r, r, norm=0.3)
+    expected = RETRACTIONS[name](core)
+    monkeypatch.setattr(torch.linalg, "solve_ex", counting)
+    actual = RETRACTIONS[name](core.as_subclass(OnAGpu))
+    assert max(counts) == most
+    assert_within(actual.as_subclass(torch.Tensor), expected, 1e-15)

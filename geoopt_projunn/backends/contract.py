@@ -104,6 +104,9 @@ class Rule(Protocol):
     def withdrawn(self, group: Mapping[str, Any]) -> Mapping[str, float]:
         """Return the buffers that lose what a step has carried, and which share of it."""
 
+    def unit(self, group: Mapping[str, Any], entries: int) -> float:
+        """Return how many units of its directions a learning rate of one stands for."""
+
     def tangent_momentum(self, group: Mapping[str, Any]) -> TangentMomentum | None:
         """Return which buffer adds up the generators of sketches, None for none."""
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from ..coordinates import COORDINATES, chosen, coordinates, turn_coordinates_
 from ..drift import turn_
 from ..linalg.dense import estimate_orthogonality_error, skewh
 from ..linalg.rows import IN_TORCH, Products
@@ -16,6 +17,8 @@ from .batch import Pieces, gather, scatter
 from .compiled import compiled, pays
 from .contract import Buffers, Proposal, Rule, StepSpec, TangentMomentum
 from .parts import parts_of_batch, parts_of_list
+
+_SKETCHES = {**SKETCHES, COORDINATES: coordinates}
 
 
 class Reference:
@@ -44,7 +47,8 @@ class Reference:
         if spec.k is None:
             sketched = exact(x, d, *floor)
         else:
-            sketched = SKETCHES[spec.sketch](x, d, spec.k, counter, self.products, *floor)
+            sketch = _SKETCHES[spec.sketch]
+            sketched = sketch(x, d, spec.k, counter, self.products, *floor)
         return sketched if spec.scale == 1 else sketched._replace(core=spec.scale * sketched.core)
 
     def sketch_tangent(self, x: torch.Tensor, u: torch.Tensor, spec: StepSpec) -> Sketched:
@@ -172,6 +176,9 @@ class Reference:
         length = group["lr"] if group["maximize"] else -group["lr"]
         rotation = self.rotation(sketched, length, spec, x.dtype, x.shape[-1])
         sweep = min(spec.sweep, x.shape[-1])
+        if spec.sketch == COORDINATES and spec.k is not None and sweep == 0:
+            index = chosen(x, spec.k, taken)
+            return turn_coordinates_(x, rotation, index, are_finite(), self.products)
         return self.turn_(x, rotation, sweep, taken, are_finite())
 
     def estimate_orthogonality_error(self, x: torch.Tensor) -> torch.Tensor:

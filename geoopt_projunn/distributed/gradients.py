@@ -55,7 +55,8 @@ def sketch_gradients_(
     The mark is on the parameter, and a step of an optimizer of this package sees it:
     :class:`~geoopt_projunn.ProjUNNRiemannianSGD` with any momentum or error feedback.
     :class:`~geoopt_projunn.ProjUNNRiemannianAdam` raises, for its moments are not linear in the
-    gradient. Parameters that take the place of marked ones have to be marked again.
+    gradient. Parameters that take the place of marked ones, copies and what was pickled have to be
+    marked again.
 
     - Each process keeps a buffer of its own gradients, of which the mean is what counts. The
       optimizer's ``state_dict()`` averages them, :math:`n^2` numbers each: every process must call

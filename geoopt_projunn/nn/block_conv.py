@@ -1,11 +1,11 @@
 """Convolutions with small kernels that are orthogonal by construction, and stay so in training."""
 
-from .small_kernel import SmallKernelConv
+from .block_layer import BlockConv
 
 __all__ = ["BlockOrthogonalConv1d", "BlockOrthogonalConv2d"]
 
 
-class BlockOrthogonalConv2d(SmallKernelConv):
+class BlockOrthogonalConv2d(BlockConv):
     r"""A real convolution with a small kernel that is an orthogonal linear map, by construction.
 
     With circular padding, for images of any size from that of the kernel on. The layer is a chain
@@ -92,6 +92,7 @@ class BlockOrthogonalConv2d(SmallKernelConv):
 
     Examples
     --------
+    >>> import torch
     >>> layer = BlockOrthogonalConv2d(3, 16, kernel_size=3)
     >>> x = torch.randn(2, 3, 8, 10)
     >>> y = layer(x)
@@ -106,7 +107,7 @@ class BlockOrthogonalConv2d(SmallKernelConv):
     _dims = 2
 
 
-class BlockOrthogonalConv1d(SmallKernelConv):
+class BlockOrthogonalConv1d(BlockConv):
     """A convolution of sequences with a small kernel; see :class:`BlockOrthogonalConv2d`."""
 
     _dims = 1

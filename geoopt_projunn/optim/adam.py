@@ -1,5 +1,6 @@
 """Adam at low rank."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,7 +14,11 @@ from .options import check_choice, check_range, on_device
 __all__ = ["ProjUNNRiemannianAdam"]
 
 # And what their state is called: a group that changes from one to the other starts afresh.
-_SECOND_MOMENTS = {"elementwise": "exp_avg_sq", "scalar": "exp_avg_norm_sq"}
+_SECOND_MOMENTS = {
+    "elementwise": "exp_avg_sq",
+    "scalar": "exp_avg_norm_sq",
+    "mean": "exp_avg_norm_sq",
+}
 
 
 class _Adam:
@@ -44,7 +49,7 @@ class _Adam:
         name = _SECOND_MOMENTS[group["second_moment"]]
         beta1, beta2 = (on_device(beta, grad.device) for beta in group["betas"])
         square = grad.real.square() if not grad.is_complex() else grad.real**2 + grad.imag**2
-        if group["second_moment"] == "scalar":
+        if group["second_moment"] != "elementwise":
             square = square.sum((-2, -1), keepdim=True)
             square = square if total is None else total(square)
         second = _averaged(buffers[name], square, beta2)
@@ -61,6 +66,10 @@ class _Adam:
 
     def withdrawn(self, group: Mapping[str, Any]) -> Mapping[str, float]:
         return {}
+
+    def unit(self, group: Mapping[str, Any], entries: int) -> float:
+        is_mean = group["second_moment"] == "mean" and group["normalize"] is None
+        return math.sqrt(entries) if is_mean else 1.0
 
     def tangent_momentum(self, group: Mapping[str, Any]) -> None:
         return None
@@ -118,13 +127,16 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         What ``lr`` means on LowRankUnitary. None: a multiple of the direction. "angle": the root
         mean square angle, in radians, of the k planes that a step turns. "spectral": the angle of
         each of them. See Notes.
-    second_moment : {"elementwise", "scalar"}
-        On LowRankUnitary, one second moment for each entry (the paper's RMSprop), or one for
-        each matrix, the mean of :math:`\lVert g \rVert_F^2` (geoopt's). A unit of learning rate
-        is a direction with entries of size one, :math:`\lVert D \rVert_F \approx n`, in the
-        first, and a direction of length one, :math:`\lVert D \rVert_F \approx 1`, in the
-        second: lr = 1e-3 at n = 512 moves a subspace by up to half a radian elementwise and
-        1e-3 radian scalar. For complex parameters the square is :math:`|g|^2`, real.
+    second_moment : {"elementwise", "scalar", "mean"}
+        What the direction is divided by on LowRankUnitary. "elementwise": one number for each entry
+        (the paper's RMSprop). Scaled entry by entry before the projection on the tangent space, a
+        direction need not descend, and some runs end where the Riemannian gradient does not vanish.
+        "mean": one number for each matrix, the root mean square of its entries, which has no such
+        ends. A unit of learning rate is with both a direction with entries of size one,
+        :math:`\lVert D \rVert_F \approx n`. "scalar": the norm of the matrix (geoopt's), for
+        directions of length one: lr = 1e-3 at n = 512 moves a subspace by up to half a radian with
+        the others and by 1e-3 radian with this. For complex parameters the square is
+        :math:`|g|^2`, real.
     maximize : bool
         ascend instead of descend
     decoupled_weight_decay : bool
@@ -173,13 +185,14 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         -\eta \frac{\sqrt{2k}}{\lVert S \rVert_F} S \quad\text{("angle")}, \qquad
         -\eta\, S (S^H S)^{-1/2} \quad\text{("spectral")},
 
-    whatever the size of the gradient: ``lr`` is an angle, 0.2 to 1 radian for most problems and
-    all ranks and sizes. It is that of the exponential; the Cayley transform and the polar factor
-    turn a little less. No plane turns further than :math:`\pi`. "spectral" turns planes with
-    hardly any gradient less. Where the tangent part of a direction is rounding, nothing moves;
-    the sketches "lsi" and "column" cannot tell. k=None counts as k = n // 2, in :math:`O(n^3)`.
-    Such steps do not shrink as the gradient does: let ``lr`` decay, to zero at the end. Other
-    parameters take ``lr`` as they always do, so give them a group of their own.
+    whatever the size of the gradient: ``lr`` is an angle. Start with 0.3 to 0.5 radian, and in a
+    recurrent layer, whose matrix acts T times for a sequence of T steps, with about 1 / T. It is
+    the angle of the exponential; the Cayley transform and the polar factor turn a little less. No
+    plane turns further than :math:`\pi`. "spectral" turns planes with hardly any gradient less.
+    Where the tangent part of a direction is rounding, nothing moves; the sketches "lsi" and
+    "column" cannot tell. k=None counts as k = n // 2, in :math:`O(n^3)`. Such steps do not shrink
+    as the gradient does: let ``lr`` decay, to zero at the end. Other parameters take ``lr`` as they
+    always do, so give them a group of their own.
 
     References
     ----------

@@ -38,7 +38,9 @@ def step_kinds(
             grads_of_kind = [manifold.points(grad) for grad in grads_of_kind]
             for name in names[2:]:
                 buffers[name] = [upright(buffer) for buffer in buffers[name]]
-        options = {**group, "lr": on_device(group["lr"], first.device)}
+        lr = on_device(group["lr"], first.device)
+        unit = rule.unit(group, members[0].shape[-2] * members[0].shape[-1])
+        options = {**group, "lr": lr if unit == 1 else lr * unit}
         spec = manifold.spec._replace(normalize=group["normalize"])
         choose(first).step_(members, grads_of_kind, buffers, rule, options, spec)
 

@@ -69,6 +69,9 @@ class _Momentum:
             return {}
         return {"feedback_buffer": group["error_feedback"] - group["momentum"]}
 
+    def unit(self, group: Mapping[str, Any], entries: int) -> float:
+        return 1.0
+
     def tangent_momentum(self, group: Mapping[str, Any]) -> TangentMomentum | None:
         if group["momentum_space"] == "ambient" or group["momentum"] == 0:
             return None
@@ -186,13 +189,14 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
         -\eta \frac{\sqrt{2k}}{\lVert S \rVert_F} S \quad\text{("angle")}, \qquad
         -\eta\, S (S^H S)^{-1/2} \quad\text{("spectral")},
 
-    whatever the size of the gradient: ``lr`` is an angle, 0.2 to 1 radian for most problems and
-    all ranks and sizes. It is that of the exponential; the Cayley transform and the polar factor
-    turn a little less. No plane turns further than :math:`\pi`. "spectral" turns planes with
-    hardly any gradient less. Where the tangent part of a direction is rounding, nothing moves;
-    the sketches "lsi" and "column" cannot tell. k=None counts as k = n // 2, in :math:`O(n^3)`.
-    Such steps do not shrink as the gradient does: let ``lr`` decay, to zero at the end. Other
-    parameters take ``lr`` as they always do, so give them a group of their own.
+    whatever the size of the gradient: ``lr`` is an angle. Start with 0.3 to 0.5 radian, and in a
+    recurrent layer, whose matrix acts T times for a sequence of T steps, with about 1 / T. It is
+    the angle of the exponential; the Cayley transform and the polar factor turn a little less. No
+    plane turns further than :math:`\pi`. "spectral" turns planes with hardly any gradient less.
+    Where the tangent part of a direction is rounding, nothing moves; the sketches "lsi" and
+    "column" cannot tell. k=None counts as k = n // 2, in :math:`O(n^3)`. Such steps do not shrink
+    as the gradient does: let ``lr`` decay, to zero at the end. Other parameters take ``lr`` as they
+    always do, so give them a group of their own.
 
     References
     ----------

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from ..backends.distributed import whole_of
 from .nonfinite import COUNTER
 
 Groups = list[dict[str, Any]]
@@ -35,4 +36,4 @@ def _skipped(state: Any) -> int:
     if not isinstance(state, dict):
         return 0
     count = state.get("skipped", state.get(COUNTER))
-    return int(count.sum()) if isinstance(count, torch.Tensor) else 0
+    return int(whole_of(count).sum()) if isinstance(count, torch.Tensor) else 0

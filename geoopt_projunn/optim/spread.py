@@ -14,6 +14,7 @@ from ..backends.distributed import (
     local_of,
     misplacement,
 )
+from ..coordinates import COORDINATES
 from .kinds import low_rank_of
 from .messages import capitalized, described
 
@@ -47,6 +48,11 @@ def check_spread(p: torch.Tensor, state: Buffers, rule: Rule, group: Mapping[str
             f'`momentum_space` of {name} must be "ambient" for a parameter that lies on several '
             f"processes, or whose gradients do, got {group['momentum_space']!r}; give it a group "
             "of its own."
+        )
+    if is_spread and manifold.sketch == COORDINATES:
+        raise ValueError(
+            f'{capitalized(name)} must have another `sketch` than "coordinates", as it lies on '
+            'several processes, or its gradients do; take the default, "tangent".'
         )
     if not is_dtensor(p):
         if averages_gradients(p) is not None:

@@ -6,6 +6,7 @@ import torch
 from geoopt_projunn import ProjUNNRiemannianAdam, ProjUNNRiemannianSGD, backends
 from geoopt_projunn.backends.choice import _BACKENDS
 from geoopt_projunn.backends.reference import Reference
+from geoopt_projunn.backends.triton import support
 from geoopt_projunn.linalg.dense import skewh
 from tests._matrices import unitary
 
@@ -25,9 +26,15 @@ RULES = {
     "spectral": (ADAM, {"lr": 0.2, "second_moment": "scalar", "normalize": "spectral"}),
     "adam": (ADAM, {"lr": 0.02}),
     "amsgrad": (ADAM, {"lr": 0.02, "amsgrad": True, "betas": (0.8, 0.9)}),
+    "mean": (ADAM, {"lr": 0.02, "second_moment": "mean"}),
     "scalar": (ADAM, {"lr": 0.2, "second_moment": "scalar"}),
     "scalar amsgrad": (ADAM, {"lr": 0.2, "second_moment": "scalar", "amsgrad": True}),
 }
+
+
+def device_of(name):
+    """Where a backend takes steps: of the GPUs and CPUs that there are, the one it is made for."""
+    return torch.device("cuda" if name == "triton" and not support.INTERPRETED else "cpu")
 
 
 def backend(name):

@@ -10,7 +10,7 @@ from geoopt_projunn import LowRankStiefel, LowRankUnitary, backends
 from tests._asserts import assert_bit_equal, assert_unitary
 from tests._matrices import DTYPES, eps, unitary
 
-from ._cases import ADAM, OTHERS, RULES, by_columns, each_other, stretched, threads  # noqa: F401
+from ._cases import ADAM, OTHERS, RULES, by_columns, device_of, each_other, stretched, threads  # noqa: F401
 
 rules = pytest.mark.parametrize("rule", RULES)
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
@@ -45,10 +45,14 @@ def parameters(count, shape, dtype, method, layout=lambda x: x):
 
 
 def run(name, params, rule, steps=3, layout=lambda x: x, spoil=None, seed=1):
-    """Step copies by one backend; return points, state and skipped steps."""
+    """Step copies by one backend on its device; return points and state, on the CPU.
+
+    And the optimizer.
+    """
+    device = device_of(name)
     params = [copy.deepcopy(p) for p in params]
     for p, own in zip(params, params, strict=True):
-        p.data = layout(own.data)
+        p.data = layout(own.data.to(device))
     kind, options = RULES[rule]
     optimizer = kind(params, **options)
     generator = torch.Generator().manual_seed(seed)
@@ -58,10 +62,10 @@ def run(name, params, rule, steps=3, layout=lambda x: x, spoil=None, seed=1):
                 grad = torch.randn(p.shape, dtype=p.dtype, generator=generator) / p.shape[-1]
                 if spoil is not None:
                     grad = spoil(grad, step, index)
-                p.grad = layout(grad)
+                p.grad = layout(grad.to(device))
             optimizer.step()
-    states = [dict(optimizer.state[p]) for p in params]
-    return [p.detach() for p in params], states, optimizer
+    states = [{key: v.cpu() for key, v in optimizer.state[p].items()} for p in params]
+    return [p.detach().cpu() for p in params], states, optimizer
 
 
 def assert_alike(left, right, bound):

@@ -1,5 +1,6 @@
 """A distributed checkpoint is loaded by as many processes as one likes."""
 
+import geoopt
 import pytest
 import torch
 from torch.distributed import checkpoint
@@ -19,11 +20,25 @@ KINDS = {
 }
 
 
+class Turns(torch.nn.Module):
+    """A batch of matrices, of which the last process has none."""
+
+    def __init__(self):
+        super().__init__()
+        turns = LowRankUnitary().random(3, N, N, dtype=torch.float64)
+        self.weight = geoopt.ManifoldParameter(turns)
+
+    def forward(self, x):
+        for turn in self.weight:
+            x = torch.tanh(x @ turn)
+        return x
+
+
 def build(kind, mesh):
     """Return a model on processes, or a whole one, with an optimizer."""
     double = {"dtype": torch.float64}
     model = torch.nn.Sequential(
-        torch.nn.Linear(N, N, **double), torch.nn.Tanh(), torch.nn.Linear(N, 2, **double)
+        torch.nn.Linear(N, N, **double), Turns(), torch.nn.Linear(N, 2, **double)
     )
     orthogonalize_(model, "0.weight", k=2)
     if mesh is not None:

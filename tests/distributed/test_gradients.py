@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import io
 
 import geoopt
 import pytest
@@ -15,6 +16,7 @@ from geoopt_projunn import (
     ProjUNNRiemannianAdam,
     ProjUNNRiemannianSGD,
 )
+from geoopt_projunn.backends.distributed import averages_gradients
 from geoopt_projunn.distributed import sketch_gradients_
 from geoopt_projunn.nn import orthogonalize_
 
@@ -196,6 +198,21 @@ def test_replicas_of_ddp_that_ignores_a_matrix_are_stepped_as_if_it_did_not(worl
     assert max(error for error, *_ in results) < 1e-9
     assert len({own for _, own, _ in results}) == len(results)
     assert len({end for *_, end in results}) == 1
+
+
+def copies():
+    """Return which of a parameter, its copy and its pickle have their gradients averaged."""
+    p = geoopt.ManifoldParameter(LowRankUnitary().random(8, 8))
+    sketch_gradients_(p)
+    file = io.BytesIO()
+    torch.save(torch.nn.ParameterList([p]), file)
+    file.seek(0)
+    (loaded,) = torch.load(file, weights_only=False)
+    return [averages_gradients(q) is not None for q in (p, copy.deepcopy(p), loaded)]
+
+
+def test_copies_and_pickles_are_not_marked(world):
+    assert world.run(copies) == [[True, False, False]] * 4
 
 
 def refuse():

@@ -4,7 +4,13 @@ import geoopt
 import pytest
 import torch
 
-from geoopt_projunn import LowRankStiefel, LowRankUnitary, ProjUNNRiemannianSGD
+from geoopt_projunn import (
+    LowRankStiefel,
+    LowRankUnitary,
+    ProjUNNRiemannianSGD,
+    diagnose,
+    kept_fraction,
+)
 
 from ._meshes import placed
 from .test_steps import parameter
@@ -67,6 +73,46 @@ def test_steps_of_parts_are_those_of_the_whole(world, name, options):
         assert error < 1e-9
         assert moved > 0.01
         assert batch == of_each
+
+
+def skip():
+    """Skip the step of one matrix of a batch, of which each process has some."""
+    manifold, shape, placing = SHAPES["a batch, some on each"]
+    x = manifold.random(*shape, dtype=torch.float64).as_subclass(torch.Tensor)
+    p = parameter(placed(x.clone(), placing), manifold)
+    grad = torch.randn(shape, dtype=torch.float64)
+    grad[3, 0, 0] = torch.nan
+    p.grad = placed(grad, placing)
+    optimizer = ProjUNNRiemannianSGD([p], lr=0.1, momentum=0.9)
+    optimizer.step()
+    stayed = (p.full_tensor() == x).flatten(1).all(1).tolist()
+    return stayed, optimizer.skipped_steps, full(optimizer.state[p]["skipped"]).tolist()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_matrix_of_a_batch_in_parts_skips_alone(world):
+    for stayed, skipped, of_each in world.run(skip):
+        assert stayed == [False, False, False, True, False]
+        assert skipped == 1
+        assert of_each == [0, 0, 0, 1, 0]
+
+
+def diagnosed():
+    manifold = LowRankUnitary(k=2)
+    x = manifold.random(12, 12, dtype=torch.float64).as_subclass(torch.Tensor)
+    grad = torch.randn(12, 12, dtype=torch.float64)
+    p = parameter(placed(x.clone(), "rows of 4"), manifold)
+    p.grad = placed(grad, "rows of 4")
+    module = torch.nn.Module()
+    module.weight = p
+    (one,) = diagnose(module)
+    whole = geoopt.ManifoldParameter(x, manifold=manifold)
+    return one.kept, kept_fraction(whole, grad, (2,))[2]
+
+
+def test_a_matrix_in_parts_is_diagnosed_as_a_whole(world):
+    for kept, expected in world.run(diagnosed):
+        assert kept == pytest.approx(expected)
 
 
 def project():

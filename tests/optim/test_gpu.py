@@ -4,7 +4,7 @@ import geoopt
 import pytest
 import torch
 
-from geoopt_projunn import ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
+from geoopt_projunn import ProjUNNRiemannianAdam, ProjUNNRiemannianSGD, backends
 from tests._gpu import no_waiting
 
 from ._helpers import (
@@ -160,3 +160,124 @@ def test_a_hundred_steps_wait_for_nothing_and_warn_of_what_is_off(kind, options)
         p.mul_(2)
     with pytest.warns(UserWarning, match="is off its manifold"), no_waiting():
         feed(optimizer, p, [p.grad] * 100)
+
+
+KERNELS = {
+    "sgd": (ProjUNNRiemannianSGD, {}, {"k": 1}),
+    "momentum": (ProjUNNRiemannianSGD, {"momentum": 0.9, "dampening": 0.3}, {"k": 4}),
+    "nesterov": (ProjUNNRiemannianSGD, {"momentum": 0.9, "nesterov": True}, {"k": 16, "sweep": 8}),
+    "adam": (ProjUNNRiemannianAdam, {}, {"k": 2, "retraction": "polar"}),
+    "amsgrad": (ProjUNNRiemannianAdam, {"amsgrad": True}, {"k": 1, "sketch": "lsi"}),
+    "scalar": (
+        ProjUNNRiemannianAdam,
+        {"second_moment": "scalar", "amsgrad": True},
+        {"k": 3, "retraction": "cayley"},
+    ),
+    "angle": (ProjUNNRiemannianSGD, {"normalize": "angle"}, {"k": 2}),
+    "spectral": (ProjUNNRiemannianSGD, {"normalize": "spectral"}, {"k": 4}),
+}
+needs_kernels = pytest.mark.skipif(
+    "triton" not in backends.available(), reason="the Triton kernels cannot be used"
+)
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", [(40, 40), (3, 64, 64), (300, 300), (700, 700)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128])
+@pytest.mark.parametrize("setting", KERNELS)
+def test_kernels_take_the_steps_of_the_reference(setting, dtype, shape):
+    kind, options, manifold = KERNELS[setting]
+    start = rotation(*shape, dtype=dtype)
+    grads = [torch.randn(shape, dtype=dtype) / shape[-1] for _ in range(3)]
+    points = {}
+    for name in ("triton", "reference"):
+        p = points[name] = on_manifold(start.cuda(), **manifold)
+        with backends.use(name):
+            feed(kind([p], lr=0.01, **options), p, [grad.cuda() for grad in grads])
+    eps = torch.finfo(dtype).eps
+    # Adam's first directions are signs, which small entries may change.
+    bound = 1e3 * eps * (1 if kind is ProjUNNRiemannianSGD else 10)
+    assert_within(points["triton"].cpu(), points["reference"].cpu(), bound)
+    assert orthogonality_error(points["triton"].cpu()) < 50 * eps * shape[-1] ** 0.5
+    assert not same_bits(points["triton"].cpu(), start)
+
+
+@needs_kernels
+@pytest.mark.parametrize("setting", KERNELS)
+def test_a_step_launches_fourteen_kernels_at_most(setting):
+    kind, options, manifold = KERNELS[setting]
+    p = on_manifold(rotation(512, 512).cuda(), **manifold)
+    p.grad = torch.randn_like(p)
+    optimizer = kind([p], lr=0.01, **options)
+    optimizer.step()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        optimizer.step()
+        torch.cuda.synchronize()
+    launched = [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    assert 0 < len(launched) <= 14, launched
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (ProjUNNRiemannianAdam, {"capturable": True}),
+        (ProjUNNRiemannianAdam, {"capturable": True, "second_moment": "scalar"}),
+        (ProjUNNRiemannianSGD, {"momentum": 0.9, "fused": True}),
+    ],
+)
+def test_a_graph_replays_mixed_models_and_follows_a_learning_rate_on_the_gpu(kind, options):
+    class Mixed(Training):
+        def __init__(self):
+            super().__init__(kind, {}, start, data)
+            self.bias = torch.nn.Parameter(torch.zeros(48, 1, device="cuda"))
+            self.lr = torch.tensor(0.01, device="cuda")
+            self.optimizer = kind([self.p, self.bias], lr=self.lr, **options)
+
+        def step(self):
+            self.optimizer.zero_grad()
+            turned = self.p @ self.data + self.bias
+            (turned - turned.roll(1, -1) + turned.square()).square().sum().backward()
+            self.optimizer.step()
+
+    start, data = rotation(48, 48), torch.randn(48, 8)
+    eager, captured = Mixed(), Mixed()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        eager.steps(3)
+        captured.steps(3)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured.step()
+    for lr in (0.01, 0.02, 0.005):
+        for model in (eager, captured):
+            model.lr.fill_(lr)
+        eager.step()
+        graph.replay()
+    assert_same_bits(captured.p, eager.p)
+    assert_same_bits(captured.bias, eager.bias)
+    assert eager.bias.any()
+
+
+def test_a_manifold_of_geoopt_is_refused_while_a_graph_is_captured():
+    sphere = geoopt.Sphere()
+    params = [
+        on_manifold(rotation(32, 32).cuda(), 2),
+        geoopt.ManifoldParameter(sphere.random(3, 4).cuda(), manifold=sphere),
+    ]
+    optimizer = ProjUNNRiemannianSGD(params, lr=0.01)
+    for p in params:
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    before = [p.detach().clone() for p in params]
+    count = torch.zeros((), device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        count.add_(1)
+        with pytest.raises(RuntimeError, match="cannot be stepped in a CUDA graph"):
+            optimizer.step()
+    graph.replay()
+    for p, value in zip(params, before, strict=True):
+        assert_same_bits(p.detach(), value)

@@ -1,5 +1,6 @@
 """Adam on LowRankUnitary against dense references and torch's own directions."""
 
+import copy
 import math
 
 import pytest
@@ -285,3 +286,13 @@ def test_a_group_may_change_its_second_moment(first):
     square = grads[0] ** 2 if second == "elementwise" else (grads[0] ** 2).sum()
     assert_within(optimizer.state[p][NAMES[second]] / (square * 1e-3), torch.ones(()), 1e-4)
     assert optimizer.skipped_steps == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("lr", [0.01, torch.tensor(0.01, dtype=torch.float64)])
+def test_mean_is_scalar_in_the_unit_of_entries(lr, dtype):
+    p = unitary_parameter(2, 8, 8, dtype=dtype)
+    q, grads = copy.deepcopy(p), gradients(p, 3)
+    feed(ProjUNNRiemannianAdam([p], lr=lr, second_moment="mean"), p, grads)
+    feed(ProjUNNRiemannianAdam([q], lr=8 * lr, second_moment="scalar"), q, grads)
+    assert_within(p, q, 1e-13)

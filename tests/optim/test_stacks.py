@@ -42,7 +42,9 @@ def step(optimizer, params, number, absent=()):
 def copies_nothing(optimizer):
     with Recorder() as recorder:
         optimizer.step()
-    return not recorder.operations & {"stack", "cat", "_foreach_copy_", "copy_", "clone"}
+    (smallest, *_) = sorted(p.numel() for p in optimizer.param_groups[0]["params"])
+    # The counters of skipped steps, a number a matrix, are read as one.
+    return recorder.largest < smallest and not recorder.operations & {"_foreach_copy_", "copy_"}
 
 
 @pytest.mark.parametrize("batch", [(), (2,), (2, 1)], ids=str)

@@ -10,7 +10,7 @@ from ...linalg.dense import estimate_errors_of_batch
 from ..batch import Pieces, gather, scatter
 from ..contract import Buffers, Proposal, Rule, StepSpec
 from ..reference import Reference, are_finite, keep
-from .layout import Layout, averages_gradients, is_spread, layout_of, local_of
+from .layout import Layout, averages_gradients, layout_of, local_of
 from .products import Spread, SpreadProducts
 
 # Above, stacking copies more than the exchanges that it saves are worth.
@@ -34,10 +34,6 @@ class Distributed(Reference):
     def __init__(self, local: Callable[[torch.Tensor], Reference]) -> None:
         self._local = local
         self.products = SpreadProducts(lambda x: local(x).products)
-
-    def refusal(self, x: torch.Tensor) -> str | None:
-        """Return why this backend cannot serve tensors like ``x``."""
-        return None if is_spread(x) else "the tensors and their gradients are whole on this process"
 
     def retract(self, core: torch.Tensor, retraction: str) -> torch.Tensor:
         """Retract as one process does."""

@@ -14,9 +14,23 @@ if TYPE_CHECKING:
 _AVERAGED_OVER = "_gradient_is_averaged_over"
 
 
+class _Mark:
+    """A group of processes, of which copies and pickles of a parameter know nothing."""
+
+    def __init__(self, group: "ProcessGroup") -> None:
+        self.group = group
+
+    def __reduce__(self) -> Any:
+        return _unmarked, ()
+
+
+def _unmarked() -> None:
+    return None
+
+
 def is_spread(t: torch.Tensor) -> bool:
     """Return whether processes hold parts of a tensor, as a DTensor, or parts of its gradient."""
-    return is_dtensor(t) or hasattr(t, _AVERAGED_OVER)
+    return is_dtensor(t) or getattr(t, _AVERAGED_OVER, None) is not None
 
 
 def is_dtensor(t: Any) -> bool:
@@ -43,12 +57,13 @@ def place_like(t: torch.Tensor, p: Any) -> torch.Tensor:
 
 def averages_gradients(p: torch.Tensor) -> "ProcessGroup | None":
     """Return the group whose gradients of a parameter are averaged in its steps, if any."""
-    return getattr(p, _AVERAGED_OVER, None)
+    mark = getattr(p, _AVERAGED_OVER, None)
+    return None if mark is None else mark.group
 
 
 def average_gradients_of(p: torch.Tensor, group: "ProcessGroup") -> None:
     """Let steps of a parameter average products with its gradient over a group."""
-    setattr(p, _AVERAGED_OVER, group)
+    setattr(p, _AVERAGED_OVER, _Mark(group))
 
 
 def like_its_parameter(view: torch.Tensor, p: torch.Tensor) -> torch.Tensor:

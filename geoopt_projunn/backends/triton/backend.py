@@ -42,6 +42,8 @@ class Triton(Reference):
             return f"the tensors are on {x.device}"
         if x.dtype not in WIDE:
             return f"the kernels do not know {x.dtype}"
+        if torch.compiler.is_compiling():
+            return "torch.compile traces the step"
         return refusal_of_modes() or (support.lack(x.device) if x.is_cuda else None)
 
     def step_(

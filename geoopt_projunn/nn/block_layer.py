@@ -1,4 +1,4 @@
-"""What orthogonal convolutions with small kernels of any dimension have in common."""
+"""What orthogonal convolutions with small kernels, of one and two dimensions, have in common."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -21,16 +21,17 @@ from .remembered import Remembered, are_comparable
 from .starting import RECTANGULAR, manifold_for, start_at, steps_of
 from .transforms import is_exported
 
-__all__ = ["SmallKernelConv"]
+__all__ = ["BlockConv"]
 
 _CONVOLVE = {1: torch.nn.functional.conv1d, 2: torch.nn.functional.conv2d}
 _CONVOLVE_BACK: dict[int, Any] = {
     1: torch.nn.functional.conv_transpose1d,
     2: torch.nn.functional.conv_transpose2d,
 }
+_AXES = {1: "length", 2: "height, width"}
 
 
-class SmallKernelConv(KeepsManifolds):
+class BlockConv(KeepsManifolds):
     """What all layers share; a subclass says how many dimensions a signal has."""
 
     _dims: ClassVar[int]
@@ -204,7 +205,7 @@ class SmallKernelConv(KeepsManifolds):
             )
         assert_dtype_of_layer(name, x, dtype)
         if x.dim() not in (dims + 1, dims + 2) or x.shape[-dims - 1] != channels:
-            axes = ", ".join(("height", "width")[2 - dims :]) if dims == 2 else "length"
+            axes = _AXES[dims]
             raise ValueError(
                 f"`{name}` must have shape (b, {channels}, {axes}) or ({channels}, {axes}), "
                 f"got {tuple(x.shape)}."
@@ -230,6 +231,6 @@ def _manifold(shape: Sequence[int], k: int | None, **options: Any) -> LowRankMan
     """Return the manifold of one parameter, with k cut to what its shape allows."""
     manifold = manifold_for(shape, k, **options)
     highest, _ = manifold._highest_rank(*shape)
-    return (
-        manifold if k is None or k <= highest else manifold_for(shape, highest or None, **options)
-    )
+    if k is None or k <= highest:
+        return manifold
+    return manifold_for(shape, highest or None, **options)
