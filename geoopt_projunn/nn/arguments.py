@@ -37,7 +37,7 @@ def checked_dtype(dtype: torch.dtype | None, is_complex: bool) -> torch.dtype:
     """Return the dtype of signals, torch's default for None, or raise."""
     if dtype is None:
         default = torch.get_default_dtype()
-        return default.to_complex() if is_complex else default
+        dtype = default.to_complex() if is_complex else default
     if dtype not in WIDE or dtype.is_complex != is_complex:
         known = ("complex64", "complex128") if is_complex else ("float32", "float64")
         raise TypeError(f"`dtype` must be torch.{known[0]} or torch.{known[1]}, got {dtype}.")
@@ -45,9 +45,10 @@ def checked_dtype(dtype: torch.dtype | None, is_complex: bool) -> torch.dtype:
 
 
 def assert_dtype_of_layer(name: str, x: torch.Tensor, dtype: torch.dtype) -> None:
-    """Raise TypeError for a signal of another dtype."""
-    if x.dtype != dtype:
+    """Raise TypeError for a signal of another dtype, except where autocast would convert it."""
+    # The meta device has no autocast, and torch raises an error if it is asked.
+    if x.dtype != dtype and (x.is_meta or not torch.is_autocast_enabled(x.device.type)):
+        other = f", or the layer with `layer.to({x.dtype})`" if x.dtype in WIDE else ""
         raise TypeError(
-            f"`{name}` must have the dtype of the layer, {dtype}, got {x.dtype}; "
-            f"convert it, or the layer with `layer.to({x.dtype})`."
+            f"`{name}` must have the dtype of the layer, {dtype}, got {x.dtype}; convert it{other}."
         )

@@ -7,7 +7,7 @@ from typing import Any
 import geoopt
 import torch
 
-from ..backends.contract import Buffers, NativeRule, Proposal, Total
+from ..backends.spec import Buffers, NativeRule, Proposal, Total
 from .base import ProjUNNOptimizer
 from .options import check_choice, check_range, on_device
 

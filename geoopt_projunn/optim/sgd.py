@@ -6,7 +6,7 @@ from typing import Any
 import geoopt
 import torch
 
-from ..backends.contract import Buffers, NativeRule, Proposal, TangentMomentum, Total
+from ..backends.spec import Buffers, NativeRule, Proposal, TangentMomentum, Total
 from .base import ProjUNNOptimizer
 from .options import check_choice, check_range
 

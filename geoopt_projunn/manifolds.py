@@ -1,8 +1,8 @@
 r"""The manifolds, for users: a geometry, and steps of rank k on it."""
 
-from .low_rank import LowRankManifold
-from .stiefel import StiefelGeometry
-from .unitary import UnitaryGeometry
+from .geometry.stiefel import StiefelGeometry
+from .geometry.unitary import UnitaryGeometry
+from .low_rank_manifold import LowRankManifold
 
 __all__ = ["LowRankStiefel", "LowRankUnitary"]
 
