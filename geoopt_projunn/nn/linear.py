@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from ..linalg.precision import WIDE
+from .arguments import checked_dtype
 from .keeping import KeepsManifolds, keep_manifolds
 from .placing import put_on
 from .starting import assert_fits, check_init, manifold_for, start_at, steps_of
@@ -72,11 +72,7 @@ class OrthogonalLinear(KeepsManifolds, torch.nn.Linear):
         sketch: str = "tangent",
         init: str = "haar",
     ) -> None:
-        dtype = torch.get_default_dtype() if dtype is None else dtype
-        if dtype not in WIDE or dtype.is_complex:
-            raise TypeError(
-                f"`dtype` of OrthogonalLinear must be torch.float32 or torch.float64, got {dtype}."
-            )
+        dtype = checked_dtype(self, dtype, False)
         shape = out_features, in_features
         manifold = manifold_for(shape, k, retraction=retraction, sketch=sketch)
         check_init(init, shape)
