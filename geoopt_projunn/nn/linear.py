@@ -48,7 +48,8 @@ class OrthogonalLinear(KeepsManifolds, torch.nn.Linear):
     Notes
     -----
     The real-valued layer stays real, and its weight on the manifold, whatever converts, loads or
-    copies it; half precision and DTensors are errors. Products run in the precision that torch is
+    copies it; half precision is an error, and so are DTensors outside of
+    :func:`geoopt_projunn.distributed.keep_manifolds`. Products run in the precision that torch is
     set to, as torch.nn.Linear's do.
 
     Examples
