@@ -82,7 +82,7 @@ def test_the_examples_of_a_module_give_what_they_show(name):
 
 
 def test_the_examples_of_the_manifold_are_run():
-    module = importlib.import_module("geoopt_projunn.manifold")
+    module = importlib.import_module("geoopt_projunn.manifolds")
     assert doctest.testmod(module).attempted > 0
 
 

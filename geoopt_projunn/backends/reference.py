@@ -15,8 +15,8 @@ from ..rotation import Rotation
 from ..sketches import SKETCHES, Sketched, exact, exact_tangent, full_range, skew
 from .batch import Pieces, gather, scatter
 from .compiled import compiled, pays
-from .contract import Buffers, Proposal, Rule, StepSpec, TangentMomentum
 from .parts import parts_of_batch, parts_of_list
+from .spec import Buffers, Proposal, Rule, StepSpec, TangentMomentum
 
 _SKETCHES = {**SKETCHES, COORDINATES: coordinates}
 

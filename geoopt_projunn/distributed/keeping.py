@@ -8,7 +8,7 @@ import torch
 from geoopt.manifolds.base import Manifold
 
 from ..backends.distributed import is_dtensor, misplacement
-from ..low_rank import LowRankManifold
+from ..low_rank_manifold import LowRankManifold
 from ..nn.placing import put_on, sharding
 
 __all__ = ["keep_manifolds"]

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import geoopt
 import torch
 
-from ..low_rank import LowRankManifold
+from ..low_rank_manifold import LowRankManifold
 from .arguments import (
     assert_dtype_of_layer,
     assert_known,

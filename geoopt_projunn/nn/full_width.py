@@ -9,7 +9,7 @@ import torch
 from ..backends import products_for
 from ..init import INITS
 from ..linalg.precision import full_precision
-from ..manifold import LowRankUnitary
+from ..manifolds import LowRankUnitary
 from .arguments import (
     assert_dtype_of_layer,
     assert_known,

@@ -9,10 +9,10 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from ..backends.distributed import is_dtensor
-from ..checks import dtype_rule
+from ..geometry.checks import dtype_rule
 from ..linalg.precision import WIDE
-from ..low_rank import LowRankManifold
-from ..manifold import LowRankStiefel, LowRankUnitary
+from ..low_rank_manifold import LowRankManifold
+from ..manifolds import LowRankStiefel, LowRankUnitary
 from .gru import OrthogonalGRU, OrthogonalGRUCell
 from .keeping import keep_manifolds
 from .placing import put_on, without_x

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ..init import INITS
-from ..low_rank import LowRankManifold
-from ..manifold import LowRankUnitary
+from ..low_rank_manifold import LowRankManifold
+from ..manifolds import LowRankUnitary
 from .arguments import checked_dtype
 from .keeping import KeepsManifolds, keep_manifolds
 from .placing import put_on

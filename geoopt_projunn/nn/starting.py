@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from ..init import INITS
-from ..low_rank import LowRankManifold
-from ..manifold import LowRankStiefel, LowRankUnitary
+from ..low_rank_manifold import LowRankManifold
+from ..manifolds import LowRankStiefel, LowRankUnitary
 from .placing import without_x
 
 RECTANGULAR = ("identity", "haar")

@@ -7,7 +7,7 @@ from typing import Any
 import geoopt
 import torch
 
-from ..backends.contract import Buffers, NativeRule, Proposal, Total
+from ..backends.spec import Buffers, NativeRule, Proposal, Total
 from .base import ProjUNNOptimizer
 from .options import check_choice, check_range, on_device
 
@@ -131,12 +131,12 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         What the direction is divided by on LowRankUnitary. "elementwise": one number for each entry
         (the paper's RMSprop). Scaled entry by entry before the projection on the tangent space, a
         direction need not descend, and some runs end where the Riemannian gradient does not vanish.
-        "mean": one number for each matrix, the root mean square of its entries, which has no such
-        ends. A unit of learning rate is with both a direction with entries of size one,
-        :math:`\lVert D \rVert_F \approx n`. "scalar": the norm of the matrix (geoopt's), for
-        directions of length one: lr = 1e-3 at n = 512 moves a subspace by up to half a radian with
-        the others and by 1e-3 radian with this. For complex parameters the square is
-        :math:`|g|^2`, real.
+        "mean": one number for each matrix, the root mean square of its entries; with it no run
+        ends there. "scalar": one number for each matrix, its norm (geoopt's). For complex
+        parameters the square is :math:`|g|^2`, real. Learning rates differ: the direction has
+        entries of size one with the first two, :math:`\lVert D \rVert_F \approx n`, and length
+        one with "scalar". At n = 512, lr = 1e-3 turns by up to half a radian with the first two,
+        and by 1e-3 radian with "scalar".
     maximize : bool
         ascend instead of descend
     decoupled_weight_decay : bool

@@ -9,13 +9,13 @@ import torch
 from geoopt.optim.mixin import OptimMixin
 
 from ..backends.choice import assert_serves
-from ..backends.contract import Buffers, Rule
 from ..backends.distributed import is_dtensor, is_spread, receive_first
+from ..backends.spec import Buffers, Rule
 from ..linalg.precision import full_precision
-from ..low_rank import LowRankManifold
+from ..low_rank_manifold import LowRankManifold
 from ..normalization import NORMALIZATIONS
 from .capture import check_captured, check_has_begun
-from .kinds import Parts, check_kind, is_low_rank, kind_of, manifold_of, stacked
+from .kinds import Parts, check_kind, check_shapes, is_low_rank, kind_of, manifold_of, stacked
 from .lost import look_for_lost_manifolds
 from .messages import capitalized, described
 from .nonfinite import SKIP_NONFINITE, AllOrNothing
@@ -296,6 +296,8 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         if is_spread(p):
             check_spread(p, {}, self._rule, group)
             receive_first(p)
+        if "skipped" in state:
+            check_shapes(p, state, self._rule.buffer_names(group), group)
         self._watch.begin(p, state.get("skipped"))
         # Before they load, distributed checkpoints take a step of length 0 from any values.
         if not p.is_meta and float(group["lr"]) == 0:

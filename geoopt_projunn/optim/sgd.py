@@ -6,7 +6,7 @@ from typing import Any
 import geoopt
 import torch
 
-from ..backends.contract import Buffers, NativeRule, Proposal, TangentMomentum, Total
+from ..backends.spec import Buffers, NativeRule, Proposal, TangentMomentum, Total
 from .base import ProjUNNOptimizer
 from .options import check_choice, check_range
 
@@ -138,11 +138,11 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
         it piles up in an ambient buffer and becomes a false tangent part as x turns: take "tangent"
         there, or no momentum.
     error_feedback : float, optional
-        On LowRankUnitary, the share in [0, 1) that the buffer keeps, from step to step, of what
-        a step has not carried; ``momentum`` is the share that it keeps of what it has:
-        :math:`D = M + g`, then :math:`M \leftarrow \phi (D - C) + \mu C`, with :math:`C` the
-        sketch of :math:`D` that was followed, :math:`\phi` this share and :math:`\mu` the
-        momentum. With :math:`\phi = \mu`, the default, this is the heavy ball. 0.99 averages
+        On LowRankUnitary, the share :math:`\phi` in [0, 1) of what a step has left out that stays
+        in the buffer for the next one. With :math:`C` the part of the direction that a step
+        follows, and :math:`\mu` the momentum: :math:`D = M + g`, then
+        :math:`M \leftarrow \phi (D - C) + \mu C`. With :math:`\phi = \mu`, the default, this is
+        the heavy ball. 0.99 averages
         the noise of small batches, at learning rates below the best one without, if the gradient
         vanishes at the solution; where its normal part stays, a share near 1 does not converge.
         0 to 0.5 suit exact gradients. Not with ``nesterov``, ``dampening`` or ``normalize``.

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ...sketches import _ANYWHERE, _IN_TURN
-from ..contract import StepSpec
+from ..spec import StepSpec
 from .direction import Direction
 from .kernels import bases, directions, mixing, passes
 from .launching import bits, by_dot, launch, padded, power_of_two

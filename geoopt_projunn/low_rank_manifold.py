@@ -9,9 +9,9 @@ import torch
 from geoopt.manifolds.base import Manifold
 
 from .backends import choose
-from .backends.contract import StepSpec
+from .backends.spec import StepSpec
 from .coordinates import COORDINATES
-from .geometry import OrthonormalGeometry
+from .geometry.orthonormal import OrthonormalGeometry
 from .linalg.hashing import bits_of_row
 from .linalg.precision import full_precision
 from .retractions import RETRACTIONS

@@ -1,8 +1,8 @@
 r"""The manifolds, for users: a geometry, and steps of rank k on it."""
 
-from .low_rank import LowRankManifold
-from .stiefel import StiefelGeometry
-from .unitary import UnitaryGeometry
+from .geometry.stiefel import StiefelGeometry
+from .geometry.unitary import UnitaryGeometry
+from .low_rank_manifold import LowRankManifold
 
 __all__ = ["LowRankStiefel", "LowRankUnitary"]
 
@@ -28,8 +28,9 @@ class LowRankUnitary(LowRankManifold, UnitaryGeometry):
     Parameters
     ----------
     k : int or None
-        Rank of a gradient's sketch, 1 <= k <= n // 2; a step then moves a subspace of
-        dimension 2k. None: no truncation, the ordinary manifold at :math:`O(n^3)` a step.
+        How many planes a step turns, 1 <= k <= n // 2: it moves a subspace of dimension 2k. Take
+        min(8, n // 2) unless you know better. None: all planes, the ordinary manifold at
+        :math:`O(n^3)` a step.
     retraction : {"exponential", "polar", "cayley"}
         How a step returns to the manifold: along the geodesic (projUNN-T), to the nearest
         unitary matrix (projUNN-D), or by the Cayley transform.
@@ -111,8 +112,8 @@ class LowRankStiefel(LowRankManifold, StiefelGeometry):
     Parameters
     ----------
     k : int or None
-        Rank of a gradient's sketch, 1 <= k <= min(p, n // 2), n the longer side; a step then moves
-        a subspace of dimension 2k. None: no truncation.
+        How many planes a step turns, 1 <= k <= min(p, n // 2), n the longer side: it moves a
+        subspace of dimension 2k. Take min(8, p, n // 2) unless you know better. None: all planes.
     retraction, sketch, sweep
         as of :class:`LowRankUnitary`; the sweep is of columns, for wide x of rows
     blocks : int
