@@ -1,4 +1,4 @@
-"""Checks of the arguments that convolutions share, with one wording of their errors."""
+"""Checks of the arguments that modules share, with one wording of their errors."""
 
 from collections.abc import Sequence
 from numbers import Integral
@@ -33,14 +33,14 @@ def assert_known(name: str, value: Any, known: Sequence[str]) -> None:
         raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")
 
 
-def checked_dtype(dtype: torch.dtype | None, is_complex: bool) -> torch.dtype:
-    """Return the dtype of signals, torch's default for None, or raise."""
+def checked_dtype(owner: object, dtype: torch.dtype | None, is_complex: bool) -> torch.dtype:
+    """Return the dtype that a module was asked for, torch's default for None, or raise."""
     if dtype is None:
         default = torch.get_default_dtype()
         dtype = default.to_complex() if is_complex else default
     if dtype not in WIDE or dtype.is_complex != is_complex:
-        known = ("complex64", "complex128") if is_complex else ("float32", "float64")
-        raise TypeError(f"`dtype` must be torch.{known[0]} or torch.{known[1]}, got {dtype}.")
+        known = " or ".join(str(d) for d in WIDE if d.is_complex == is_complex)
+        raise TypeError(f"`dtype` of {type(owner).__name__} must be {known}, got {dtype}.")
     return dtype
 
 

@@ -66,7 +66,7 @@ class BlockConv(KeepsManifolds):
             )
         assert_known("init", init, RECTANGULAR)
         self.init = init
-        dtype = checked_dtype(dtype, False)
+        dtype = checked_dtype(self, dtype, False)
         half, filters = self.channels // 2, sum(self.kernel_size) - self.stride * self._dims
         shapes = {
             "weight": (self.out_channels, self.channels * self.stride**self._dims),

@@ -89,7 +89,7 @@ class FullWidthConv(KeepsManifolds):
         assert_known("init", init, list(INITS))
         self.init = init
         manifold = LowRankUnitary(k, retraction=retraction, sketch=sketch)
-        dtype = checked_dtype(dtype, self._complex)
+        dtype = checked_dtype(self, dtype, self._complex)
         for name, count in self._counts().items():
             shape = (count, self.channels, self.channels)
             of_weight = dtype.to_complex() if name == "weight" else dtype

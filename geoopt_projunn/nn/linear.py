@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from ..linalg.precision import WIDE
+from .arguments import checked_dtype
 from .keeping import KeepsManifolds, keep_manifolds
 from .placing import put_on
 from .starting import assert_fits, check_init, manifold_for, start_at, steps_of
@@ -48,7 +48,8 @@ class OrthogonalLinear(KeepsManifolds, torch.nn.Linear):
     Notes
     -----
     The real-valued layer stays real, and its weight on the manifold, whatever converts, loads or
-    copies it; half precision and DTensors are errors. Products run in the precision that torch is
+    copies it; half precision is an error, and so are DTensors outside of
+    :func:`geoopt_projunn.distributed.keep_manifolds`. Products run in the precision that torch is
     set to, as torch.nn.Linear's do.
 
     Examples
@@ -72,11 +73,7 @@ class OrthogonalLinear(KeepsManifolds, torch.nn.Linear):
         sketch: str = "tangent",
         init: str = "haar",
     ) -> None:
-        dtype = torch.get_default_dtype() if dtype is None else dtype
-        if dtype not in WIDE or dtype.is_complex:
-            raise TypeError(
-                f"`dtype` of OrthogonalLinear must be torch.float32 or torch.float64, got {dtype}."
-            )
+        dtype = checked_dtype(self, dtype, False)
         shape = out_features, in_features
         manifold = manifold_for(shape, k, retraction=retraction, sketch=sketch)
         check_init(init, shape)

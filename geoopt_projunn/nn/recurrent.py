@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from ..init import INITS
-from ..linalg.precision import WIDE
 from ..low_rank_manifold import LowRankManifold
 from ..manifolds import LowRankUnitary
+from .arguments import checked_dtype
 from .keeping import KeepsManifolds, keep_manifolds
 from .placing import put_on
 from .starting import assert_fits, start_at, steps_of
@@ -42,14 +42,7 @@ class Recurrent(KeepsManifolds):
         if init not in INITS:
             names = ", ".join(f"'{name}'" for name in INITS)
             raise ValueError(f"Unknown init '{init}'. Select from {names}.")
-        if dtype is None:
-            dtype = torch.get_default_dtype()
-            dtype = dtype.to_complex() if self.is_complex else dtype
-        if dtype not in WIDE or dtype.is_complex != self.is_complex:
-            known = [str(d) for d in WIDE if d.is_complex == self.is_complex]
-            raise TypeError(
-                f"`dtype` of {type(self).__name__} must be {' or '.join(known)}, got {dtype}."
-            )
+        dtype = checked_dtype(self, dtype, self.is_complex)
         # reset_parameters, which torch's constructor calls, needs it.
         self.init = init
         return ("relu" if nonlinearity == "modrelu" else nonlinearity), dtype

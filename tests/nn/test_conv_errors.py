@@ -41,8 +41,8 @@ BAD_ARGUMENTS = {
     ),
     "one channel": (ValueError, "use k=None for full rank", (1, 1, 4), {}),
     "retraction": (ValueError, "`retraction` must be one of", (2, 2, 4), {"retraction": "svd"}),
-    "half": (TypeError, "`dtype` must be torch.float32 or", (2, 2, 4), {"dtype": torch.float16}),
-    "complex": (TypeError, "`dtype` must be torch.float32", (2, 2, 4), {"dtype": torch.complex64}),
+    "half": (TypeError, "`dtype` of .* must be torch.f", (2, 2, 4), {"dtype": torch.float16}),
+    "complex": (TypeError, "`dtype` of .* must be torch.f", (2, 2, 4), {"dtype": torch.complex64}),
 }
 
 
