@@ -10,13 +10,13 @@ from geoopt.manifolds.base import Manifold
 
 from .backends import choose
 from .backends.spec import StepSpec
-from .coordinates import COORDINATES
 from .geometry.orthonormal import OrthonormalGeometry
 from .linalg.hashing import bits_of_row
 from .linalg.precision import full_precision
 from .retractions import RETRACTIONS
 from .rotation import Rotation
 from .sketches import SKETCHES, Sketched
+from .sketches.coordinates import COORDINATES
 
 T = TypeVar("T")
 

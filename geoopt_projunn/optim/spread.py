@@ -14,7 +14,7 @@ from ..backends.distributed import (
     misplacement,
 )
 from ..backends.spec import Buffers, Rule, StepSpec
-from ..coordinates import COORDINATES
+from ..sketches.coordinates import COORDINATES
 from .kinds import low_rank_of
 from .messages import capitalized, described
 
