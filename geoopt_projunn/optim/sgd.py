@@ -98,7 +98,12 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
     .. math::
 
         x \leftarrow x + W (P - I) W^H x, \qquad
-        W \operatorname{skewh}(K) W^H \approx -\eta \operatorname{skewh}(D x^H)
+        W \operatorname{skewh}(K) W^H \approx \operatorname{skewh}(D x^H), \qquad
+        P = \exp(-\eta \operatorname{skewh}(K)),
+
+    with :math:`\operatorname{skewh}(A) = \frac12 (A - A^H)` and the learning rate :math:`\eta`.
+    W has 2k orthonormal columns. This P is that of the exponential; the other retractions make
+    another rotation of :math:`-\eta K`.
 
     On :class:`~geoopt_projunn.LowRankStiefel` as well, where the generator is twice as long,
     :math:`D x^H - x D^H`; what is said of LowRankUnitary below holds there too.
