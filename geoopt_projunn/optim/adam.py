@@ -195,9 +195,10 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
     the angle of the exponential; the Cayley transform and the polar factor turn a little less. No
     plane turns further than :math:`\pi`. "spectral" turns planes with hardly any gradient less.
     Where the tangent part of a direction is rounding, nothing moves; the sketches "lsi" and
-    "column" cannot tell. k=None counts as k = n // 2, in :math:`O(n^3)`. Such steps do not shrink
-    as the gradient does: let ``lr`` decay, to zero at the end. Other parameters take ``lr`` as they
-    always do, so give them a group of their own.
+    "column" cannot tell. k=None counts as k = n // 2, or n / 2 for complex x, and p if that is
+    less, in :math:`O(n^3)`. Such steps do not shrink as the gradient does: let ``lr`` decay, to
+    zero at the end. Other parameters take ``lr`` as they always do, so give them a group of their
+    own.
 
     References
     ----------

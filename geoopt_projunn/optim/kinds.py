@@ -105,7 +105,7 @@ def check_kind(p: torch.Tensor, state: State, group: Group) -> None:
             f"{p.dtype.to_real()}, got {state['skipped'].dtype}: the parameter was converted "
             "after its first step; rebuild the optimizer."
         )
-    check_shape("skipped", p, state, group, stacked(p).shape[:-2])
+    check_shape("skipped", p, state, group, manifold.stacked(p).shape[:-2])
 
 
 def check_shapes(p: torch.Tensor, state: State, names: Iterable[str], group: Group) -> None:
