@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import datetime
 import io
 
 import geoopt
@@ -138,6 +139,26 @@ def test_one_bad_gradient_leaves_all_processes_unstepped(world, bad, everything)
     same, skipped, _ = results[0]
     assert same
     assert skipped == 1
+
+
+def skip_for_a_plain_one():
+    """A plain parameter has a gradient, which nobody averages, that is bad on one process."""
+    group = distributed.new_group(timeout=datetime.timedelta(seconds=10))
+    p = geoopt.ManifoldParameter(LowRankUnitary(k=2).random(N, N))
+    plain = torch.nn.Parameter(torch.ones(3))
+    sketch_gradients_(p, group)
+    optimizer = ProjUNNRiemannianSGD([p, plain], lr=0.05, skip_nonfinite="all")
+    start = p.detach().clone()
+    p.grad, plain.grad = torch.randn(N, N), torch.ones(3)
+    if distributed.get_rank() == 1:
+        plain.grad[0] = torch.nan
+    optimizer.step()
+    return torch.equal(p, start), optimizer.skipped_steps, plain.tolist()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_processes_skip_together_whatever_gradient_is_bad(world):
+    assert world.run(skip_for_a_plain_one) == [(True, 1, [1.0] * 3)] * 4
 
 
 def count(n, k, sketch):
