@@ -243,6 +243,11 @@ def refuse():
     for manifold in (LowRankUnitary(k=None), LowRankUnitary(sketch="column")):
         with pytest.raises(ValueError, match=r"`params\[0\]` must have a finite k and the sketch"):
             sketch_gradients_(geoopt.ManifoldParameter(manifold.random(8, 8)))
+    others = distributed.new_group([0, 1])
+    if distributed.get_rank() > 1:
+        with pytest.raises(ValueError, match=r"`group` must be one that .* without process [23]"):
+            sketch_gradients_(good, others)
+        assert averages_gradients(good) is None
     sketch_gradients_(good)
     plain = torch.nn.Parameter(torch.ones(3))
     optimizer = ProjUNNRiemannianAdam([("plain", plain), ("w", good)])
