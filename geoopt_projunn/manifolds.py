@@ -38,9 +38,9 @@ class LowRankUnitary(LowRankManifold, UnitaryGeometry):
         What a step keeps of a gradient: a projection of its tangent part (the default), or
         the paper's rank-k approximations of the gradient itself; or what turns 2k coordinates, new
         ones at each step, see :func:`geoopt_projunn.sketches.coordinates.coordinates`. With
-        sweep=0 and without momentum such a step reads 2k rows of the point and of the gradient and costs
-        :math:`O(k^2 n)`; it keeps :math:`4k^2/n^2` of a gradient. It pays where n is huge and rows
-        of the gradient are made one by one. No effect with k=None.
+        sweep=0 and without momentum such a step reads 2k rows of the point and of the gradient
+        and costs :math:`O(k^2 n)`; it keeps :math:`4k^2/n^2` of a gradient. It pays where n is
+        huge and rows of the gradient are made one by one. No effect with k=None.
     sweep : int
         Columns that the optimizers of this package re-orthonormalize at each step, which
         bounds the drift by rounding for ever. It costs up to two passes over x; 0 turns it
