@@ -79,18 +79,18 @@ def keep_manifolds(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
                 "that name any more, as after FullyShardedDataParallel; use a function that keeps "
                 "matrices apart, such as `fully_shard`."
             )
+        fits, reason = place.manifold.check_point(p, explain=True)
+        if not fits:
+            raise ValueError(
+                f"`{place.path}` is on the {place.manifold}, and what takes its place does not "
+                f"fit: {without_x(reason)} Keep this parameter out of what replaces it."
+            )
         put_on(p, place.manifold)
         if getattr(p, "manifold", None) is not place.manifold:
             raise TypeError(
                 f"`{place.path}` is on the {place.manifold}, and what takes its place must be a "
                 f"torch.nn.Parameter, a geoopt.ManifoldParameter or a DTensor, got "
                 f"{type(p).__name__}; keep this parameter out of what replaces it."
-            )
-        fits, reason = place.manifold.check_point(p, explain=True)
-        if not fits:
-            raise ValueError(
-                f"`{place.path}` is on the {place.manifold}, and what takes its place does not "
-                f"fit: {without_x(reason)} Keep this parameter out of what replaces it."
             )
     for place, p in successors:
         if is_dtensor(p) and isinstance(place.manifold, LowRankManifold):
