@@ -23,13 +23,13 @@ from tqdm import tqdm
 
 from geoopt_projunn import ProjUNNRiemannianAdam
 from geoopt_projunn.init import INITS
-from geoopt_projunn.nn import OrthogonalRNN, RealReadout, UnitaryRNN
+from geoopt_projunn.nn import OrthogonalGRU, OrthogonalRNN, RealReadout, UnitaryRNN
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 NONLINEARITIES = ("modrelu", "relu", "tanh")
-NETWORKS = ("orthogonal", "unitary", "frozen", "lstm")
+NETWORKS = ("orthogonal", "unitary", "orthogonal gru", "frozen", "lstm", "gru")
 
 Row = dict[str, Any]
 
@@ -121,7 +121,7 @@ def adam(
 
 
 def networks(options: argparse.Namespace, inputs: int, outputs: int, last: bool) -> list[Network]:
-    """Return the networks that the options name, a trained orthogonal one for every rank.
+    """Return the networks that the options name, those trained on a manifold for every rank.
 
     A frozen one keeps the recurrent matrix that it starts with and trains all else: what it
     reaches is no merit of the steps.
@@ -129,12 +129,12 @@ def networks(options: argparse.Namespace, inputs: int, outputs: int, last: bool)
     hidden, betas = options.hidden, (options.momentum, options.smoothing)
     kind = {"nonlinearity": options.nonlinearity, "init": options.init}
 
-    def unitary(layer: type, readout: type, k: int | None) -> tuple[Model, torch.optim.Optimizer]:
+    def at_rank(layer: type, readout: type, k: int | None) -> tuple[Model, torch.optim.Optimizer]:
         model = Model(layer(inputs, hidden, k=k, **kind), readout(hidden, outputs), last)
         return model, adam(model, options.lr, options.recurrent_lr, betas)
 
-    def lstm() -> tuple[Model, torch.optim.Optimizer]:
-        model = Model(torch.nn.LSTM(inputs, hidden), torch.nn.Linear(hidden, outputs), last)
+    def torchs(layer: type) -> tuple[Model, torch.optim.Optimizer]:
+        model = Model(layer(inputs, hidden), torch.nn.Linear(hidden, outputs), last)
         return model, torch.optim.Adam(model.parameters(), options.lr, betas)
 
     def frozen() -> tuple[Model, torch.optim.Optimizer]:
@@ -144,19 +144,25 @@ def networks(options: argparse.Namespace, inputs: int, outputs: int, last: bool)
         trained = [p for p in model.parameters() if p.requires_grad]
         return model, torch.optim.Adam(trained, options.lr, betas)
 
-    single = {"frozen": ("orthogonal, frozen", frozen), "lstm": ("LSTM", lstm)}
+    single = {
+        "frozen": ("orthogonal, frozen", frozen),
+        "lstm": ("LSTM", partial(torchs, torch.nn.LSTM)),
+        "gru": ("GRU", partial(torchs, torch.nn.GRU)),
+    }
     ranked = {
-        "orthogonal": (OrthogonalRNN, torch.nn.Linear),
-        "unitary": (UnitaryRNN, RealReadout),
+        "orthogonal": ("orthogonal", OrthogonalRNN, torch.nn.Linear),
+        "unitary": ("unitary", UnitaryRNN, RealReadout),
+        "orthogonal gru": ("orthogonal GRU", OrthogonalGRU, torch.nn.Linear),
     }
     chosen = []
     for name in options.networks:
         if name in single:
             chosen.append(Network(*single[name]))
             continue
+        label, *parts = ranked[name]
         for k in options.k:
-            label = f"{name}, full rank" if k is None else f"{name}, k = {k}"
-            chosen.append(Network(label, partial(unitary, *ranked[name], k)))
+            rank_label = "full rank" if k is None else f"k = {k}"
+            chosen.append(Network(f"{label}, {rank_label}", partial(at_rank, *parts, k)))
     return chosen
 
 

@@ -6,6 +6,7 @@ one. A network without memory says 1, at a mean squared error of 1/6.
 
     python examples/adding_problem.py                               # T = 200, k = 1
     python examples/adding_problem.py --T 200 750 --k 1 4 --networks orthogonal lstm
+    python examples/adding_problem.py --networks "orthogonal gru" gru   # gated ones
     python examples/adding_problem.py --warm-up 0                   # long sequences at once
     python examples/adding_problem.py --smoke                       # seconds, for a test
 

@@ -8,6 +8,7 @@ cross-entropy of 10 log 8 / (T + 20).
 
     python examples/copy_memory.py                                  # T = 1000, k = 1
     python examples/copy_memory.py --T 1000 2000 --k 1 4 --networks orthogonal lstm
+    python examples/copy_memory.py --T 100 --networks "orthogonal gru" gru      # gated ones
     python examples/copy_memory.py --smoke                          # seconds, for a test
 
 Batches are drawn anew in every iteration, so that the training loss is the loss on unseen

@@ -42,8 +42,11 @@ def test_a_memory_experiment_trains_every_network_on_every_length(name, tmp_path
         "orthogonal, full rank",
         "unitary, k = 1",
         "unitary, full rank",
+        "orthogonal GRU, k = 1",
+        "orthogonal GRU, full rank",
         "orthogonal, frozen",
         "LSTM",
+        "GRU",
     }
     assert [row["iteration"] for row in rows] == [2, 4] * len(labels)
     assert len(read(tmp_path / f"{name}.csv")) == len(rows)
@@ -52,7 +55,7 @@ def test_a_memory_experiment_trains_every_network_on_every_length(name, tmp_path
     assert all(label in printed for label in labels)
     for row in rows:
         assert math.isfinite(row["loss"])
-        assert (row["network"] == "LSTM") == (row["orthogonality_error"] is None)
+        assert (row["network"] in ("LSTM", "GRU")) == (row["orthogonality_error"] is None)
         assert (row["orthogonality_error"] or 0) < 1e-5
 
 
@@ -64,7 +67,7 @@ def test_an_experiment_draws_every_length_and_seed(tmp_path):
     assert rows[0]["loss"] != rows[2]["loss"]
 
 
-@pytest.mark.parametrize("network", ["orthogonal", "lstm"])
+@pytest.mark.parametrize("network", ["orthogonal", "orthogonal gru", "lstm"])
 def test_a_run_that_was_cut_off_continues_bit_for_bit(network, tmp_path, capsys):
     copy_memory = load("copy_memory")
     options = _runs.parser("copy_memory", "", hidden=16, batch=8, iterations=0, every=2)
@@ -143,7 +146,7 @@ def test_one_number_in_each_half_is_marked_and_their_sum_wanted():
         (["--k", "0"], "expected a whole number above 0, got '0'"),
         (["--T", "-3"], "expected a whole number above 0, got '-3'"),
         (["--k", "9", "--hidden", "16"], "--k must be at most hidden / 2 = 8"),
-        (["--networks", "gru"], "invalid choice: 'gru'"),
+        (["--networks", "rnn"], "invalid choice: 'rnn'"),
         (["--batch", "x"], "expected a whole number above 0, got 'x'"),
     ],
 )
@@ -308,20 +311,21 @@ def fake_mnist1d(monkeypatch, make):
     monkeypatch.setitem(sys.modules, "mnist1d.data", data)
 
 
-def test_gated_and_other_networks_read_mnist1d(tmp_path, monkeypatch, capsys):
-    def make(arguments):
-        assert arguments == "arguments"
-        rng = np.random.default_rng(0)
-        parts = {"": 60, "_test": 20}
-        given = {f"x{part}": rng.normal(size=(count, 40)) for part, count in parts.items()}
-        return given | {f"y{part}": np.arange(count) % 10 for part, count in parts.items()}
+def make_mnist1d(arguments):
+    assert arguments == "arguments"
+    rng = np.random.default_rng(0)
+    parts = {"": 60, "_test": 20}
+    given = {f"x{part}": rng.normal(size=(count, 40)) for part, count in parts.items()}
+    return given | {f"y{part}": np.arange(count) % 10 for part, count in parts.items()}
 
-    fake_mnist1d(monkeypatch, make)
+
+def test_gated_and_other_networks_read_mnist1d(tmp_path, monkeypatch, capsys):
+    fake_mnist1d(monkeypatch, make_mnist1d)
     example = load("mnist_1d")
     (x, y), (x_test, _) = example.load()
     assert (x.shape, y.shape, x_test.shape) == ((40, 60, 1), (60,), (40, 20, 1))
     assert torch.equal(
-        x[:, 7, 0].double(), torch.tensor(make("arguments")["x"][7]).float().double()
+        x[:, 7, 0].double(), torch.tensor(make_mnist1d("arguments")["x"][7]).float().double()
     )
     rows = example.main(["--smoke", "--output", str(tmp_path)])
     assert [row["network"] for row in rows] == [n for n in example.NETWORKS for _ in range(2)]
@@ -342,6 +346,58 @@ def test_only_the_frozen_gated_network_keeps_its_recurrent_matrix():
         model(torch.randn(5, 3, 1)).square().sum().backward()
         optimizer.step()
         assert torch.equal(before, model.layer.weight_hh_l0) == ("frozen" in name)
+
+
+def load_mnist_1d_conv():
+    load("mnist_1d")
+    return load("mnist_1d_conv")
+
+
+def test_convolutional_networks_read_mnist1d(tmp_path, monkeypatch, capsys):
+    fake_mnist1d(monkeypatch, make_mnist1d)
+    example = load_mnist_1d_conv()
+    rows = example.main(["--smoke", "--output", str(tmp_path)])
+    assert [row["network"] for row in rows] == [n for n in example.NETWORKS for _ in range(2)]
+    assert len(read(tmp_path / "mnist_1d_conv.csv")) == len(rows)
+    assert (tmp_path / "mnist_1d_conv.png").read_bytes().startswith(PNG)
+    printed = capsys.readouterr().out
+    for row in rows:
+        assert row["network"] in printed
+        assert (row["orthogonality_error"] is None) == (row["network"] == "plain")
+        assert (row["orthogonality_error"] or 0) < 1e-5
+
+
+def test_only_orthogonal_convolutions_of_mnist1d_preserve_norms_when_trained():
+    example = load_mnist_1d_conv()
+    options = types.SimpleNamespace(width=4, kernel=5, k=2, lr=1e-2, angle=0.3)
+    for name in example.NETWORKS:
+        model, optimizer = example.build(name, options)
+        model(torch.randn(40, 3, 1)).square().sum().backward()
+        before = [p.detach().clone() for p in model.layer.parameters()]
+        optimizer.step()
+        pairs = zip(before, model.layer.parameters(), strict=True)
+        assert not any(torch.equal(*pair) for pair in pairs)
+        channels, length = 1, 40
+        for layer in model.layer[::2][:3]:
+            x = torch.randn(2, channels, length)
+            y = layer(x) - layer.bias[:, None]
+            assert torch.isclose(y.norm(), x.norm(), rtol=1e-4) == (name != "plain")
+            channels, length = y.shape[1:]
+        assert (channels, length) == (16, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--kernel", "4"], "--kernel must be odd, and at least 2 and at most 10"),
+        (["--kernel", "11"], "--kernel must be odd, and at least 2 and at most 10"),
+        (["--k", "9"], "--k must be at most width / 2 = 8"),
+    ],
+)
+def test_mnist1d_says_what_no_convolution_can_have(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        load_mnist_1d_conv().main(arguments)
+    assert message in capsys.readouterr().err
 
 
 def test_mnist1d_without_its_package_is_a_clear_error(monkeypatch):

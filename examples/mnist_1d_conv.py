@@ -1,0 +1,118 @@
+"""Classify MNIST-1D by small convolutional networks, plain and orthogonal.
+
+Three convolutions with stride 2 take 40 numbers to 64 channels of 5, and a linear layer names the
+digit. All networks have the same channels, strides and circular padding, and see the same batches:
+
+- plain: torch.nn.Conv1d;
+- small kernels: BlockOrthogonalConv1d with the same kernel size;
+- full width: OrthogonalConv1d, whose kernels are as long as the sequence.
+
+With these channels every orthogonal convolution preserves norms. Their matrices are stepped in
+radians. The script writes a table, a CSV file and a picture.
+
+    python examples/mnist_1d_conv.py              # a minute
+    python examples/mnist_1d_conv.py --smoke      # seconds, for a test
+
+The package mnist1d makes the data on this machine; it is part of the extra "examples".
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from _runs import Model, Network, Row, positive, rank, train, write_csv
+from mnist_1d import draw, print_table, reading
+
+from geoopt_projunn import ProjUNNRiemannianAdam, param_groups
+from geoopt_projunn.nn import BlockOrthogonalConv1d, OrthogonalConv1d, orthogonality_errors
+
+LENGTH, STRIDE, LAYERS = 40, 2, 3
+
+# From channels in, channels out, length, kernel size and rank to a convolution.
+Make = Callable[[int, int, int, int, int | None], torch.nn.Module]
+
+
+def plain(i: int, o: int, length: int, kernel: int, k: int | None) -> torch.nn.Module:
+    padding = (kernel - 1) // 2
+    return torch.nn.Conv1d(i, o, kernel, STRIDE, padding, padding_mode="circular")
+
+
+def small(i: int, o: int, length: int, kernel: int, k: int | None) -> torch.nn.Module:
+    return BlockOrthogonalConv1d(i, o, kernel, STRIDE, k=k)
+
+
+def full_width(i: int, o: int, length: int, kernel: int, k: int | None) -> torch.nn.Module:
+    # From the identity, the channels that are added would start at zero.
+    return OrthogonalConv1d(i, o, length, STRIDE, init="haar", k=k)
+
+
+NETWORKS: dict[str, Make] = {"plain": plain, "small kernels": small, "full width": full_width}
+
+
+class Convolutional(Model):
+    """Convolutions with ReLUs, and a linear readout of all that the last one gives."""
+
+    def __init__(self, make: Make, width: int, kernel: int, k: int | None) -> None:
+        layers: list[torch.nn.Module] = []
+        channels, length = 1, LENGTH
+        for place in range(LAYERS):
+            layers += [make(channels, width << place, length, kernel, k), torch.nn.ReLU()]
+            channels, length = width << place, length // STRIDE
+        readout = torch.nn.Linear(channels * length, 10)
+        super().__init__(torch.nn.Sequential(*layers, torch.nn.Flatten()), readout, last=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.readout(self.layer(x.permute(1, 2, 0)))
+
+    def orthogonality_error(self) -> float | None:
+        """Return the largest one of the layers; None for plain ones."""
+        return max(orthogonality_errors(self).values(), default=None)
+
+
+def build(name: str, options: argparse.Namespace) -> tuple[Model, torch.optim.Optimizer]:
+    model = Convolutional(NETWORKS[name], options.width, options.kernel, options.k)
+    if name == "plain":
+        return model, torch.optim.Adam(model.parameters(), options.lr)
+    groups = param_groups(model, lr=options.lr, angle=options.angle)
+    return model, ProjUNNRiemannianAdam(groups, second_moment="mean")
+
+
+def main(arguments: list[str] | None = None) -> list[Row]:
+    parser = argparse.ArgumentParser(prog="mnist_1d_conv.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--epochs", type=positive, default=20)
+    parser.add_argument("--width", type=positive, default=16, help="channels of the first layer")
+    parser.add_argument("--kernel", type=positive, default=5, help="size of a small kernel, odd")
+    parser.add_argument("--k", type=rank, default=8, help="highest rank of a step, or 'full'")
+    parser.add_argument("--lr", type=float, default=1e-2, help="learning rate of free weights")
+    parser.add_argument("--angle", type=float, default=0.1, help="of a step, in radians")
+    parser.add_argument("--batch", type=positive, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder to write to")
+    parser.add_argument("--smoke", action="store_true", help="a few seconds, for a test")
+    options = parser.parse_args(arguments)
+    if options.smoke:
+        options.epochs, options.width, options.batch, options.k = 2, 4, 1000, 1
+    shortest = LENGTH // STRIDE ** (LAYERS - 1)
+    if options.kernel % 2 == 0 or not STRIDE <= options.kernel <= shortest:
+        parser.error(f"--kernel must be odd, and at least {STRIDE} and at most {shortest}")
+    if options.k is not None and options.k > options.width // 2:
+        parser.error(f"--k must be at most width / 2 = {options.width // 2}")
+    task, in_epoch = reading(options.batch, options.epochs)
+    histories = {}
+    for name in options.networks:
+        network = Network(name, partial(build, name, options))
+        run = train(task, network, options.seed, options.epochs * in_epoch, every=in_epoch)
+        histories[name] = list(run)
+    rows = [row for history in histories.values() for row in history]
+    write_csv(rows, options.output / "mnist_1d_conv.csv")
+    draw(histories, options.output / "mnist_1d_conv.png")
+    print_table(histories)
+    print(f"\nCurves: {options.output / 'mnist_1d_conv.png'}")
+    return rows
+
+
+if __name__ == "__main__":
+    main()
