@@ -378,7 +378,7 @@ def test_only_orthogonal_convolutions_of_mnist1d_preserve_norms_when_trained():
         pairs = zip(before, model.layer.parameters(), strict=True)
         assert not any(torch.equal(*pair) for pair in pairs)
         channels, length = 1, 40
-        for layer in model.layer[::2][:3]:
+        for layer in model.layer[:9:3]:
             x = torch.randn(2, channels, length)
             y = layer(x) - layer.bias[:, None]
             assert torch.isclose(y.norm(), x.norm(), rtol=1e-4) == (name != "plain")
