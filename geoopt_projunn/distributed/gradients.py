@@ -7,7 +7,7 @@ import torch
 from torch import distributed
 
 from ..backends.distributed import average_gradients_of, is_dtensor
-from ..low_rank import LowRankManifold
+from ..low_rank_manifold import LowRankManifold
 from ..optim.spread import LINEAR_SKETCHES
 
 if TYPE_CHECKING:

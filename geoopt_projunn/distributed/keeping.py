@@ -8,7 +8,7 @@ import torch
 from geoopt.manifolds.base import Manifold
 
 from ..backends.distributed import is_dtensor, misplacement
-from ..low_rank import LowRankManifold
+from ..low_rank_manifold import LowRankManifold
 from ..nn.placing import put_on, sharding, without_x
 
 __all__ = ["keep_manifolds"]
@@ -86,7 +86,7 @@ def keep_manifolds(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
                 f"fit: {without_x(reason)} Keep this parameter out of what replaces it."
             )
         put_on(p, place.manifold)
-        if getattr(p, "manifold", None) is not place.manifold:
+        if place.manifold is not getattr(p, "manifold", None):
             raise TypeError(
                 f"`{place.path}` is on the {place.manifold}, and what takes its place must be a "
                 f"torch.nn.Parameter, a geoopt.ManifoldParameter or a DTensor, got "

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from ..backends import choose
-from ..backends.contract import Buffers, Rule
-from ..low_rank import LowRankManifold
+from ..backends.spec import Buffers, Rule
+from ..low_rank_manifold import LowRankManifold
 from .kinds import manifold_of
 from .messages import capitalized, described
 from .nonfinite import COUNTER

@@ -8,9 +8,9 @@ import torch
 
 from ...linalg.precision import WIDE
 from ..batch import Pieces
-from ..contract import Buffers, NativeRule, Rule, StepSpec
 from ..modes import refusal_of_modes
 from ..reference import Reference
+from ..spec import Buffers, NativeRule, Rule, StepSpec
 from . import support
 
 _LARGEST_RANK = 16
