@@ -18,11 +18,16 @@ SETTINGS = {
     "momentum": (SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.3}, {"k": 3, "sweep": 2}),
     "nesterov": (SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}, {"k": 2}),
     "feedback": (SGD, {"lr": 0.1, "momentum": 0.5, "error_feedback": 0.9}, {"k": 2}),
-    "lsi": (SGD, {"lr": 0.1, "maximize": True}, {"k": 2, "sketch": "lsi", "retraction": "polar"}),
+    "lsi": (
+        SGD,
+        {"lr": 0.1, "maximize": True},
+        {"k": N // 2, "sketch": "lsi", "retraction": "polar"},
+    ),
     "column": (SGD, {"lr": 0.1}, {"k": 2, "sketch": "column", "retraction": "cayley"}),
     "angle": (SGD, {"lr": 0.1, "momentum": 0.9, "normalize": "angle"}, {"k": 1}),
     "spectral": (ADAM, {"lr": 0.1, "normalize": "spectral"}, {"k": 3}),
     "adam": (ADAM, {"lr": 0.02}, {"k": 2}),
+    "mean": (ADAM, {"lr": 0.1, "second_moment": "mean"}, {"k": 2}),
     "scalar": (ADAM, {"lr": 0.1, "second_moment": "scalar", "amsgrad": True}, {"k": 1}),
 }
 CASES = {(setting, "rows of 3", torch.float64) for setting in SETTINGS}
@@ -137,3 +142,26 @@ def overflow():
 @pytest.mark.filterwarnings("ignore")
 def test_a_buffer_that_overflows_on_one_process_leaves_all_unstepped(world):
     assert world.run(overflow) == [(True, 1)] * 4
+
+
+def refuse():
+    manifold = LowRankUnitary(k=2)
+    x = manifold.random(N, N).as_subclass(torch.Tensor)
+    plain = torch.nn.Parameter(torch.ones(3))
+    cases = [
+        (manifold, {"momentum": 0.9, "momentum_space": "tangent"}, r"`momentum_space` of .*`w` .*"),
+        (LowRankUnitary(k=2, sketch="coordinates"), {}, r"Parameter `w` .* must have another `sk"),
+    ]
+    for one, options, words in cases:
+        p = parameter(placed(x.clone(), "rows of 4"), one)
+        optimizer = SGD([("plain", plain), ("w", p)], lr=0.1, **options)
+        p.grad, plain.grad = torch.ones_like(p), torch.ones(3)
+        with pytest.raises(ValueError, match=words):
+            optimizer.step()
+        assert torch.equal(p.full_tensor(), x)
+        assert not optimizer.state
+    return bool((plain == 1).all())
+
+
+def test_steps_that_need_the_whole_matrix_are_refused(world):
+    assert all(world.run(refuse))
