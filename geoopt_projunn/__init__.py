@@ -4,7 +4,7 @@ from . import backends as backends
 from . import distributed as distributed
 from . import nn as nn
 from .diagnosis import diagnose, kept_fraction
-from .manifold import LowRankStiefel, LowRankUnitary
+from .manifolds import LowRankStiefel, LowRankUnitary
 from .optim import ProjUNNRiemannianAdam, ProjUNNRiemannianSGD, param_groups
 
 __version__ = "0.1.0"

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 
 from .backends import choose
-from .backends.contract import StepSpec
 from .backends.distributed import whole_of
+from .backends.spec import StepSpec
 from .linalg.dense import skewh
 from .linalg.precision import full_precision
-from .low_rank import LowRankManifold
-from .manifold import LowRankUnitary
+from .low_rank_manifold import LowRankManifold
+from .manifolds import LowRankUnitary
 from .normalization import noise_floor
 
 __all__ = ["Diagnosis", "ParameterDiagnosis", "diagnose", "kept_fraction"]

@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from geoopt_projunn import LowRankStiefel, LowRankUnitary, ProjUNNRiemannianSGD
-from geoopt_projunn.coordinates import chosen, coordinates
+from geoopt_projunn.sketches.coordinates import chosen, coordinates
 from tests._asserts import assert_bit_equal, assert_unitary, assert_within
 from tests._matrices import DTYPES, exponential_reference, skewh, unitary, wide
 

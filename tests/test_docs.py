@@ -1,9 +1,11 @@
 """Everything shown as code in the README, the docs and the docstrings runs."""
 
+import ast
 import doctest
 import importlib
 import pkgutil
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -31,10 +33,14 @@ def blocks_of(page):
 @pytest.mark.filterwarnings(*SHOWN)
 @pytest.mark.parametrize("block", [block for page in PAGES for block in blocks_of(page)])
 def test_a_block_of_a_page_runs_alone(block, monkeypatch, tmp_path):
-    for module in needs(block):
+    others = needs(block)
+    for module in others:
         pytest.importorskip(module)
     monkeypatch.chdir(tmp_path)
-    exec(compile(block, "<block of a page>", "exec"), {"__name__": "__main__"})
+    with warnings.catch_warnings():
+        if others:  # they may warn of what is theirs
+            warnings.simplefilter("ignore")
+        exec(compile(block, "<block of a page>", "exec"), {"__name__": "__main__"})
 
 
 def needs(block):
@@ -48,6 +54,25 @@ def test_the_first_line_of_a_block_says_what_it_needs():
     assert needs("import torch") == []
 
 
+def test_the_messages_that_troubleshooting_quotes_exist():
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith('| "')]
+    quotes = [quote for row in rows for quote in re.findall(r'"([^"]+)"', row.split(" | ")[0])]
+    assert len(quotes) > 20
+    said = list(messages())
+    for quote in quotes:
+        for part in quote.split("…"):
+            assert any(part.strip() in text for text in said), quote
+
+
+def messages():
+    """Return what the package's source has as strings, without what is put into them."""
+    for path in Path(geoopt_projunn.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_the_examples_of_a_module_give_what_they_show(name):
     if ".kernels." in name and not name.endswith(".launching"):
@@ -57,7 +82,7 @@ def test_the_examples_of_a_module_give_what_they_show(name):
 
 
 def test_the_examples_of_the_manifold_are_run():
-    module = importlib.import_module("geoopt_projunn.manifold")
+    module = importlib.import_module("geoopt_projunn.manifolds")
     assert doctest.testmod(module).attempted > 0
 
 

@@ -338,6 +338,19 @@ def test_transport_between_two_points_is_the_nearest_rotation_that_joins_them(dt
     assert_within(case.manifold.transp(x, x, v), v, 1e-13)
 
 
+@pytest.mark.parametrize("dtype", WIDE_DTYPES)
+def test_transport_between_points_at_right_angles_is_isometric_and_tangent(dtype):
+    """Where the product of two points is singular, one of many nearest rotations is taken."""
+    case = Case((9, 3), 1, 1, dtype)
+    basis = torch.linalg.qr(torch.randn(9, 9, dtype=dtype)).Q
+    x, v, w = basis[:, :3], case.tangent(basis[:, :3]), case.tangent(basis[:, :3])
+    for columns in ([3, 4, 5], [0, 3, 4], [1, 2, 6]):
+        y = basis[:, columns]
+        first, second = case.manifold.transp(x, y, v), case.manifold.transp(x, y, w)
+        assert_within(first.mH @ y + y.mH @ first, torch.zeros(3, 3, dtype=dtype), 1e-13)
+        assert_within(canonical(case, y, first, second), canonical(case, x, v, w), 1e-13)
+
+
 def test_there_are_no_distances(case):
     x, y = case.point(), case.point()
     for name in ("dist", "dist2", "logmap"):

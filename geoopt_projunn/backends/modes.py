@@ -8,7 +8,8 @@ def refusal_of_modes() -> str | None:
     if torch.is_grad_enabled():
         return "gradients are recorded, which the kernels do not"
     if torch.compiler.is_compiling():
-        return "torch.compile traces the step"
+        # What follows cannot be traced, and what is traced is in none of these modes.
+        return None
     # Of what torch.func transforms, the derivative and the batch would be lost; so would the
     # derivative of forward mode.
     if torch._C._functorch.peek_interpreter_stack() is not None:

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 
-from ..coordinates import COORDINATES, chosen, coordinates, turn_coordinates_
 from ..drift import turn_
 from ..linalg.dense import estimate_orthogonality_error, skewh
 from ..linalg.rows import IN_TORCH, Products
@@ -13,10 +12,11 @@ from ..normalization import noise_floor, normalized
 from ..retractions import RETRACTIONS
 from ..rotation import Rotation
 from ..sketches import SKETCHES, Sketched, exact, exact_tangent, full_range, skew
+from ..sketches.coordinates import COORDINATES, chosen, coordinates, turn_coordinates_
 from .batch import Pieces, gather, scatter
 from .compiled import compiled, pays
-from .contract import Buffers, Proposal, Rule, StepSpec, TangentMomentum
 from .parts import parts_of_batch, parts_of_list
+from .spec import Buffers, Proposal, Rule, StepSpec, TangentMomentum
 
 _SKETCHES = {**SKETCHES, COORDINATES: coordinates}
 

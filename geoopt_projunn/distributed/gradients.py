@@ -7,7 +7,7 @@ import torch
 from torch import distributed
 
 from ..backends.distributed import average_gradients_of, is_dtensor
-from ..low_rank import LowRankManifold
+from ..low_rank_manifold import LowRankManifold
 from ..optim.spread import LINEAR_SKETCHES
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def sketch_gradients_(
         If a parameter is on neither manifold, or is a DTensor, whose gradient is averaged by who
         has distributed it.
     ValueError
-        If its rank or its sketch needs the gradient itself.
+        If its rank or its sketch needs the gradient itself, or the group is without this process.
     RuntimeError
         If there is no process group.
 
@@ -86,6 +86,12 @@ def sketch_gradients_(
         )
     chosen = distributed.group.WORLD if group is None else group
     assert chosen is not None
+    if distributed.get_rank(chosen) < 0:
+        raise ValueError(
+            f"`group` must be one that this process is in, got one without process "
+            f"{distributed.get_rank()}; call `sketch_gradients_` on the processes of the group "
+            "alone."
+        )
     for p in params:
         average_gradients_of(p, chosen)
 

@@ -8,8 +8,8 @@ import torch
 from geoopt.manifolds.base import Manifold
 
 from ..backends.distributed import is_dtensor, misplacement
-from ..low_rank import LowRankManifold
-from ..nn.placing import put_on, sharding
+from ..low_rank_manifold import LowRankManifold
+from ..nn.placing import put_on, sharding, without_x
 
 __all__ = ["keep_manifolds"]
 
@@ -37,10 +37,12 @@ def keep_manifolds(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
     RuntimeError
         If a parameter on a manifold has no successor of its name in its module.
         ``FullyShardedDataParallel`` makes vectors of matrices, of which none has a manifold.
+    TypeError
+        If the successor is of another subclass of torch.Tensor.
     ValueError
-        If a DTensor in the place of a matrix of this package is placed in a way that steps do not
-        know: partial sums, two dimensions of the mesh for one axis, a mesh without this process,
-        and for k=None parts of matrices.
+        If its shape does not fit. If a DTensor in the place of a matrix of this package is placed
+        in a way that steps do not know: partial sums, two dimensions of the mesh for one axis, a
+        mesh without this process, and for k=None parts of matrices.
 
     Notes
     -----
@@ -77,7 +79,19 @@ def keep_manifolds(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
                 "that name any more, as after FullyShardedDataParallel; use a function that keeps "
                 "matrices apart, such as `fully_shard`."
             )
+        fits, reason = place.manifold.check_point(p, explain=True)
+        if not fits:
+            raise ValueError(
+                f"`{place.path}` is on the {place.manifold}, and what takes its place does not "
+                f"fit: {without_x(reason)} Keep this parameter out of what replaces it."
+            )
         put_on(p, place.manifold)
+        if place.manifold is not getattr(p, "manifold", None):
+            raise TypeError(
+                f"`{place.path}` is on the {place.manifold}, and what takes its place must be a "
+                f"torch.nn.Parameter, a geoopt.ManifoldParameter or a DTensor, got "
+                f"{type(p).__name__}; keep this parameter out of what replaces it."
+            )
     for place, p in successors:
         if is_dtensor(p) and isinstance(place.manifold, LowRankManifold):
             reason = misplacement(p, place.manifold.k, place.manifold.blocks)

@@ -1,4 +1,4 @@
-"""Checks of the arguments that convolutions share, with one wording of their errors."""
+"""Checks of the arguments that modules share, with one wording of their errors."""
 
 from collections.abc import Sequence
 from numbers import Integral
@@ -33,21 +33,22 @@ def assert_known(name: str, value: Any, known: Sequence[str]) -> None:
         raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")
 
 
-def checked_dtype(dtype: torch.dtype | None, is_complex: bool) -> torch.dtype:
-    """Return the dtype of signals, torch's default for None, or raise."""
+def checked_dtype(owner: object, dtype: torch.dtype | None, is_complex: bool) -> torch.dtype:
+    """Return the dtype that a module was asked for, torch's default for None, or raise."""
     if dtype is None:
         default = torch.get_default_dtype()
-        return default.to_complex() if is_complex else default
+        dtype = default.to_complex() if is_complex else default
     if dtype not in WIDE or dtype.is_complex != is_complex:
-        known = ("complex64", "complex128") if is_complex else ("float32", "float64")
-        raise TypeError(f"`dtype` must be torch.{known[0]} or torch.{known[1]}, got {dtype}.")
+        known = " or ".join(str(d) for d in WIDE if d.is_complex == is_complex)
+        raise TypeError(f"`dtype` of {type(owner).__name__} must be {known}, got {dtype}.")
     return dtype
 
 
 def assert_dtype_of_layer(name: str, x: torch.Tensor, dtype: torch.dtype) -> None:
-    """Raise TypeError for a signal of another dtype."""
-    if x.dtype != dtype:
+    """Raise TypeError for a signal of another dtype, except where autocast would convert it."""
+    # The meta device has no autocast, and torch raises an error if it is asked.
+    if x.dtype != dtype and (x.is_meta or not torch.is_autocast_enabled(x.device.type)):
+        other = f", or the layer with `layer.to({x.dtype})`" if x.dtype in WIDE else ""
         raise TypeError(
-            f"`{name}` must have the dtype of the layer, {dtype}, got {x.dtype}; "
-            f"convert it, or the layer with `layer.to({x.dtype})`."
+            f"`{name}` must have the dtype of the layer, {dtype}, got {x.dtype}; convert it{other}."
         )

@@ -1,4 +1,4 @@
-r"""Convolutions with small kernels that are orthogonal by construction, and stay so in training."""
+"""Convolutions with small kernels that are orthogonal by construction, and stay so in training."""
 
 from .block_layer import BlockConv
 

@@ -1,15 +1,14 @@
 r"""Small kernels of orthogonal convolutions, made of matrices with orthonormal columns."""
 
-import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from ..linalg.precision import full_precision
 
-__all__ = ["Remembered", "alternating_axes", "block_kernel"]
+__all__ = ["alternating_axes", "block_kernel"]
 
 
 def alternating_axes(counts: Sequence[int]) -> list[int]:
@@ -88,35 +87,3 @@ def _sizes_on_the_way(size: Sequence[int], axes: Sequence[int]) -> list[int]:
         current[axis] += 1
         sizes.append(math.prod(current))
     return sizes
-
-
-class Remembered:
-    """What a function makes of tensors, made again as soon as one of them holds other values.
-
-    The values are compared, with copies. Counters of versions would not see what is written by way
-    of ``.data``, as averages of weights often are, or by another process.
-    """
-
-    def __init__(self) -> None:
-        self._last: tuple[tuple[torch.Tensor, ...], torch.Tensor] | None = None
-
-    def __call__(
-        self, make: Callable[[], torch.Tensor], tensors: Sequence[torch.Tensor]
-    ) -> torch.Tensor:
-        """Return ``make()``, detached, the last one if the tensors are as they were then."""
-        last = self._last
-        if last is None or not all(itertools.starmap(_same, zip(last[0], tensors, strict=True))):
-            # What inference mode makes could not take part in a later backward pass.
-            with torch.inference_mode(False), torch.no_grad():
-                last = tuple(t.detach().clone() for t in tensors), make()
-            self._last = last
-        return last[1]
-
-    def __reduce__(self) -> Any:
-        # Copies and files of a module are as small without it.
-        return type(self), ()
-
-
-def _same(before: torch.Tensor, now: torch.Tensor) -> bool:
-    alike = (before.dtype, before.device) == (now.dtype, now.device)
-    return alike and torch.equal(before, now)

@@ -1,4 +1,4 @@
-r"""What orthogonal convolutions with small kernels, of one and two dimensions, have in common."""
+"""What orthogonal convolutions with small kernels, of one and two dimensions, have in common."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import geoopt
 import torch
 
-from ..low_rank import LowRankManifold
+from ..low_rank_manifold import LowRankManifold
 from .arguments import (
     assert_dtype_of_layer,
     assert_known,
@@ -14,11 +14,12 @@ from .arguments import (
     positive,
     positive_tuple,
 )
-from .block_kernels import Remembered, alternating_axes, block_kernel
+from .block_kernels import alternating_axes, block_kernel
 from .circular import fold, pad, padding_before, paddings, plain_convolution
 from .keeping import KeepsManifolds, keep_manifolds
-from .starting import RECTANGULAR, initial, manifold_for
-from .transforms import is_exported, needs_plain_operations
+from .remembered import Remembered, are_comparable
+from .starting import RECTANGULAR, manifold_for, start_at, steps_of
+from .transforms import is_exported
 
 __all__ = ["BlockConv"]
 
@@ -31,7 +32,7 @@ _AXES = {1: "length", 2: "height, width"}
 
 
 class BlockConv(KeepsManifolds):
-    """What all layers share."""
+    """What all layers share; a subclass says how many dimensions a signal has."""
 
     _dims: ClassVar[int]
     weight: geoopt.ManifoldParameter
@@ -65,7 +66,7 @@ class BlockConv(KeepsManifolds):
             )
         assert_known("init", init, RECTANGULAR)
         self.init = init
-        dtype = checked_dtype(dtype, False)
+        dtype = checked_dtype(self, dtype, False)
         half, filters = self.channels // 2, sum(self.kernel_size) - self.stride * self._dims
         shapes = {
             "weight": (self.out_channels, self.channels * self.stride**self._dims),
@@ -92,12 +93,12 @@ class BlockConv(KeepsManifolds):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Set the matrices to ``init``, drawn anew, and the bias to zero."""
-        for p in (self.weight, self.projectors):
-            if p is None:
-                continue
-            place: Any = {"dtype": p.dtype, "device": p.device}
-            shifts = p is self.projectors and self.init == "identity"
-            p.copy_(self._shifts() if shifts else initial(p.manifold, p.shape, self.init, **place))
+        start_at(self.weight, self.init)
+        if self.projectors is not None:
+            if self.init == "identity":
+                self.projectors.copy_(self._shifts())
+            else:
+                start_at(self.projectors, self.init)
         if self.bias is not None:
             self.bias.zero_()
 
@@ -172,14 +173,14 @@ class BlockConv(KeepsManifolds):
         bias = "" if self.bias is not None else ", bias=False"
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
-            f"{stride}{bias}, {self.weight.manifold.extra_repr()}"
+            f"{stride}{bias}{steps_of(getattr(self, 'weight', None))}"
         )
 
     def _kernel(self) -> torch.Tensor:
         """Return the kernel, in evaluation without gradients the one made before."""
         made_of = [p for p in (self.weight, self.projectors) if p is not None]
         differentiable = torch.is_grad_enabled() and any(p.requires_grad for p in made_of)
-        if self.training or differentiable or not _comparable(made_of):
+        if self.training or differentiable or not are_comparable(made_of):
             return self.kernel()
         return self._remembered(self.kernel, made_of)
 
@@ -189,10 +190,10 @@ class BlockConv(KeepsManifolds):
         c, half = self.projectors.shape[1:]
         # On each axis the filters take half of the channels, then the other half, and so on.
         axes = alternating_axes([n - self.stride for n in self.kernel_size])
-        turns = torch.tensor([axes[:i].count(axis) for i, axis in enumerate(axes)])
-        chosen = (turns[:, None] * half + torch.arange(half)) % c
-        place: Any = {"dtype": self.projectors.dtype, "device": self.projectors.device}
-        return torch.eye(c, **place)[chosen.to(self.projectors.device)].mT
+        place: Any = {"device": self.projectors.device}
+        turns = torch.tensor([axes[:i].count(axis) for i, axis in enumerate(axes)], **place)
+        chosen = (turns[:, None] * half + torch.arange(half, **place)) % c
+        return torch.eye(c, dtype=self.projectors.dtype, **place)[chosen].mT
 
     def _check(self, name: str, x: torch.Tensor, channels: int, stride: int) -> None:
         """Raise for a signal that does not fit; ``stride`` is what its pixels stand for."""
@@ -202,8 +203,7 @@ class BlockConv(KeepsManifolds):
                 f"`{name}` must be real for {type(self).__name__}, got {x.dtype}; "
                 "convolve its real and its imaginary part."
             )
-        if not torch.is_autocast_enabled(x.device.type):
-            assert_dtype_of_layer(name, x, dtype)
+        assert_dtype_of_layer(name, x, dtype)
         if x.dim() not in (dims + 1, dims + 2) or x.shape[-dims - 1] != channels:
             axes = _AXES[dims]
             raise ValueError(
@@ -234,12 +234,3 @@ def _manifold(shape: Sequence[int], k: int | None, **options: Any) -> LowRankMan
     if k is None or k <= highest:
         return manifold
     return manifold_for(shape, highest or None, **options)
-
-
-def _comparable(tensors: Sequence[torch.Tensor]) -> bool:
-    """Return whether values can be looked at: not in a program, nor in a transform."""
-    if torch.compiler.is_compiling() or needs_plain_operations(*tensors):
-        return False
-    if tensors[0].is_cuda and torch.cuda.is_current_stream_capturing():
-        return False
-    return not tensors[0].is_meta

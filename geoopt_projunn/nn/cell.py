@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ..linalg.precision import full_precision
-from ..manifold import LowRankUnitary
+from ..manifolds import LowRankUnitary
 from .activation import activated
 from .recurrent import Recurrent, taken_as
 from .transforms import needs_plain_operations

@@ -9,7 +9,7 @@ import torch
 from ..backends import products_for
 from ..init import INITS
 from ..linalg.precision import full_precision
-from ..manifold import LowRankUnitary
+from ..manifolds import LowRankUnitary
 from .arguments import (
     assert_dtype_of_layer,
     assert_known,
@@ -20,6 +20,7 @@ from .arguments import (
 from .channels import channels_to_pixels, pixels_to_channels
 from .circular import padding_before, plain_convolution
 from .keeping import KeepsManifolds, keep_manifolds
+from .starting import assert_fits, start_at, steps_of
 from .transforms import is_exported, needs_plain_operations
 
 __all__ = ["FullWidthConv"]
@@ -88,12 +89,12 @@ class FullWidthConv(KeepsManifolds):
         assert_known("init", init, list(INITS))
         self.init = init
         manifold = LowRankUnitary(k, retraction=retraction, sketch=sketch)
-        dtype = checked_dtype(dtype, self._complex)
+        dtype = checked_dtype(self, dtype, self._complex)
         for name, count in self._counts().items():
             shape = (count, self.channels, self.channels)
             of_weight = dtype.to_complex() if name == "weight" else dtype
             empty = torch.empty(shape, dtype=of_weight, device=device)
-            manifold.assert_check_point(empty)
+            assert_fits(name, self, empty, manifold)
             setattr(self, name, geoopt.ManifoldParameter(empty, manifold=manifold))
         offset = torch.empty(self.out_channels, dtype=dtype, device=device) if bias else None
         self.register_parameter("bias", None if offset is None else torch.nn.Parameter(offset))
@@ -114,8 +115,7 @@ class FullWidthConv(KeepsManifolds):
     def reset_parameters(self) -> None:
         """Set the matrices to ``init``, drawn anew, and the bias to zero."""
         for name in self._counts():
-            weight = getattr(self, name)
-            weight.copy_(INITS[self.init](*weight.shape, dtype=weight.dtype, device=weight.device))
+            start_at(getattr(self, name), self.init)
         if self.bias is not None:
             self.bias.zero_()
 
@@ -183,8 +183,8 @@ class FullWidthConv(KeepsManifolds):
         stride = "" if self.stride == 1 else f", stride={self.stride}"
         bias = "" if self.bias is not None else ", bias=False"
         return (
-            f"{self.in_channels}, {self.out_channels}, size={self.size}{stride}{bias}, "
-            f"{self.weight.manifold.extra_repr()}"
+            f"{self.in_channels}, {self.out_channels}, size={self.size}{stride}{bias}"
+            f"{steps_of(getattr(self, 'weight', None))}"
         )
 
     @property
@@ -236,8 +236,7 @@ class FullWidthConv(KeepsManifolds):
                 f"use {other}, or convert it to {self._dtype}."
             )
         if x.dtype != self._dtype:
-            if not torch.is_autocast_enabled(x.device.type):
-                assert_dtype_of_layer(name, x, self._dtype)
+            assert_dtype_of_layer(name, x, self._dtype)
             x = x.to(self._dtype)
         shape = (channels, *size)
         if x.dim() not in (len(shape), len(shape) + 1) or x.shape[-len(shape)] != channels:

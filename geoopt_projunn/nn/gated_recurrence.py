@@ -1,8 +1,8 @@
 """The recurrence of a gated recurrent unit, fast.
 
 It runs in place, without a tape. For the backward pass it keeps the input, the states, and of each
-step the two gates, the candidate and what the reset gate multiplies: five numbers for each of the
-state. What that pass needs of the nonlinearity is recovered from the candidate.
+step the two gates, the candidate and what the reset gate multiplies: five numbers for each
+feature of the state. What that pass needs of the nonlinearity is recovered from the candidate.
 """
 
 from typing import Any, ClassVar

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from ..manifold import LowRankUnitary
+from ..manifolds import LowRankUnitary
 from .cell import RecurrentCell
 from .gated import GatedWeights, gated_step
 from .gated_recurrence import recur

@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ..backends.distributed import is_dtensor, local_of
 from ..linalg.precision import WIDE
-from ..low_rank import LowRankManifold
+from ..low_rank_manifold import LowRankManifold
 from .placing import dtype_misfit
 from .record import Record
 

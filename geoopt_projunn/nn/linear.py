@@ -1,14 +1,13 @@
 """A linear layer with orthonormal rows or columns."""
 
 import math
-from typing import Any
 
 import torch
 
-from ..linalg.precision import WIDE
+from .arguments import checked_dtype
 from .keeping import KeepsManifolds, keep_manifolds
-from .placing import put_on, without_x
-from .starting import check_init, initial, manifold_for
+from .placing import put_on
+from .starting import assert_fits, check_init, manifold_for, start_at, steps_of
 
 __all__ = ["OrthogonalLinear"]
 
@@ -49,7 +48,8 @@ class OrthogonalLinear(KeepsManifolds, torch.nn.Linear):
     Notes
     -----
     The real-valued layer stays real, and its weight on the manifold, whatever converts, loads or
-    copies it; half precision and DTensors are errors. Products run in the precision that torch is
+    copies it; half precision is an error, and so are DTensors outside of
+    :func:`geoopt_projunn.distributed.keep_manifolds`. Products run in the precision that torch is
     set to, as torch.nn.Linear's do.
 
     Examples
@@ -73,17 +73,11 @@ class OrthogonalLinear(KeepsManifolds, torch.nn.Linear):
         sketch: str = "tangent",
         init: str = "haar",
     ) -> None:
-        dtype = torch.get_default_dtype() if dtype is None else dtype
-        if dtype not in WIDE or dtype.is_complex:
-            raise TypeError(
-                f"`dtype` of OrthogonalLinear must be torch.float32 or torch.float64, got {dtype}."
-            )
+        dtype = checked_dtype(self, dtype, False)
         shape = out_features, in_features
         manifold = manifold_for(shape, k, retraction=retraction, sketch=sketch)
         check_init(init, shape)
-        fits, reason = manifold.check_point(torch.empty(shape, device="meta"), explain=True)
-        if not fits:
-            raise ValueError(f"`weight` of OrthogonalLinear does not fit: {without_x(reason)}")
+        assert_fits("weight", self, torch.empty(shape, device="meta"), manifold)
         super().__init__(in_features, out_features, bias, device, dtype)
         self.init = init
         put_on(self.weight, manifold)
@@ -93,21 +87,17 @@ class OrthogonalLinear(KeepsManifolds, torch.nn.Linear):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw the weight by ``init`` and the bias as torch.nn.Linear does, anew."""
-        weight, manifold = self.weight, getattr(self.weight, "manifold", None)
-        if manifold is None:
-            # torch's constructor calls this before the weight has one.
+        if not hasattr(self, "init"):
+            # torch's constructor calls this before the weight is on its manifold.
             return
-        factory: dict[str, Any] = {"dtype": weight.dtype, "device": weight.device}
-        weight.copy_(initial(manifold, weight.shape, self.init, **factory))
+        start_at(self.weight, self.init)
         if self.bias is not None:
             bound = 1 / math.sqrt(self.in_features)
             self.bias.uniform_(-bound, bound)
 
     def extra_repr(self) -> str:
         """Return the arguments that tell two layers apart."""
-        manifold = getattr(self.weight, "manifold", None)
-        steps = "" if manifold is None else f", {manifold.extra_repr()}"
-        return f"{super().extra_repr()}{steps}, init={self.init}"
+        return f"{super().extra_repr()}{steps_of(getattr(self, 'weight', None))}, init={self.init}"
 
     def _counterpart(self) -> str:
         return ""

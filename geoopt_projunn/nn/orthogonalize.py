@@ -9,10 +9,11 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from ..backends.distributed import is_dtensor
-from ..checks import dtype_rule
+from ..geometry.checks import dtype_rule
 from ..linalg.precision import WIDE
-from ..low_rank import LowRankManifold
-from ..manifold import LowRankStiefel, LowRankUnitary
+from ..low_rank_manifold import LowRankManifold
+from ..manifolds import LowRankStiefel, LowRankUnitary
+from .gru import OrthogonalGRU, OrthogonalGRUCell
 from .keeping import keep_manifolds
 from .placing import put_on, without_x
 from .starting import check_init, initial, manifold_for
@@ -51,8 +52,9 @@ def orthogonalize_(
         How many matrices lie one above the other in the weight; each is put on the manifold. The
         weights of these modules hold several, and need it: 4 for ``weight_hh_l0`` and
         ``weight_ih_l0`` of torch.nn.LSTM and ``weight_hh`` and ``weight_ih`` of LSTMCell, 3 for
-        those of GRU and GRUCell, 3 for ``in_proj_weight`` of MultiheadAttention. The parameter
-        keeps its shape, and checkpoints theirs.
+        those of GRU and GRUCell, 3 for ``in_proj_weight`` of MultiheadAttention, 3 for the input
+        weights of OrthogonalGRU and 2 for its ``weight_gates_l0``. The parameter keeps its shape,
+        and checkpoints theirs.
     init : {"nearest", "henaff", "cayley", "identity", "haar"}
         "nearest" moves the weight to the nearest point, :math:`O(np^2)`, or leaves it
         bit for bit if it is one to rounding; the others replace it, see
@@ -91,8 +93,8 @@ def orthogonalize_(
         del module.weight
         module.weight = torch.nn.Parameter(weight)
 
-    Loaded values may be off the manifold: :func:`orthogonality_errors` tells, :func:`project_`
-    puts them back.
+    Values that are loaded, or that ``reset_parameters`` of one of torch's modules draws, may be
+    off the manifold: :func:`orthogonality_errors` tells, :func:`project_` puts them back.
 
     ``.half()`` and ``.bfloat16()`` convert the weight, for inference; the optimizers do not step
     it then.
@@ -182,16 +184,18 @@ def _owner(module: torch.nn.Module, name: str) -> tuple[torch.nn.Module, str]:
         raise TypeError(
             f"`{name}` must hold matrices, but is the kernel of a {type(owner).__name__}: "
             "orthogonal matrices in it would not make the convolution orthogonal. Use "
-            "OrthogonalConv1d, OrthogonalConv2d or OrthogonalConv3d of geoopt_projunn.nn."
+            "BlockOrthogonalConv1d or BlockOrthogonalConv2d of geoopt_projunn.nn, or "
+            "OrthogonalConv1d, OrthogonalConv2d or OrthogonalConv3d."
         )
     return owner, leaf
 
 
-# How many matrices the weights of torch's modules hold, and the size of each.
+# How many matrices the weights of modules hold, and the size of each.
 _STACKS: tuple[tuple[tuple[type, ...], str, int, str], ...] = (
     ((torch.nn.LSTM, torch.nn.LSTMCell), "weight_hh weight_ih", 4, "hidden_size"),
     ((torch.nn.GRU, torch.nn.GRUCell), "weight_hh weight_ih", 3, "hidden_size"),
     ((torch.nn.MultiheadAttention,), "in_proj_weight", 3, "embed_dim"),
+    ((OrthogonalGRU, OrthogonalGRUCell), "weight_gates", 2, "hidden_size"),
 )
 
 
@@ -206,9 +210,9 @@ def _assert_one_matrix(
             and weight.shape[0] == count * getattr(owner, size)
         ):
             raise ValueError(
-                f"`{name}` of shape {tuple(weight.shape)} is {count} matrices of a "
-                f"{type(owner).__name__}, one above the other; give `blocks={count}` to make each "
-                "of them orthogonal."
+                f"`{name}` of {type(owner).__name__}, of shape {tuple(weight.shape)}, holds "
+                f"{count} matrices, one above the other; give `blocks={count}` to make each of "
+                "them orthogonal."
             )
 
 

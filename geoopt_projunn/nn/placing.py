@@ -10,7 +10,7 @@ from geoopt.manifolds.base import Manifold
 from torch._subclasses import FakeTensor
 
 from ..backends.distributed import is_dtensor
-from ..checks import dtype_rule
+from ..geometry.checks import dtype_rule
 from ..linalg.precision import WIDE
 
 

@@ -9,7 +9,7 @@ __all__ = ["RealReadout"]
 class RealReadout(torch.nn.Linear):
     r"""Map complex features h to :math:`A \operatorname{Re} h + B \operatorname{Im} h + c`, real.
 
-    Every real-linear map of h has this form; none of its phase is thrown away first.
+    Every real-linear map of h has this form, so that the map sees all of h.
 
     Parameters
     ----------

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from ..init import INITS
-from ..linalg.precision import WIDE
-from ..manifold import LowRankUnitary
+from ..low_rank_manifold import LowRankManifold
+from ..manifolds import LowRankUnitary
+from .arguments import checked_dtype
 from .keeping import KeepsManifolds, keep_manifolds
 from .placing import put_on
+from .starting import assert_fits, start_at, steps_of
 
 NONLINEARITIES = ("modrelu", "relu", "tanh")
 # torch.compile does not know torch.dtype.to_real.
@@ -40,14 +42,7 @@ class Recurrent(KeepsManifolds):
         if init not in INITS:
             names = ", ".join(f"'{name}'" for name in INITS)
             raise ValueError(f"Unknown init '{init}'. Select from {names}.")
-        if dtype is None:
-            dtype = torch.get_default_dtype()
-            dtype = dtype.to_complex() if self.is_complex else dtype
-        if dtype not in WIDE or dtype.is_complex != self.is_complex:
-            known = [str(d) for d in WIDE if d.is_complex == self.is_complex]
-            raise TypeError(
-                f"`dtype` of {type(self).__name__} must be {' or '.join(known)}, got {dtype}."
-            )
+        dtype = checked_dtype(self, dtype, self.is_complex)
         # reset_parameters, which torch's constructor calls, needs it.
         self.init = init
         return ("relu" if nonlinearity == "modrelu" else nonlinearity), dtype
@@ -57,7 +52,7 @@ class Recurrent(KeepsManifolds):
         self.nonlinearity = nonlinearity
         for name in names:
             weight = getattr(self, name)
-            manifold.assert_check_point(weight)
+            assert_fits(name, self, weight, manifold)
             put_on(weight, manifold)
             if nonlinearity == "modrelu":
                 offset = torch.zeros(
@@ -72,13 +67,15 @@ class Recurrent(KeepsManifolds):
     def reset_parameters(self) -> None:
         r"""Draw all parameters anew.
 
-        Recurrent weights on a manifold by ``init``; all other weights uniformly with Glorot's
-        variance :math:`E |w|^2 = 2 / (\text{inputs} + \text{outputs})`, which the two parts of a
-        complex one share; biases and offsets 0.
+        Recurrent weights by ``init``; other weights uniformly with Glorot's variance
+        :math:`E |w|^2 = 2 / (\text{inputs} + \text{outputs})`, which the two parts of a complex
+        one share, and by "haar" if they have been put on a manifold; biases and offsets 0.
         """
         for name, p in self.named_parameters(recurse=False):
             if name.startswith("weight_hh"):
-                p.copy_(INITS[self.init](*p.shape, dtype=p.dtype, device=p.device))
+                start_at(p, self.init)
+            elif isinstance(getattr(p, "manifold", None), LowRankManifold):
+                start_at(p, "haar")
             elif name.startswith("weight"):
                 # A gate has weights of its own, with as many outputs as the state has features.
                 fans = p.shape[1] + self.hidden_size
@@ -96,11 +93,7 @@ class Recurrent(KeepsManifolds):
         return f"{f'Use {counterpart}, or give' if counterpart else 'Give'} it a real input"
 
     def _describe(self, weight: Any) -> str:
-        manifold = getattr(weight, "manifold", None)
-        said = f", nonlinearity={self.nonlinearity}"
-        if isinstance(manifold, LowRankUnitary):
-            said += f", {manifold.extra_repr()}"
-        return f"{said}, init={self.init}"
+        return f", nonlinearity={self.nonlinearity}{steps_of(weight)}, init={self.init}"
 
 
 def taken_as(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..manifold import LowRankUnitary
+from ..manifolds import LowRankUnitary
 from .layer import RecurrentLayer
 from .recurrence import recur
 from .unrolled import Order, Weights

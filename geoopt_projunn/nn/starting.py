@@ -1,12 +1,14 @@
-"""Which manifold a weight of a given shape belongs on, and where it starts."""
+"""Which manifold a weight of a given shape belongs on, where it starts, and what is said of it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from ..init import INITS
-from ..low_rank import LowRankManifold
-from ..manifold import LowRankStiefel, LowRankUnitary
+from ..low_rank_manifold import LowRankManifold
+from ..manifolds import LowRankStiefel, LowRankUnitary
+from .placing import without_x
 
 RECTANGULAR = ("identity", "haar")
 """The initial matrices that need not be square."""
@@ -54,3 +56,24 @@ def initial(
     *batch, rows, n = shape
     drawn = INITS[init](*batch, rows // n, n, n, dtype=dtype, device=device)
     return drawn.reshape(tuple(shape))
+
+
+def start_at(p: torch.Tensor, init: str) -> None:
+    """Set a parameter to a point drawn by ``init``, also one that was taken off its manifold."""
+    manifold = getattr(p, "manifold", None)
+    if not isinstance(manifold, LowRankManifold):
+        manifold = manifold_for(p.shape, None, retraction="exponential", sketch="tangent")
+    p.copy_(initial(manifold, p.shape, init, dtype=p.dtype, device=p.device))
+
+
+def assert_fits(name: str, owner: Any, x: torch.Tensor, manifold: LowRankManifold) -> None:
+    """Raise ValueError if a parameter of a module cannot be on a manifold."""
+    fits, reason = manifold.check_point(x, explain=True)
+    if not fits:
+        raise ValueError(f"`{name}` of {type(owner).__name__} does not fit: {without_x(reason)}")
+
+
+def steps_of(p: Any) -> str:
+    """Return what a module's description says of how its parameter is stepped."""
+    manifold = getattr(p, "manifold", None)
+    return "" if manifold is None else f", {manifold.extra_repr()}"

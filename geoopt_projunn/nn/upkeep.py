@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ..low_rank import LowRankManifold
+from ..low_rank_manifold import LowRankManifold
 from .placing import without_x
 
 __all__ = ["orthogonality_errors", "project_"]

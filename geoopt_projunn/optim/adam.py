@@ -7,7 +7,7 @@ from typing import Any
 import geoopt
 import torch
 
-from ..backends.contract import Buffers, NativeRule, Proposal, Total
+from ..backends.spec import Buffers, NativeRule, Proposal, Total
 from .base import ProjUNNOptimizer
 from .options import check_choice, check_range, on_device
 
@@ -97,7 +97,12 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
     .. math::
 
         x \leftarrow x + W (P - I) W^H x, \qquad
-        W \operatorname{skewh}(K) W^H \approx -\eta \operatorname{skewh}(D x^H)
+        W \operatorname{skewh}(K) W^H \approx \operatorname{skewh}(D x^H), \qquad
+        P = \exp(-\eta \operatorname{skewh}(K)),
+
+    with :math:`\operatorname{skewh}(A) = \frac12 (A - A^H)` and the learning rate :math:`\eta`.
+    W has 2k orthonormal columns. This P is that of the exponential; the other retractions make
+    another rotation of :math:`-\eta K`.
 
     On :class:`~geoopt_projunn.LowRankStiefel` as well, where the generator is twice as long,
     :math:`D x^H - x D^H`; what is said of LowRankUnitary below holds there too.
@@ -128,16 +133,15 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         mean square angle, in radians, of the k planes that a step turns. "spectral": the angle of
         each of them. See Notes.
     second_moment : {"elementwise", "scalar", "mean"}
-        On LowRankUnitary, one second moment for each entry (the paper's RMSprop), or one for
-        each matrix, the mean of :math:`\lVert g \rVert_F^2` (geoopt's). A unit of learning rate
-        is a direction with entries of size one, :math:`\lVert D \rVert_F \approx n`, in the
-        first, and a direction of length one, :math:`\lVert D \rVert_F \approx 1`, in the
-        second: lr = 1e-3 at n = 512 moves a subspace by up to half a radian elementwise and
-        1e-3 radian scalar. "mean" is "scalar" in the unit of "elementwise": its steps are
-        :math:`n` times longer, as if it divided by the root mean square of the entries.
-        "elementwise" has false fixed points: a direction whose entries are scaled before the
-        projection on the tangent space need not descend. For complex parameters the square is
-        :math:`|g|^2`, real.
+        What the direction is divided by on LowRankUnitary. "elementwise": one number for each entry
+        (the paper's RMSprop). Scaled entry by entry before the projection on the tangent space, a
+        direction need not descend, and some runs end where the Riemannian gradient does not vanish.
+        "mean": one number for each matrix, the root mean square of its entries; with it no run
+        ends there. "scalar": one number for each matrix, its norm (geoopt's). For complex
+        parameters the square is :math:`|g|^2`, real. Learning rates differ: the direction has
+        entries of size one with the first two, :math:`\lVert D \rVert_F \approx n`, and length
+        one with "scalar". At n = 512, lr = 1e-3 turns by up to half a radian with the first two,
+        and by 1e-3 radian with "scalar".
     maximize : bool
         ascend instead of descend
     decoupled_weight_decay : bool
@@ -186,13 +190,15 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         -\eta \frac{\sqrt{2k}}{\lVert S \rVert_F} S \quad\text{("angle")}, \qquad
         -\eta\, S (S^H S)^{-1/2} \quad\text{("spectral")},
 
-    whatever the size of the gradient: ``lr`` is an angle, 0.2 to 1 radian for most problems and
-    all ranks and sizes. It is that of the exponential; the Cayley transform and the polar factor
-    turn a little less. No plane turns further than :math:`\pi`. "spectral" turns planes with
-    hardly any gradient less. Where the tangent part of a direction is rounding, nothing moves;
-    the sketches "lsi" and "column" cannot tell. k=None counts as k = n // 2, in :math:`O(n^3)`.
-    Such steps do not shrink as the gradient does: let ``lr`` decay, to zero at the end. Other
-    parameters take ``lr`` as they always do, so give them a group of their own.
+    whatever the size of the gradient: ``lr`` is an angle. Start with 0.3 to 0.5 radian, and in a
+    recurrent layer, whose matrix acts T times for a sequence of T steps, with about 1 / T. It is
+    the angle of the exponential; the Cayley transform and the polar factor turn a little less. No
+    plane turns further than :math:`\pi`. "spectral" turns planes with hardly any gradient less.
+    Where the tangent part of a direction is rounding, nothing moves; the sketches "lsi" and
+    "column" cannot tell. k=None counts as k = n // 2, or n / 2 for complex x, and p if that is
+    less, in :math:`O(n^3)`. Such steps do not shrink as the gradient does: let ``lr`` decay, to
+    zero at the end. Other parameters take ``lr`` as they always do, so give them a group of their
+    own.
 
     References
     ----------

@@ -2,29 +2,27 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import torch
 from geoopt.optim.mixin import OptimMixin
 
-from ..backends.choice import assert_serves
-from ..backends.contract import Buffers, Rule
-from ..backends.distributed import is_dtensor, is_spread, receive_first
+from ..backends.spec import Buffers, Rule
 from ..linalg.precision import full_precision
-from ..low_rank import LowRankManifold
 from ..normalization import NORMALIZATIONS
-from .capture import check_captured, check_has_begun
-from .kinds import Parts, check_kind, is_low_rank, kind_of, manifold_of, stacked
+from .capture import check_captured
+from .kinds import Parts, is_low_rank, manifold_of
 from .lost import look_for_lost_manifolds
-from .messages import capitalized, described
+from .messages import described
 from .nonfinite import SKIP_NONFINITE, AllOrNothing
 from .options import check_choice, check_have_values, check_range, check_steps, warn_of_misspelt
-from .others import Others, check_plain
+from .others import Others
+from .preparing import Preparation
 from .rank_k import step_kinds
 from .skips import skipped_by_parameter, total_skipped
-from .spread import average_buffers, check_is_whole, check_spread, first_buffers
-from .state import first_state, mend_loaded_state, probe
+from .spread import average_buffers
+from .state import mend_loaded_state
 from .watch import Watch
 
 # Else torch asks a subclass of Tensor, at every attribute, whether it overrides it. A
@@ -67,9 +65,10 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
     def _start_again(self) -> None:
         """Probe all points at their next step, as at the first, and warn anew."""
         groups = self.__dict__.get("param_groups", ())
-        self._to_probe = {p for group in groups for p in group["params"] if p in self.state}
+        to_probe = {p for group in groups for p in group["params"] if p in self.state}
         self._looked_for_lost = False
         self._watch = Watch()
+        self._preparation = Preparation(self._rule, self._takes_sparse, self._watch, to_probe)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -229,7 +228,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
             self._validate(group)
             check_have_values(group)
             with _as_tensors():
-                parts.append(self._sort(group, fresh))
+                parts.append(self._preparation.sort(group, self.state, fresh))
         check_captured(self.param_groups, parts, self.state, fresh, self._state_of_others)
         if not self._looked_for_lost:
             look_for_lost_manifolds(self.param_groups)
@@ -237,75 +236,6 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         for p, buffers in fresh.items():
             self.state[p].update(buffers)
         return parts
-
-    def _sort(self, group: dict[str, Any], fresh: dict[torch.Tensor, Buffers]) -> Parts:
-        """Sort the parameters of a group; put the state that they still need into ``fresh``."""
-        part = Parts()
-        for p in group["params"]:
-            manifold, grad, state = manifold_of(p), p.grad, self.state.get(p, {})
-            if grad is not None and grad.is_sparse and not self._takes_sparse_of(p, group):
-                raise TypeError(
-                    f"`grad` of {described(p, group)} must be dense, got a sparse gradient; use "
-                    "`sparse=False` in the layer that makes it."
-                )
-            if not is_low_rank(manifold):
-                if grad is not None and "skipped" in state:
-                    raise RuntimeError(
-                        f"{capitalized(described(p, group))} was on LowRankUnitary or "
-                        "LowRankStiefel and no longer is: a conversion or a load dropped its "
-                        "manifold; make it a `geoopt.ManifoldParameter` again and rebuild the "
-                        "optimizer."
-                    )
-                if grad is not None and manifold is None:
-                    check_plain(p, group)
-                if grad is not None and manifold is not None:
-                    check_is_whole(p, manifold, group)
-                (part.plain if manifold is None else part.riemannian).append(p)
-            elif grad is not None:
-                is_new = "skipped" not in state
-                if is_new or (self._to_probe and p in self._to_probe):
-                    self._begin(p, manifold, group, state)
-                if is_new:
-                    state = fresh[p] = first_state(p, manifold, self._rule, group, state)
-                kind = kind_of(p, grad, manifold, state)
-                part.low_rank.setdefault(kind, []).append(p)
-        for members in part.low_rank.values():
-            p = members[0]
-            state = fresh.get(p) or self.state[p]
-            check_kind(p, state, group)
-            assert_serves(p)
-            if is_spread(p) or is_dtensor(p.grad):
-                for p in members:
-                    check_spread(p, fresh.get(p) or self.state[p], self._rule, group)
-            if not all(name in state for name in self._rule.buffer_names(group)):
-                for p in members:
-                    x = stacked(p)
-                    fresh[p] = {**first_buffers(x, self._rule, group), **self.state[p]}
-        return part
-
-    def _begin(
-        self,
-        p: torch.Tensor,
-        manifold: LowRankManifold,
-        group: dict[str, Any],
-        state: Mapping[str, Any],
-    ) -> None:
-        """Look at a parameter before its first step, or the first after a load."""
-        check_has_begun(p, group)
-        manifold.assert_check_point(p)
-        if is_spread(p):
-            check_spread(p, {}, self._rule, group)
-            receive_first(p)
-        self._watch.begin(p, state.get("skipped"))
-        # Before they load, distributed checkpoints take a step of length 0 from any values.
-        if not p.is_meta and float(group["lr"]) == 0:
-            self._to_probe.add(p)
-        else:
-            probe(p, manifold, group)
-            self._to_probe.discard(p)
-
-    def _takes_sparse_of(self, p: torch.Tensor, group: dict[str, Any]) -> bool:
-        return self._takes_sparse and manifold_of(p) is None and group["weight_decay"] == 0
 
     @functools.cached_property
     def _others(self) -> Others:

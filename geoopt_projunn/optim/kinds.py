@@ -1,6 +1,6 @@
 """Sort the parameters of a group by how they are stepped."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
@@ -8,11 +8,12 @@ import torch
 from geoopt.manifolds.base import Manifold
 
 from ..backends.distributed import is_dtensor, is_spread
-from ..low_rank import LowRankManifold
-from ..manifold import LowRankStiefel, LowRankUnitary
+from ..low_rank_manifold import LowRankManifold
+from ..manifolds import LowRankStiefel, LowRankUnitary
 from .messages import described
 
 State = Mapping[str, torch.Tensor]
+Group = Mapping[str, Any]
 # Of an abstract class the check takes longer than of the very class.
 _LOW_RANK = (LowRankUnitary, LowRankStiefel, LowRankManifold)
 _ANY = (*_LOW_RANK, Manifold)
@@ -73,16 +74,18 @@ def kind_of(
     """
     spread = is_spread(p) or is_dtensor(grad)
     layout = p.shape, p.stride(), p.is_conj(), grad.stride(), grad.is_conj(), spread
-    return layout, p.dtype, p.device, manifold, grad.dtype, state["skipped"].dtype, *state
+    skipped = state["skipped"]
+    return layout, p.dtype, p.device, manifold, grad.dtype, skipped.dtype, skipped.shape, *state
 
 
-def check_kind(p: torch.Tensor, state: State, group: Mapping[str, Any]) -> None:
+def check_kind(p: torch.Tensor, state: State, group: Group) -> None:
     """Raise an error unless a parameter of a kind can be stepped, with its gradient and state.
 
     Raises
     ------
     ValueError
-        If the shape is none of the manifold, or the rank is too high for it.
+        If the shape is none of the manifold, the rank is too high for it, or the state is of a
+        parameter of another number of blocks.
     TypeError
         If the dtype of parameter, gradient or state is not supported.
     """
@@ -101,4 +104,28 @@ def check_kind(p: torch.Tensor, state: State, group: Mapping[str, Any]) -> None:
             f"The state of {described(p, group)} must have its precision, "
             f"{p.dtype.to_real()}, got {state['skipped'].dtype}: the parameter was converted "
             "after its first step; rebuild the optimizer."
+        )
+    check_shape("skipped", p, state, group, manifold.stacked(p).shape[:-2])
+
+
+def check_shapes(p: torch.Tensor, state: State, names: Iterable[str], group: Group) -> None:
+    """Raise ValueError unless a state that was loaded has the shapes of this parameter's."""
+    shape = stacked(p).shape
+    for name in ("step", "skipped"):
+        check_shape(name, p, state, group, shape[:-2])
+    for name in names:
+        if name in state:
+            # One number for each entry, or one for each matrix.
+            check_shape(name, p, state, group, shape, torch.Size((*shape[:-2], 1, 1)))
+
+
+def check_shape(
+    name: str, p: torch.Tensor, state: State, group: Group, *shapes: torch.Size
+) -> None:
+    """Raise ValueError unless an entry of the state has one of these shapes."""
+    if state[name].shape not in shapes:
+        raise ValueError(
+            f"`{name}` in the state of {described(p, group)} must have shape {tuple(shapes[0])}, "
+            f"got {tuple(state[name].shape)}: it is of a parameter of another shape, or number of "
+            "blocks; load the state of one like this, or rebuild the optimizer."
         )

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from ..backends.distributed import is_dtensor
-from ..checks import upright
+from ..geometry.checks import upright
 from ..linalg.precision import WIDE
 from .kinds import manifold_of
 from .messages import capitalized, described, warn

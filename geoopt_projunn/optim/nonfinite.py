@@ -55,21 +55,23 @@ class AllOrNothing:
         """Whether the host knows that the groups with this option skip the step."""
         self.finite: dict[torch.Tensor, torch.Tensor] = {}
         """By parameter whether its gradient is finite, bool, on its device."""
+        self._everywhere: list[torch.Tensor] = []
         if self._guarded:
             params = (p for group in groups for p in group["params"])
             finite = {p: _is_finite(p.grad) for p in params if p.grad is not None and not p.is_meta}
-            self.finite = agreed_by_all(finite)
+            self.finite, self._everywhere = agreed_by_all(finite)
 
     def context(self) -> AbstractContextManager[None]:
         """Return the context in which to step; parameters that must not be stepped are gone."""
         if not self.finite:
             return nullcontext()
         if not self._can_undo():
-            if not all(map(bool, self.finite.values())):
+            if not all(map(bool, (*self.finite.values(), *self._everywhere))):
                 self._skip()
             return nullcontext()
         first, *_ = self.finite
-        flags = [flag.to(first.device, non_blocking=True) for flag in self.finite.values()]
+        flags = [*self.finite.values(), *self._everywhere]
+        flags = [flag.to(first.device, non_blocking=True) for flag in flags]
         return self._undone_unless(torch.stack(flags).all())
 
     def _can_undo(self) -> bool:

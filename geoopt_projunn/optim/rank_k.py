@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from ..backends import choose
-from ..backends.contract import Buffers, Rule
 from ..backends.distributed import is_dtensor, like_its_parameter, local_of
-from ..checks import upright
+from ..backends.spec import Buffers, Rule
+from ..geometry.checks import upright
 from .kinds import low_rank_of
 from .options import on_device
 

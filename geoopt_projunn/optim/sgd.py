@@ -6,7 +6,7 @@ from typing import Any
 import geoopt
 import torch
 
-from ..backends.contract import Buffers, NativeRule, Proposal, TangentMomentum, Total
+from ..backends.spec import Buffers, NativeRule, Proposal, TangentMomentum, Total
 from .base import ProjUNNOptimizer
 from .options import check_choice, check_range
 
@@ -98,7 +98,12 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
     .. math::
 
         x \leftarrow x + W (P - I) W^H x, \qquad
-        W \operatorname{skewh}(K) W^H \approx -\eta \operatorname{skewh}(D x^H)
+        W \operatorname{skewh}(K) W^H \approx \operatorname{skewh}(D x^H), \qquad
+        P = \exp(-\eta \operatorname{skewh}(K)),
+
+    with :math:`\operatorname{skewh}(A) = \frac12 (A - A^H)` and the learning rate :math:`\eta`.
+    W has 2k orthonormal columns. This P is that of the exponential; the other retractions make
+    another rotation of :math:`-\eta K`.
 
     On :class:`~geoopt_projunn.LowRankStiefel` as well, where the generator is twice as long,
     :math:`D x^H - x D^H`; what is said of LowRankUnitary below holds there too.
@@ -138,11 +143,11 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
         it piles up in an ambient buffer and becomes a false tangent part as x turns: take "tangent"
         there, or no momentum.
     error_feedback : float, optional
-        On LowRankUnitary, the share in [0, 1) that the buffer keeps, from step to step, of what
-        a step has not carried; ``momentum`` is the share that it keeps of what it has:
-        :math:`D = M + g`, then :math:`M \leftarrow \phi (D - C) + \mu C`, with :math:`C` the
-        sketch of :math:`D` that was followed, :math:`\phi` this share and :math:`\mu` the
-        momentum. With :math:`\phi = \mu`, the default, this is the heavy ball. 0.99 averages
+        On LowRankUnitary, the share :math:`\phi` in [0, 1) of what a step has left out that stays
+        in the buffer for the next one. With :math:`C` the part of the direction that a step
+        follows, and :math:`\mu` the momentum: :math:`D = M + g`, then
+        :math:`M \leftarrow \phi (D - C) + \mu C`. With :math:`\phi = \mu`, the default, this is
+        the heavy ball. 0.99 averages
         the noise of small batches, at learning rates below the best one without, if the gradient
         vanishes at the solution; where its normal part stays, a share near 1 does not converge.
         0 to 0.5 suit exact gradients. Not with ``nesterov``, ``dampening`` or ``normalize``.
@@ -189,13 +194,15 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
         -\eta \frac{\sqrt{2k}}{\lVert S \rVert_F} S \quad\text{("angle")}, \qquad
         -\eta\, S (S^H S)^{-1/2} \quad\text{("spectral")},
 
-    whatever the size of the gradient: ``lr`` is an angle, 0.2 to 1 radian for most problems and
-    all ranks and sizes. It is that of the exponential; the Cayley transform and the polar factor
-    turn a little less. No plane turns further than :math:`\pi`. "spectral" turns planes with
-    hardly any gradient less. Where the tangent part of a direction is rounding, nothing moves;
-    the sketches "lsi" and "column" cannot tell. k=None counts as k = n // 2, in :math:`O(n^3)`.
-    Such steps do not shrink as the gradient does: let ``lr`` decay, to zero at the end. Other
-    parameters take ``lr`` as they always do, so give them a group of their own.
+    whatever the size of the gradient: ``lr`` is an angle. Start with 0.3 to 0.5 radian, and in a
+    recurrent layer, whose matrix acts T times for a sequence of T steps, with about 1 / T. It is
+    the angle of the exponential; the Cayley transform and the polar factor turn a little less. No
+    plane turns further than :math:`\pi`. "spectral" turns planes with hardly any gradient less.
+    Where the tangent part of a direction is rounding, nothing moves; the sketches "lsi" and
+    "column" cannot tell. k=None counts as k = n // 2, or n / 2 for complex x, and p if that is
+    less, in :math:`O(n^3)`. Such steps do not shrink as the gradient does: let ``lr`` decay, to
+    zero at the end. Other parameters take ``lr`` as they always do, so give them a group of their
+    own.
 
     References
     ----------

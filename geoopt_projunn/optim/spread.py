@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from geoopt.manifolds.base import Manifold
 
-from ..backends.contract import Buffers, Rule, StepSpec
 from ..backends.distributed import (
     average_over_processes,
     averages_gradients,
@@ -14,7 +13,8 @@ from ..backends.distributed import (
     local_of,
     misplacement,
 )
-from ..coordinates import COORDINATES
+from ..backends.spec import Buffers, Rule, StepSpec
+from ..sketches.coordinates import COORDINATES
 from .kinds import low_rank_of
 from .messages import capitalized, described
 

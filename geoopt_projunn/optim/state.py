@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from ..backends import choose
-from ..backends.contract import Buffers, Rule
-from ..low_rank import LowRankManifold
+from ..backends.spec import Buffers, Rule
+from ..low_rank_manifold import LowRankManifold
 from .kinds import manifold_of
 from .messages import capitalized, described
 from .nonfinite import COUNTER
@@ -27,9 +27,11 @@ def first_state(
 ) -> Buffers:
     """Return the state of a parameter that this optimizer has not stepped yet.
 
-    What another optimizer left there, such as torch's and geoopt's Adam, is taken over where it has
-    the name and the shape of ours, together with the number of its steps. Blocks are counted one
-    by one, and have the shape of a batch.
+    What another optimizer left there, such as torch's and geoopt's Adam, is taken over together
+    with the number of its steps if all of it has the names and the shapes of ours; AMSGrad's
+    largest moments may begin later. Of a part the steps would be too long: a second moment that
+    begins at zero needs the bias correction of a first step. Blocks are counted one by one, and
+    have the shape of a batch.
     """
     x = manifold.stacked(p.detach())
     batch = x.shape[:-2]
@@ -39,6 +41,8 @@ def first_state(
         for name, value in found.items()
         if name in fresh and (value.shape, value.dtype) == (fresh[name].shape, fresh[name].dtype)
     }
+    if any(name not in taken_over for name in fresh if not name.startswith("max_")):
+        taken_over = {}
     # torch's SGD counts no steps; this one damps the gradient at the first.
     steps = int(found.get("step", 1)) if taken_over else 0
     return {

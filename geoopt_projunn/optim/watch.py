@@ -68,11 +68,14 @@ class Watch:
         for p in params:
             # Without a rank the gradient is spread over many planes, unless it is of low rank.
             k = low_rank_of(p).k or 1
-            if furthest(lr, k, name) > math.pi:
-                rule = "lr" if name == "spectral" else "lr·√k"
+            # Of a complex generator one eigenvalue alone may have it all.
+            rule, most = ("lr·√(2k)", 2 * k) if p.is_complex() else ("lr·√k", k)
+            reach = furthest(lr, most, name)
+            if reach > math.pi:
+                rule = "lr" if name == "spectral" else rule
                 warn(
-                    f"With normalize={name!r} a step of {described(p)} stops at half a turn of a "
-                    f"plane, for {rule} = {furthest(lr, k, name):.3g} is above π: `lr` = {lr} is "
+                    f"With normalize={name!r} a step of {described(p)} may stop at half a turn of "
+                    f"a plane, for {rule} = {reach:.3g} is above π: `lr` = {lr} is "
                     "an angle in radians; lower it if steps should be of that length."
                 )
                 self._warned_of_angle = True

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from triton.compiler import ASTSource
 
-from geoopt_projunn.backends.contract import NativeRule, StepSpec
+from geoopt_projunn.backends.spec import NativeRule, StepSpec
 from geoopt_projunn.backends.triton import backend, sketching
 from geoopt_projunn.backends.triton import step as turning
 from tests._triton import spilled_bytes

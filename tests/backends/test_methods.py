@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from geoopt_projunn.backends.contract import StepSpec
+from geoopt_projunn.backends.spec import StepSpec
 from geoopt_projunn.rotation import Rotation
 from tests._asserts import assert_bit_equal, assert_within
 from tests._matrices import DTYPES, WIDE_DTYPES, eps, skew, unitary, wide

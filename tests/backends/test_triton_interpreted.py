@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from geoopt_projunn import LowRankUnitary
-from geoopt_projunn.backends.contract import StepSpec
+from geoopt_projunn.backends.spec import StepSpec
 from geoopt_projunn.backends.triton import support
 from tests._asserts import assert_bit_equal, assert_unitary, assert_within
 from tests._matrices import eps, unitary

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import datetime
 import io
 
 import geoopt
@@ -140,6 +141,26 @@ def test_one_bad_gradient_leaves_all_processes_unstepped(world, bad, everything)
     assert skipped == 1
 
 
+def skip_for_a_plain_one():
+    """A plain parameter has a gradient, which nobody averages, that is bad on one process."""
+    group = distributed.new_group(timeout=datetime.timedelta(seconds=10))
+    p = geoopt.ManifoldParameter(LowRankUnitary(k=2).random(N, N))
+    plain = torch.nn.Parameter(torch.ones(3))
+    sketch_gradients_(p, group)
+    optimizer = ProjUNNRiemannianSGD([p, plain], lr=0.05, skip_nonfinite="all")
+    start = p.detach().clone()
+    p.grad, plain.grad = torch.randn(N, N), torch.ones(3)
+    if distributed.get_rank() == 1:
+        plain.grad[0] = torch.nan
+    optimizer.step()
+    return torch.equal(p, start), optimizer.skipped_steps, plain.tolist()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_processes_skip_together_whatever_gradient_is_bad(world):
+    assert world.run(skip_for_a_plain_one) == [(True, 1, [1.0] * 3)] * 4
+
+
 def count(n, k, sketch):
     manifold = LowRankUnitary(k=k, sketch=sketch)
     p = geoopt.ManifoldParameter(torch.eye(n), manifold=manifold)
@@ -222,6 +243,11 @@ def refuse():
     for manifold in (LowRankUnitary(k=None), LowRankUnitary(sketch="column")):
         with pytest.raises(ValueError, match=r"`params\[0\]` must have a finite k and the sketch"):
             sketch_gradients_(geoopt.ManifoldParameter(manifold.random(8, 8)))
+    others = distributed.new_group([0, 1])
+    if distributed.get_rank() > 1:
+        with pytest.raises(ValueError, match=r"`group` must be one that .* without process [23]"):
+            sketch_gradients_(good, others)
+        assert averages_gradients(good) is None
     sketch_gradients_(good)
     plain = torch.nn.Parameter(torch.ones(3))
     optimizer = ProjUNNRiemannianAdam([("plain", plain), ("w", good)])

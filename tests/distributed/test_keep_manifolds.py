@@ -224,6 +224,24 @@ def test_what_steps_do_not_know_is_refused_at_the_end_of_the_context(world):
     assert all(world.run(refuse))
 
 
+class Other(torch.Tensor):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("successor", "error", "words"),
+    [
+        (torch.eye(4).as_subclass(Other), TypeError, "must be a torch.nn.Parameter.* got Other"),
+        (torch.ones(4), ValueError, r"`frame` is on the .*Stiefel.* does not fit: .*Keep this"),
+    ],
+)
+def test_a_successor_that_cannot_be_on_the_manifold_is_refused(successor, error, words):
+    model = torch.nn.Module()
+    model.frame = geoopt.ManifoldParameter(torch.eye(4), manifold=geoopt.EuclideanStiefel())
+    with pytest.raises(error, match=words), keep_manifolds(model):
+        model.frame = torch.nn.Parameter(successor)
+
+
 def mismatched():
     """Each of these is refused before anything moves."""
     mesh, tiles = mesh_of((4,)), mesh_of((2, 2))

@@ -31,8 +31,8 @@ BAD_ARGUMENTS = {
     "rank": (ValueError, "`k` must be at least 1, got 0", (2, 2, 3), {"k": 0}),
     "retraction": (ValueError, "`retraction` must be one of", (2, 2, 3), {"retraction": "svd"}),
     "sketch": (ValueError, "`sketch` must be one of", (2, 2, 3), {"sketch": "svd"}),
-    "half": (TypeError, "`dtype` must be torch.float32 or", (2, 2, 3), {"dtype": torch.float16}),
-    "complex": (TypeError, "`dtype` must be torch.float32", (2, 2, 3), {"dtype": torch.complex64}),
+    "half": (TypeError, "`dtype` of .* must be torch.f", (2, 2, 3), {"dtype": torch.float16}),
+    "complex": (TypeError, "`dtype` of .* must be torch.f", (2, 2, 3), {"dtype": torch.complex64}),
 }
 
 

@@ -33,11 +33,16 @@ BAD_ARGUMENTS = {
         {},
     ),
     "init": (ValueError, "`init` must be one of '.*', got 'normal'", (2, 2, 4), {"init": "normal"}),
-    "rank": (ValueError, "`k` must satisfy 1 <= k <= n // 2 = 1", (2, 2, 4), {"k": 2}),
+    "rank": (
+        ValueError,
+        "`weight_real` of OrthogonalConv2d does not fit: `k` must satisfy 1 <= k <= n // 2 = 1",
+        (2, 2, 4),
+        {"k": 2},
+    ),
     "one channel": (ValueError, "use k=None for full rank", (1, 1, 4), {}),
     "retraction": (ValueError, "`retraction` must be one of", (2, 2, 4), {"retraction": "svd"}),
-    "half": (TypeError, "`dtype` must be torch.float32 or", (2, 2, 4), {"dtype": torch.float16}),
-    "complex": (TypeError, "`dtype` must be torch.float32", (2, 2, 4), {"dtype": torch.complex64}),
+    "half": (TypeError, "`dtype` of .* must be torch.f", (2, 2, 4), {"dtype": torch.float16}),
+    "complex": (TypeError, "`dtype` of .* must be torch.f", (2, 2, 4), {"dtype": torch.complex64}),
 }
 
 

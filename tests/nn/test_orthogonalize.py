@@ -5,7 +5,13 @@ import torch
 from torch.nn.utils import parametrizations
 
 from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianSGD
-from geoopt_projunn.nn import OrthogonalRNN, orthogonality_errors, orthogonalize_
+from geoopt_projunn.nn import (
+    OrthogonalGRU,
+    OrthogonalGRUCell,
+    OrthogonalRNN,
+    orthogonality_errors,
+    orthogonalize_,
+)
 from tests._asserts import assert_unitary, assert_within
 from tests._matrices import DTYPES, polar_reference
 
@@ -110,21 +116,35 @@ BAD = {
         "in_proj_weight",
         {},
         ValueError,
-        r"`in_proj_weight` of shape \(24, 8\) is 3 matrices of a Multihead.*give `blocks=3`",
+        r"`in_proj_weight` of MultiheadAttention, of shape \(24, 8\), holds 3 mat.*give `blocks=3`",
     ),
     "stacked, LSTM": (
         lambda: torch.nn.LSTM(6, 8),
         "weight_ih_l0",
         {},
         ValueError,
-        r"`weight_ih_l0` of shape \(32, 6\) is 4 matrices of a LSTM, one above .*give `blocks=4`",
+        r"`weight_ih_l0` of LSTM, of shape \(32, 6\), holds 4 matrices, one .*give `blocks=4`",
     ),
     "stacked, in a model": (
         lambda: torch.nn.Sequential(torch.nn.GRUCell(8, 8)),
         "0.weight_hh",
         {},
         ValueError,
-        r"`0.weight_hh` of shape \(24, 8\) is 3 matrices of a GRUCell, .*give `blocks=3`",
+        r"`0.weight_hh` of GRUCell, of shape \(24, 8\), holds 3 matrices, .*give `blocks=3`",
+    ),
+    "gates": (
+        lambda: OrthogonalGRU(6, 8, bidirectional=True),
+        "weight_gates_l0_reverse",
+        {},
+        ValueError,
+        r"`weight_gates_l0_reverse` of OrthogonalGRU, .* holds 2 matrices, .*give `blocks=2`",
+    ),
+    "gates of a cell": (
+        lambda: OrthogonalGRUCell(6, 8),
+        "weight_gates",
+        {},
+        ValueError,
+        r"`weight_gates` of OrthogonalGRUCell, .* holds 2 matrices, .*give `blocks=2`",
     ),
     "blocks that do not divide": (
         lambda: torch.nn.LSTM(8, 8),

@@ -247,7 +247,7 @@ OF_ADAM = [
     ({"eps": -1e-8}, r"`eps` must lie in \[0.0, inf\), got -1e-08"),
     (
         {"second_moment": "rowwise"},
-        "`second_moment` must be 'elementwise' or 'scalar', got 'rowwise'",
+        "`second_moment` must be 'elementwise', 'scalar' or 'mean', got 'rowwise'",
     ),
 ]
 BAD = [

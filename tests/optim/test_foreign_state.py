@@ -98,6 +98,28 @@ def adam_run(kind, model, seeds, **options):
     return optimizer
 
 
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        (torch.float64, {"second_moment": "scalar"}),
+        (torch.float64, {"second_moment": "mean", "amsgrad": True}),
+        # torch keeps the squares of real and imaginary parts apart.
+        (torch.complex128, {}),
+    ],
+)
+def test_a_state_of_which_a_part_is_missing_is_begun_afresh(dtype, options):
+    start = LowRankUnitary().random(6, 6, dtype=dtype)
+    p, q = on_manifold(start), on_manifold(start)
+    grads = gradients(p, 4)
+    theirs = torch.optim.Adam([p], lr=0.0)
+    feed(theirs, p, grads[:3])
+    ours = ProjUNNRiemannianAdam([p], lr=0.01, **options)
+    ours.load_state_dict({**ours.state_dict(), "state": theirs.state_dict()["state"]})
+    for optimizer, parameter in (ours, p), (ProjUNNRiemannianAdam([q], lr=0.01, **options), q):
+        feed(optimizer, parameter, grads[3:])
+    assert_same_bits(p, q)
+
+
 @pytest.mark.parametrize("number", [int, float])
 def test_a_state_of_torchs_adam_is_taken_over_also_of_old_torch(number):
     """Steps of a plain parameter go on as torch's; moments of a matrix are those it had."""

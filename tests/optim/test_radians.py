@@ -160,9 +160,17 @@ def test_one_plane_stops_at_half_a_turn(dtype, retraction):
     assert orthogonality_error(p) < 1e-12
 
 
-@pytest.mark.parametrize(("normalize", "lr", "k"), [("angle", 1.0, 16), ("spectral", 3.2, 2)])
-def test_one_warning_says_that_planes_may_stop(normalize, lr, k):
-    p = unitary_parameter(40, 40, k=k)
+@pytest.mark.parametrize(
+    ("normalize", "lr", "k", "dtype"),
+    [
+        ("angle", 1.0, 16, torch.float32),
+        # One eigenvalue of a complex generator may have all of it.
+        ("angle", 0.6, 16, torch.complex64),
+        ("spectral", 3.2, 2, torch.float32),
+    ],
+)
+def test_one_warning_says_that_planes_may_stop(normalize, lr, k, dtype):
+    p = unitary_parameter(40, 40, k=k, dtype=dtype)
     optimizer = ProjUNNRiemannianSGD([("weight", p)], lr=lr, normalize=normalize)
     with pytest.warns(UserWarning, match=r"`weight`.*half a turn.*above π.*lower it") as caught:
         feed(optimizer, p, gradients(p, 3))

@@ -342,3 +342,34 @@ def test_stabilizing_projects_blocks(kind):
     feed(optimizer, p, gradients(p, 1))
     for block in p.detach().chunk(3):
         assert orthogonality_error(block) < 1e-14
+
+
+@rules
+@pytest.mark.parametrize(("blocks", "others"), [(1, 3), (3, 1), (3, 2)])
+def test_a_state_of_another_number_of_blocks_is_refused_before_anything_moves(blocks, others, rule):
+    saved = parameter(12, 4, k=1, blocks=blocks)
+    state = run(rule, [saved], [gradients(saved, 1)]).state_dict()
+    state["param_groups"][0]["params"] = [0, 1]
+    state["state"] = {1: state["state"][0]}
+    plain, p = torch.nn.Parameter(torch.ones(2)), parameter(12, 4, k=1, blocks=others)
+    kind, options = OPTIONS[rule]
+    optimizer = kind([plain, p], **options)
+    optimizer.load_state_dict(state)
+    before = p.detach().clone()
+    plain.grad, p.grad = torch.ones(2), torch.ones_like(p)
+    with pytest.raises(ValueError, match=r"in the state of a .* must have shape .*blocks"):
+        optimizer.step()
+    assert_same_bits(p, before)
+    assert_same_bits(plain, torch.ones(2))
+
+
+def test_blocks_that_change_under_an_optimizer_are_refused_before_anything_moves():
+    p, plain = parameter(12, 4, k=1, blocks=3), torch.nn.Parameter(torch.ones(2))
+    optimizer = run("sgd", [plain, p], [[torch.zeros(2)], gradients(p, 1)])
+    p.manifold = LowRankStiefel(1, blocks=2)
+    before = p.detach().clone()
+    plain.grad, p.grad = torch.ones(2), torch.ones_like(p)
+    with pytest.raises(ValueError, match=r"`skipped` in the state .* must have shape \(2,\), got"):
+        optimizer.step()
+    assert_same_bits(p, before)
+    assert_same_bits(plain, torch.ones(2))

@@ -10,8 +10,8 @@ from ...linalg.precision import WIDE
 from ...rotation import Rotation
 from ...sketches import Sketched
 from ..batch import Pieces
-from ..contract import Rule, StepSpec
 from ..reference import Reference
+from ..spec import Rule, StepSpec
 from . import kernels, operators, steps
 from .products import StreamedProducts
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 import torch
 
+from ..modes import refusal_of_modes
+
 try:
     from . import _kernels
 except ImportError:
@@ -37,18 +39,12 @@ def refusal(x: torch.Tensor) -> str | None:
         return f"the tensors are on {x.device}"
     if x.dtype not in KINDS:
         return f"the kernels do not know {x.dtype}"
-    if torch.is_grad_enabled():
-        return "gradients are recorded, which the kernels do not"
+    if reason := refusal_of_modes():
+        return reason
     if torch.compiler.is_compiling():
         return None if kernels.USES_THREADS else "the kernels were built without OpenMP"
     if not kernels.USES_THREADS and torch.get_num_threads() > 1:
         return "the kernels were built without OpenMP, and torch has more than one thread"
-    # Of what torch.func transforms, the derivative and the batch would be lost; so would the
-    # derivative of forward mode.
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return "torch.func transforms the tensors"
-    if torch.autograd.forward_ad._current_level >= 0:
-        return "derivatives are taken in forward mode"
     return "the tensors are negated lazily" if x.is_neg() else None
 
 

@@ -8,8 +8,8 @@ import torch
 
 from ...linalg.dense import estimate_errors_of_batch
 from ..batch import Pieces, gather, scatter
-from ..contract import Buffers, Proposal, Rule, StepSpec
 from ..reference import Reference, are_finite, keep
+from ..spec import Buffers, Proposal, Rule, StepSpec
 from .layout import Layout, averages_gradients, layout_of, local_of
 from .products import Spread, SpreadProducts
 

@@ -91,19 +91,28 @@ def average_over_processes(buffer: torch.Tensor, p: torch.Tensor) -> None:
         buffer.copy_(collectives.mean_over(buffer.clone(), group))
 
 
-def agreed_by_all(flags: dict[torch.Tensor, torch.Tensor]) -> dict[torch.Tensor, torch.Tensor]:
+def agreed_by_all(
+    flags: dict[torch.Tensor, torch.Tensor],
+) -> tuple[dict[torch.Tensor, torch.Tensor], list[torch.Tensor]]:
     """Return for each parameter whether its flag is True on all processes that have a part of it.
 
-    One exchange for each group of processes.
+    And in a list, if there are such parameters, whether all flags of these processes are, those of
+    other parameters too: what processes do next must not differ. One exchange for each group.
     """
     agreed, members = dict(flags), defaultdict(list)
     for p in flags:
         for group in _groups_of(p):
             members[group].append(p)
+    everywhere: list[torch.Tensor] = []
     for group, params in members.items():
-        together = collectives.all_over(torch.stack([agreed[p] for p in params]), group)
-        agreed.update(zip(params, together.unbind(), strict=True))
-    return agreed
+        some = [agreed[p] for p in params]
+        device = some[0].device
+        both = *agreed.values(), *everywhere
+        every = torch.stack([flag.to(device, non_blocking=True) for flag in both]).all()
+        *some, every = collectives.all_over(torch.stack([*some, every]), group).unbind()
+        agreed.update(zip(params, some, strict=True))
+        everywhere = [every]
+    return agreed, everywhere
 
 
 class Axis:

@@ -8,9 +8,9 @@ import torch
 
 from ...linalg.precision import WIDE
 from ..batch import Pieces
-from ..contract import Buffers, NativeRule, Rule, StepSpec
 from ..modes import refusal_of_modes
 from ..reference import Reference
+from ..spec import Buffers, NativeRule, Rule, StepSpec
 from . import support
 
 _LARGEST_RANK = 16
@@ -42,6 +42,8 @@ class Triton(Reference):
             return f"the tensors are on {x.device}"
         if x.dtype not in WIDE:
             return f"the kernels do not know {x.dtype}"
+        if torch.compiler.is_compiling():
+            return "torch.compile traces the step"
         return refusal_of_modes() or (support.lack(x.device) if x.is_cuda else None)
 
     def step_(

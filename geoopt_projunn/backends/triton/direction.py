@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..contract import Buffers, NativeRule
+from ..spec import Buffers, NativeRule
 from .kernels import directions
 
 
@@ -19,7 +19,7 @@ class Direction(NamedTuple):
     """One of those in :mod:`.kernels.directions`."""
     has_most: bool
     numbers: tuple[float, ...]
-    """The three of :class:`..contract.NativeRule`."""
+    """The three of :class:`..spec.NativeRule`."""
 
     @classmethod
     def of(cls, grad: torch.Tensor, buffers: Buffers, native: NativeRule) -> "Direction":

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..contract import StepSpec
+from ..spec import StepSpec
 from .kernels.directions import NUMBERS
 from .launching import Tiles, carve
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from ...sketches import _ANYWHERE, _IN_TURN
-from ..contract import StepSpec
+from ...sketches.tangent import ANYWHERE, IN_TURN
+from ..spec import StepSpec
 from .direction import Direction
 from .kernels import bases, directions, mixing, passes
 from .launching import bits, by_dot, launch, padded, power_of_two
@@ -117,7 +117,7 @@ class SketchLaunches:
         )
 
     def _mix(self, of: Any, rows: torch.Tensor) -> None:
-        few = min(_IN_TURN * self.sizes.k, self.sizes.n if self.sizes.k == 1 else self.sizes.p)
+        few = min(IN_TURN * self.sizes.k, self.sizes.n if self.sizes.k == 1 else self.sizes.p)
         length = self.sizes.p if self.sizes.k == 1 else self.sizes.n
         launch(
             mixing.mix_kernel,
@@ -129,7 +129,7 @@ class SketchLaunches:
             self.wide["numbers"],
             self.kind["raw"],
             rows,
-            *map(bits, (self.length, *self.rule.numbers, _ANYWHERE * math.sqrt(3 / length))),
+            *map(bits, (self.length, *self.rule.numbers, ANYWHERE * math.sqrt(3 / length))),
             self.sizes.n,
             self.sizes.width,
             few,

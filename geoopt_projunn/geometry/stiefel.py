@@ -4,10 +4,10 @@ from typing import ClassVar
 
 import torch
 
+from ..linalg.polar_factor import PolarFactor
+from ..linalg.precision import full_precision
 from .checks import shape_rule
-from .geometry import OrthonormalGeometry
-from .linalg.polar_factor import PolarFactor
-from .linalg.precision import full_precision
+from .orthonormal import OrthonormalGeometry
 
 
 class StiefelGeometry(OrthonormalGeometry):
@@ -68,23 +68,21 @@ class StiefelGeometry(OrthonormalGeometry):
     def transp(self, x: torch.Tensor, y: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         r"""Transport v from x to y by a rotation that takes x to y and moves little else.
 
-        The unitary matrix nearest to :math:`y x^H + (I - yy^H)(I - xx^H)`, times v. Isometric and
-        exact; for n > p in general it is not :meth:`transp_follow_retr` where y is a retraction,
-        which depends on the way. :math:`O(np^2)`.
-
-        Raises
-        ------
-        RuntimeError
-            If :math:`x^H y` is singular: the rotation is not unique.
+        The unitary matrix nearest to :math:`y x^H + (I - yy^H)(I - xx^H)`, times v; one of them
+        where :math:`x^H y` is singular. Isometric and exact; for n > p in general it is not
+        :meth:`transp_follow_retr` where y is a retraction, which depends on the way.
+        :math:`O(np^2)`.
         """
         (x, y, v), shape = self._flatten(x=x, y=y, v=v)
         inside, across = x.mH @ v, x.mH @ y
         # The polar factor of (I - yyᴴ)(I - xxᴴ) on the complement of x is I - yyᴴ times
-        # I + s (h + h²)⁻¹ sᴴ, with s = y - xxᴴy and h = (yᴴxxᴴy)^½.
+        # I - x f (I + h)⁻¹ yᴴ, with f the polar factor of xᴴy and h = fᴴ xᴴy.
         factor: torch.Tensor = PolarFactor.apply(across, False)  # type: ignore[no-untyped-call]
         h = factor.mH @ across
-        s, outside = y - x @ across, v - x @ inside
-        outside = outside + s @ torch.linalg.solve(h + h @ h, s.mH @ outside)
+        outside = v - x @ inside
+        # Of a positive semidefinite h: well conditioned.
+        eye = torch.eye(h.shape[-1], dtype=h.dtype, device=h.device)
+        outside = outside - x @ (factor @ torch.linalg.solve(eye + h, y.mH @ outside))
         return self._shaped(y @ (inside - y.mH @ outside) + outside, shape)
 
     def dist(self, x: torch.Tensor, y: torch.Tensor, *, keepdim: bool = False) -> torch.Tensor:

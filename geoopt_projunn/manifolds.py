@@ -1,8 +1,8 @@
 r"""The manifolds, for users: a geometry, and steps of rank k on it."""
 
-from .low_rank import LowRankManifold
-from .stiefel import StiefelGeometry
-from .unitary import UnitaryGeometry
+from .geometry.stiefel import StiefelGeometry
+from .geometry.unitary import UnitaryGeometry
+from .low_rank_manifold import LowRankManifold
 
 __all__ = ["LowRankStiefel", "LowRankUnitary"]
 
@@ -28,18 +28,19 @@ class LowRankUnitary(LowRankManifold, UnitaryGeometry):
     Parameters
     ----------
     k : int or None
-        Rank of a gradient's sketch, 1 <= k <= n // 2; a step then moves a subspace of
-        dimension 2k. None: no truncation, the ordinary manifold at :math:`O(n^3)` a step.
+        How many planes a step turns, 1 <= k <= n // 2: it moves a subspace of dimension 2k. Take
+        min(8, n // 2) unless you know better. None: all planes, the ordinary manifold at
+        :math:`O(n^3)` a step.
     retraction : {"exponential", "polar", "cayley"}
         How a step returns to the manifold: along the geodesic (projUNN-T), to the nearest
         unitary matrix (projUNN-D), or by the Cayley transform.
     sketch : {"tangent", "lsi", "column", "coordinates"}
         What a step keeps of a gradient: a projection of its tangent part (the default), or
         the paper's rank-k approximations of the gradient itself; or what turns 2k coordinates, new
-        ones at each step, see :func:`geoopt_projunn.coordinates.coordinates`. With sweep=0 and
-        without momentum such a step reads 2k rows of the point and of the gradient and costs
-        :math:`O(k^2 n)`; it keeps :math:`4k^2/n^2` of a gradient. It pays where n is huge and rows
-        of the gradient are made one by one. No effect with k=None.
+        ones at each step, see :func:`geoopt_projunn.sketches.coordinates.coordinates`. With
+        sweep=0 and without momentum such a step reads 2k rows of the point and of the gradient
+        and costs :math:`O(k^2 n)`; it keeps :math:`4k^2/n^2` of a gradient. It pays where n is
+        huge and rows of the gradient are made one by one. No effect with k=None.
     sweep : int
         Columns that the optimizers of this package re-orthonormalize at each step, which
         bounds the drift by rounding for ever. It costs up to two passes over x; 0 turns it
@@ -111,8 +112,8 @@ class LowRankStiefel(LowRankManifold, StiefelGeometry):
     Parameters
     ----------
     k : int or None
-        Rank of a gradient's sketch, 1 <= k <= min(p, n // 2), n the longer side; a step then moves
-        a subspace of dimension 2k. None: no truncation.
+        How many planes a step turns, 1 <= k <= min(p, n // 2), n the longer side: it moves a
+        subspace of dimension 2k. Take min(8, p, n // 2) unless you know better. None: all planes.
     retraction, sketch, sweep
         as of :class:`LowRankUnitary`; the sweep is of columns, for wide x of rows
     blocks : int

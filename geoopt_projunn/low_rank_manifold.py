@@ -9,14 +9,14 @@ import torch
 from geoopt.manifolds.base import Manifold
 
 from .backends import choose
-from .backends.contract import StepSpec
-from .coordinates import COORDINATES
-from .geometry import OrthonormalGeometry
+from .backends.spec import StepSpec
+from .geometry.orthonormal import OrthonormalGeometry
 from .linalg.hashing import bits_of_row
 from .linalg.precision import full_precision
 from .retractions import RETRACTIONS
 from .rotation import Rotation
 from .sketches import SKETCHES, Sketched
+from .sketches.coordinates import COORDINATES
 
 T = TypeVar("T")
 

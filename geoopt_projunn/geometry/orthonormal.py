@@ -6,19 +6,19 @@ from typing import ClassVar
 import geoopt
 import torch
 
-from .backends import choose
-from .backends.distributed import is_dtensor, place_like, whole_of
-from .checks import CheckedMatrices
-from .linalg.dense import (
+from ..backends import choose
+from ..backends.distributed import is_dtensor, place_like, whole_of
+from ..linalg.dense import (
     estimate_orthogonality_error,
     haar,
     orthogonality_error,
 )
-from .linalg.polar_factor import PolarFactor
-from .linalg.precision import full_precision
-from .retractions import long_exponential
-from .rotation import Rotation
-from .sketches import exact_tangent
+from ..linalg.polar_factor import PolarFactor
+from ..linalg.precision import full_precision
+from ..retractions import long_exponential
+from ..rotation import Rotation
+from ..sketches import exact_tangent
+from .checks import CheckedMatrices
 
 
 class OrthonormalGeometry(CheckedMatrices):

@@ -2,12 +2,12 @@ r"""Steps that turn a few coordinates: the only ones that do not read all of the
 
 import torch
 
-from .linalg.dense import skewh
-from .linalg.hashing import uniform
-from .linalg.precision import WIDE
-from .linalg.rows import IN_TORCH, Products
-from .rotation import Rotation
-from .sketches import Sketched, above
+from ..linalg.dense import skewh
+from ..linalg.hashing import uniform
+from ..linalg.precision import WIDE
+from ..linalg.rows import IN_TORCH, Products
+from ..rotation import Rotation
+from .sketched import Sketched, above
 
 COORDINATES = "coordinates"
 """What the sketch is called. It is not in :data:`geoopt_projunn.sketches.SKETCHES`, whose sketches

@@ -7,8 +7,8 @@ import torch
 from geoopt.manifolds.base import Manifold
 from geoopt.utils import size2shape
 
-from .backends.distributed import is_dtensor
-from .linalg.precision import WIDE, full_precision
+from ..backends.distributed import is_dtensor
+from ..linalg.precision import WIDE, full_precision
 
 
 class CheckedMatrices(Manifold):

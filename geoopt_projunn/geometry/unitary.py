@@ -4,11 +4,11 @@ from typing import ClassVar
 
 import torch
 
+from ..linalg.distance import GeodesicDistance, Logarithm
+from ..linalg.polar_factor import PolarFactor
+from ..linalg.precision import full_precision
 from .checks import shape_rule
-from .geometry import OrthonormalGeometry
-from .linalg.distance import GeodesicDistance, Logarithm
-from .linalg.polar_factor import PolarFactor
-from .linalg.precision import full_precision
+from .orthonormal import OrthonormalGeometry
 
 
 class UnitaryGeometry(OrthonormalGeometry):

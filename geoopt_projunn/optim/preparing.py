@@ -1,0 +1,117 @@
+"""Sort parameters, and check all that can go wrong, before anything changes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..backends.choice import assert_serves
+from ..backends.distributed import is_dtensor, is_spread, receive_first
+from ..backends.spec import Buffers, Rule
+from ..low_rank_manifold import LowRankManifold
+from .capture import check_has_begun
+from .kinds import Parts, check_kind, check_shapes, is_low_rank, kind_of, manifold_of, stacked
+from .messages import capitalized, described
+from .nonfinite import States
+from .others import check_plain
+from .spread import check_is_whole, check_spread, first_buffers
+from .state import first_state, probe
+from .watch import Watch
+
+
+class Preparation:
+    """What an optimizer finds out about its parameters at the beginning of a step.
+
+    Parameters
+    ----------
+    rule : Rule
+        of steps on this package's manifolds
+    takes_sparse : bool
+        whether plain parameters may have sparse gradients
+    watch : Watch
+        is told of each parameter before its first step
+    to_probe : set
+        Parameters that have stepped and may have other values since: they are probed at their next
+        step, as at the first.
+    """
+
+    def __init__(
+        self, rule: Rule, takes_sparse: bool, watch: Watch, to_probe: set[torch.Tensor]
+    ) -> None:
+        self._rule = rule
+        self._takes_sparse = takes_sparse
+        self._watch = watch
+        self._to_probe = to_probe
+
+    def sort(
+        self, group: dict[str, Any], states: States, fresh: dict[torch.Tensor, Buffers]
+    ) -> Parts:
+        """Sort the parameters of a group; put the state that they still need into ``fresh``."""
+        part = Parts()
+        for p in group["params"]:
+            manifold, grad, state = manifold_of(p), p.grad, states.get(p, {})
+            if grad is not None and grad.is_sparse and not self._takes_sparse_of(p, group):
+                raise TypeError(
+                    f"`grad` of {described(p, group)} must be dense, got a sparse gradient; use "
+                    "`sparse=False` in the layer that makes it."
+                )
+            if not is_low_rank(manifold):
+                if grad is not None and "skipped" in state:
+                    raise RuntimeError(
+                        f"{capitalized(described(p, group))} was on LowRankUnitary or "
+                        "LowRankStiefel and no longer is: a conversion or a load dropped its "
+                        "manifold; make it a `geoopt.ManifoldParameter` again and rebuild the "
+                        "optimizer."
+                    )
+                if grad is not None and manifold is None:
+                    check_plain(p, group)
+                if grad is not None and manifold is not None:
+                    check_is_whole(p, manifold, group)
+                (part.plain if manifold is None else part.riemannian).append(p)
+            elif grad is not None:
+                is_new = "skipped" not in state
+                if is_new or (self._to_probe and p in self._to_probe):
+                    self._begin(p, manifold, group, state)
+                if is_new:
+                    state = fresh[p] = first_state(p, manifold, self._rule, group, state)
+                kind = kind_of(p, grad, manifold, state)
+                part.low_rank.setdefault(kind, []).append(p)
+        for members in part.low_rank.values():
+            p = members[0]
+            state = fresh.get(p) or states[p]
+            check_kind(p, state, group)
+            assert_serves(p)
+            if is_spread(p) or is_dtensor(p.grad):
+                for p in members:
+                    check_spread(p, fresh.get(p) or states[p], self._rule, group)
+            if not all(name in state for name in self._rule.buffer_names(group)):
+                for p in members:
+                    x = stacked(p)
+                    fresh[p] = {**first_buffers(x, self._rule, group), **states[p]}
+        return part
+
+    def _begin(
+        self,
+        p: torch.Tensor,
+        manifold: LowRankManifold,
+        group: dict[str, Any],
+        state: Mapping[str, Any],
+    ) -> None:
+        """Look at a parameter before its first step, or the first after a load."""
+        check_has_begun(p, group)
+        manifold.assert_check_point(p)
+        if is_spread(p):
+            check_spread(p, {}, self._rule, group)
+            receive_first(p)
+        if "skipped" in state:
+            check_shapes(p, state, self._rule.buffer_names(group), group)
+        self._watch.begin(p, state.get("skipped"))
+        # Before they load, distributed checkpoints take a step of length 0 from any values.
+        if not p.is_meta and float(group["lr"]) == 0:
+            self._to_probe.add(p)
+        else:
+            probe(p, manifold, group)
+            self._to_probe.discard(p)
+
+    def _takes_sparse_of(self, p: torch.Tensor, group: dict[str, Any]) -> bool:
+        return self._takes_sparse and manifold_of(p) is None and group["weight_decay"] == 0
