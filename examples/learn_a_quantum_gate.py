@@ -19,7 +19,7 @@ from pathlib import Path
 
 import geoopt
 import torch
-from _runs import plt, positive
+from _runs import plt, positive, save_picture
 from torch import Tensor
 from tqdm import tqdm
 
@@ -137,11 +137,9 @@ def main(arguments: list[str] | None = None) -> list[Record]:
                 records.append(r)
         axes.set(xlabel="step", ylabel="infidelity", title=task)
         axes.legend()
-    options.output.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path := options.output / "learn_a_quantum_gate.png", dpi=120)
-    plt.close(figure)
     print("\ntask        method              seed  steps  seconds  infidelity")
-    print("\n".join(lines), f"\n\nCurves: {path}")
+    print("\n".join(lines))
+    save_picture(figure, options.output / "learn_a_quantum_gate.png")
     return records
 
 
