@@ -70,10 +70,10 @@ def parametrized(start: Tensor, kind: str, lr: float) -> Learner:
 
 METHODS: dict[str, dict[str, Callable[[Tensor], Learner]]] = {
     "whole": {
-        "ours, k = 8": partial(low_rank, k=8, lr=0.8),
+        "ours, k = 8": partial(low_rank, k=8, lr=0.7),
         "ours, k = 16": partial(low_rank, k=16, lr=0.5),
-        "torch, cayley": partial(parametrized, kind="cayley", lr=0.01),
-        "torch, matrix_exp": partial(parametrized, kind="matrix_exp", lr=0.01),
+        "torch, cayley": partial(parametrized, kind="cayley", lr=0.03),
+        "torch, matrix_exp": partial(parametrized, kind="matrix_exp", lr=0.03),
     },
     "brickwork": {
         "ours, k = 2": partial(low_rank, k=2, lr=0.1, space="tangent"),
