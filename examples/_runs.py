@@ -354,6 +354,14 @@ def print_table(rows: list[Row], tasks: list[MemoryTask]) -> None:
             )
 
 
+def save_picture(figure: plt.Figure, path: Path) -> None:
+    """Write a figure, say where, and let it go."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    print(f"\nPicture: {path}")
+
+
 def first_below(history: list[Row], threshold: float) -> int | None:
     """Return the first iteration of a history whose loss is below a threshold."""
     return next((row["iteration"] for row in history if row["loss"] < threshold), None)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import geoopt
 import torch
-from _runs import plt, positive
+from _runs import plt, positive, save_picture
 from torch import Tensor
 from tqdm import tqdm
 
@@ -70,10 +70,10 @@ def parametrized(start: Tensor, kind: str, lr: float) -> Learner:
 
 METHODS: dict[str, dict[str, Callable[[Tensor], Learner]]] = {
     "whole": {
-        "ours, k = 8": partial(low_rank, k=8, lr=0.8),
+        "ours, k = 8": partial(low_rank, k=8, lr=0.7),
         "ours, k = 16": partial(low_rank, k=16, lr=0.5),
-        "torch, cayley": partial(parametrized, kind="cayley", lr=0.01),
-        "torch, matrix_exp": partial(parametrized, kind="matrix_exp", lr=0.01),
+        "torch, cayley": partial(parametrized, kind="cayley", lr=0.03),
+        "torch, matrix_exp": partial(parametrized, kind="matrix_exp", lr=0.03),
     },
     "brickwork": {
         "ours, k = 2": partial(low_rank, k=2, lr=0.1, space="tangent"),
@@ -137,11 +137,9 @@ def main(arguments: list[str] | None = None) -> list[Record]:
                 records.append(r)
         axes.set(xlabel="step", ylabel="infidelity", title=task)
         axes.legend()
-    options.output.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path := options.output / "learn_a_quantum_gate.png", dpi=120)
-    plt.close(figure)
     print("\ntask        method              seed  steps  seconds  infidelity")
-    print("\n".join(lines), f"\n\nCurves: {path}")
+    print("\n".join(lines))
+    save_picture(figure, options.output / "learn_a_quantum_gate.png")
     return records
 
 

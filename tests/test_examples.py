@@ -499,3 +499,89 @@ def test_the_infidelity_keeps_its_digits_and_ignores_a_phase():
     overlap = (u.mH @ w).trace().abs() / 8
     assert example.infidelity(w, u) == pytest.approx(float(1 - overlap**2), rel=1e-12)
     assert example.infidelity(u * torch.tensor(0.6 + 0.8j, dtype=u.dtype), u) < 1e-30
+
+
+def test_a_rotation_of_a_quantized_language_model_is_learned(tmp_path, capsys):
+    example = load("rotate_quantized_lm")
+    rows = example.main(["--smoke", "--output", str(tmp_path)])
+    assert [row[1] for row in rows] == ["exact", "no rotation", "Hadamard", *example.METHODS]
+    assert (tmp_path / "rotate_quantized_lm.png").read_bytes().startswith(PNG)
+    printed = capsys.readouterr().out
+    perplexities = {row[1]: row[2] for row in rows}
+    for name, perplexity in perplexities.items():
+        assert name in printed
+        assert 1 < perplexity < 103
+    for name in example.METHODS:
+        assert perplexities[name] != perplexities["Hadamard"]
+    assert example.main(["--smoke", "--output", str(tmp_path)])[3][:3] == rows[3][:3]
+
+
+def test_a_rotation_passes_through_an_exact_model():
+    example = load("rotate_quantized_lm")
+    torch.manual_seed(0)
+    model = example.LanguageModel(9, 32).double()
+    text = torch.randint(9, (2, example.CONTEXT + 1))
+    r = torch.linalg.qr(torch.randn(32, 32, dtype=torch.float64)).Q
+    rough, fine = (model.loss(text, example.rotated(r, bits)).item() for bits in (3, 40))
+    exact = model.loss(text).item()
+    assert fine == pytest.approx(exact, rel=1e-9)
+    assert rough != pytest.approx(exact, rel=1e-4)
+    # The same by rotating what writes to the stream, with nothing left to do for what reads it.
+    with torch.no_grad():
+        for writer in (model.embedding, model.places):
+            writer.weight.copy_(writer.weight @ r.mT)
+        for qkv, out, up, down in model.blocks:
+            for writer in (out, down):
+                writer.weight.copy_(r @ writer.weight)
+            for reader in (qkv, up):
+                reader.weight.copy_(reader.weight @ r.mT)
+        model.head.weight.copy_(model.head.weight @ r.mT)
+    assert model.loss(text).item() == pytest.approx(exact, rel=1e-9)
+
+
+def test_quantized_rows_have_few_values_and_the_gradient_goes_straight_through():
+    example = load("rotate_quantized_lm")
+    torch.manual_seed(0)
+    x = torch.randn(5, 400, requires_grad=True)
+    rounded = example.quantize(x, 3)
+    for row, given in zip(rounded.detach(), x.detach(), strict=True):
+        whole = row * 3 / given.abs().max()
+        assert torch.allclose(whole, whole.round(), atol=1e-5)
+        assert whole.abs().max() == pytest.approx(3)
+        assert (row - given).abs().max() <= given.abs().max() / 6 * 1.00001
+    direction = torch.randn(5, 400)
+    (grad,) = torch.autograd.grad(rounded, x, direction)
+    assert torch.equal(grad, direction)
+
+
+def test_a_transformer_is_adapted_by_rotations_of_its_weights(tmp_path, capsys):
+    example = load("orthogonal_finetuning")
+    rows = example.main(["--smoke", "--output", str(tmp_path)])
+    assert [row[0] for row in rows] == ["not adapted", *example.METHODS]
+    assert (tmp_path / "orthogonal_finetuning.png").read_bytes().startswith(PNG)
+    printed = capsys.readouterr().out
+    assert all(row[0] in printed for row in rows)
+
+
+@pytest.mark.parametrize("block", [None, 8])
+def test_rotated_weights_merge_into_the_same_network_with_the_same_singular_values(block):
+    example = load("orthogonal_finetuning")
+    torch.manual_seed(0)
+    model, x, y = example.Reader().double(), torch.randn(5, 8, 8).double(), torch.arange(5)
+    weight = model.encoder.layers[0].linear2.weight.detach().clone()
+    before = model(x)
+    optimizer = example.rotations(model, block)
+    model.double()
+    assert torch.allclose(model(x), before)
+    for _ in range(3):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    adapted = model(x)
+    assert not torch.allclose(adapted, before)
+    example.merge(model)
+    assert torch.allclose(model(x), adapted)
+    merged = model.encoder.layers[0].linear2.weight
+    assert torch.allclose(
+        *(torch.linalg.svdvals(w.unflatten(1, (-1, block or 128))[:, 0]) for w in (weight, merged))
+    )

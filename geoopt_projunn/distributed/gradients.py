@@ -63,7 +63,9 @@ def sketch_gradients_(
       it, also if only one of them saves.
     - A gradient that is not finite on one process makes all of them skip the step.
     - All processes must have gradients of the same parameters in a step; one that has none, such as
-      of a part that its batch did not reach, needs ``p.grad = torch.zeros_like(p)``.
+      of a part that its batch did not reach, needs ``p.grad = torch.zeros_like(p)``. Else processes
+      wait for each other, or average gradients of two parameters.
+    - ``ZeroRedundancyOptimizer`` lets one process alone step a parameter: it does not go with this.
     - Gradients may be accumulated over several backward passes. To clip them, note that each
       process knows only its own.
 

@@ -20,6 +20,7 @@ CASES = [
     ("rows of 4", *ADAM, "tangent", 15, {"allreduce_", "_allgather_base_"}),
     ("copies of rows", *SGD, "tangent", 20, {"allreduce_", "_allgather_base_", "broadcast_"}),
     ("copies", *SGD, "tangent", 0, set()),
+    ("tiles", *SGD, "tangent", 28, {"allreduce_", "_allgather_base_"}),
 ]
 
 

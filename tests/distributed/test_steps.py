@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
-from geoopt_projunn.backends.distributed import Distributed
+from geoopt_projunn.backends.distributed import Distributed, collectives
 
-from ._meshes import PLACINGS, digest, placed
+from ._meshes import PLACINGS, digest, mesh_of, placed
 
 SGD, ADAM = ProjUNNRiemannianSGD, ProjUNNRiemannianAdam
 N, STEPS = 22, 12
@@ -18,17 +18,24 @@ SETTINGS = {
     "momentum": (SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.3}, {"k": 3, "sweep": 2}),
     "nesterov": (SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}, {"k": 2}),
     "feedback": (SGD, {"lr": 0.1, "momentum": 0.5, "error_feedback": 0.9}, {"k": 2}),
-    "lsi": (SGD, {"lr": 0.1, "maximize": True}, {"k": 2, "sketch": "lsi", "retraction": "polar"}),
+    "lsi": (
+        SGD,
+        {"lr": 0.1, "maximize": True},
+        {"k": N // 2, "sketch": "lsi", "retraction": "polar"},
+    ),
     "column": (SGD, {"lr": 0.1}, {"k": 2, "sketch": "column", "retraction": "cayley"}),
     "angle": (SGD, {"lr": 0.1, "momentum": 0.9, "normalize": "angle"}, {"k": 1}),
     "spectral": (ADAM, {"lr": 0.1, "normalize": "spectral"}, {"k": 3}),
     "adam": (ADAM, {"lr": 0.02}, {"k": 2}),
+    "mean": (ADAM, {"lr": 0.1, "second_moment": "mean"}, {"k": 2}),
     "scalar": (ADAM, {"lr": 0.1, "second_moment": "scalar", "amsgrad": True}, {"k": 1}),
 }
 CASES = {(setting, "rows of 3", torch.float64) for setting in SETTINGS}
 CASES |= {("nesterov", placing, torch.float64) for placing in PLACINGS}
 CASES |= {("feedback", "tiles", torch.complex128), ("adam", "rows of 4", torch.complex128)}
 CASES |= {("scalar", "copies of rows", torch.float64), ("column", "tiles", torch.float64)}
+# Two columns are swept, which lie on one process or on two.
+CASES |= {("momentum", "tiles", torch.float64)}
 
 
 def parameter(x, manifold):
@@ -95,3 +102,66 @@ def test_steps_of_parts_are_those_of_the_whole(world, setting, placing, dtype):
         assert len({end for *_, end in results}) == 1
     if placing == "copies of rows":
         assert results[0][3] == results[2][3] != results[1][3] == results[3][3]
+
+
+def differ():
+    """Step copies whose sums are rounded in another way."""
+    copy = mesh_of((2, 2)).get_local_rank(0)
+    original = collectives.sum_over
+
+    def sum_over(t, group):
+        return original(t, group) * (1 + copy * 1e-12)
+
+    manifold = LowRankUnitary(k=2)
+    x = manifold.random(N, N, dtype=torch.float64).as_subclass(torch.Tensor)
+    p = parameter(placed(x, "copies of rows"), manifold)
+    target = placed(torch.randn(N, N, dtype=torch.float64), "copies of rows")
+    with mock.patch.object(collectives, "sum_over", sum_over):
+        descend(p, target, SGD, {"lr": 0.1, "momentum": 0.9}, steps=2)
+    return digest(p.to_local())
+
+
+def test_copies_take_the_sums_of_the_first(world):
+    ends = world.run(differ)
+    assert ends[:2] == ends[2:]
+
+
+def overflow():
+    """One second moment overflows, and the direction, which is divided by it, is finite."""
+    manifold = LowRankUnitary(k=2)
+    x = manifold.random(N, N).as_subclass(torch.Tensor)
+    p = parameter(placed(x.clone(), "rows of 4"), manifold)
+    grad = torch.randn(N, N)
+    grad[-1, 3] = 1e25
+    p.grad = placed(grad, "rows of 4")
+    optimizer = ADAM([p], lr=0.1)
+    optimizer.step()
+    return torch.equal(p.full_tensor(), x), optimizer.skipped_steps
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_buffer_that_overflows_on_one_process_leaves_all_unstepped(world):
+    assert world.run(overflow) == [(True, 1)] * 4
+
+
+def refuse():
+    manifold = LowRankUnitary(k=2)
+    x = manifold.random(N, N).as_subclass(torch.Tensor)
+    plain = torch.nn.Parameter(torch.ones(3))
+    cases = [
+        (manifold, {"momentum": 0.9, "momentum_space": "tangent"}, r"`momentum_space` of .*`w` .*"),
+        (LowRankUnitary(k=2, sketch="coordinates"), {}, r"Parameter `w` .* must have another `sk"),
+    ]
+    for one, options, words in cases:
+        p = parameter(placed(x.clone(), "rows of 4"), one)
+        optimizer = SGD([("plain", plain), ("w", p)], lr=0.1, **options)
+        p.grad, plain.grad = torch.ones_like(p), torch.ones(3)
+        with pytest.raises(ValueError, match=words):
+            optimizer.step()
+        assert torch.equal(p.full_tensor(), x)
+        assert not optimizer.state
+    return bool((plain == 1).all())
+
+
+def test_steps_that_need_the_whole_matrix_are_refused(world):
+    assert all(world.run(refuse))
