@@ -53,7 +53,7 @@ def test_an_unknown_retraction_is_refused(name):
 
 @pytest.mark.parametrize("name", ["LSI", "random", "", None, 3, ["lsi"]])
 def test_an_unknown_sketch_is_refused(name):
-    message = r"`sketch` must be one of 'tangent', 'lsi', 'column', got .*\."
+    message = r"`sketch` must be one of 'tangent', 'lsi', 'column', 'coordinates', got .*\."
     with pytest.raises((ValueError, TypeError), match=message):
         LowRankUnitary(sketch=name)
 
