@@ -18,8 +18,6 @@ from .compiled import compiled, pays
 from .parts import parts_of_batch, parts_of_list
 from .spec import Buffers, Proposal, Rule, StepSpec, TangentMomentum
 
-_SKETCHES = {**SKETCHES, COORDINATES: coordinates}
-
 
 class Reference:
     """The methods of a backend; another one overrides those that it does better.
@@ -47,7 +45,7 @@ class Reference:
         if spec.k is None:
             sketched = exact(x, d, *floor)
         else:
-            sketch = _SKETCHES[spec.sketch]
+            sketch = coordinates if spec.sketch == COORDINATES else SKETCHES[spec.sketch]
             sketched = sketch(x, d, spec.k, counter, self.products, *floor)
         return sketched if spec.scale == 1 else sketched._replace(core=spec.scale * sketched.core)
 
