@@ -70,8 +70,8 @@ def forget():
     torch.set_float32_matmul_precision("highest")
     for name in {"general", "cuda", "cuda.matmul", "mkldnn.matmul"} & NEW.keys():
         use(name, "none")
-    # After `torch.backends.cudnn.flags` it is set for convolutions and recurrences apart, and one of
-    # them may be left at "none".
+    # `torch.backends.cudnn.flags` sets it for convolutions and recurrences apart, of which one may
+    # be left at "none".
     use("cudnn.allow_tf32", True)
 
 
