@@ -14,9 +14,9 @@ from ..rotation import Rotation
 from ..sketches import SKETCHES, Sketched, exact, exact_tangent, full_range, skew
 from ..sketches.coordinates import COORDINATES, chosen, coordinates, turn_coordinates_
 from .batch import Pieces, gather, scatter
-from .compiled import compiled, pays
-from .parts import parts_of_batch, parts_of_list
+from .batch_sizes import parts_of_batch, parts_of_list
 from .spec import Buffers, Proposal, Rule, StepSpec, TangentMomentum
+from .torch_compile import compiled, pays
 
 
 class Reference:

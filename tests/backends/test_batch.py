@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from geoopt_projunn.backends.batch import count, gather, scatter
-from geoopt_projunn.backends.parts import parts_of_list
+from geoopt_projunn.backends.batch_sizes import parts_of_list
 from tests._asserts import assert_bit_equal
 
 

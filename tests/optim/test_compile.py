@@ -9,7 +9,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from geoopt_projunn import LowRankStiefel, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD, backends
-from geoopt_projunn.backends.compiled import compiled
+from geoopt_projunn.backends.torch_compile import compiled
 
 from ._helpers import (
     OPTIMIZERS,

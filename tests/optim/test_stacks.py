@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from geoopt_projunn import ProjUNNRiemannianAdam, ProjUNNRiemannianSGD, backends
-from geoopt_projunn.backends import parts
+from geoopt_projunn.backends import batch_sizes
 from tests._modes import Recorder
 
 from ._helpers import (
@@ -253,7 +253,7 @@ def test_stacks_that_exceed_the_cache_change_nothing(shape, kind, monkeypatch):
         for number in range(3):
             step(optimizer, params, number)
             with monkeypatch.context() as patch:
-                patch.setattr(parts, "_PART_BYTES", bytes_of_two // torch.get_num_threads())
+                patch.setattr(batch_sizes, "_PART_BYTES", bytes_of_two // torch.get_num_threads())
                 assert parts.parts_of_list(others) == [slice(0, 2), slice(2, 4), slice(4, 6)]
                 step(other, others, number)
     for p, q in zip(params, others, strict=True):
