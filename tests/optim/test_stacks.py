@@ -254,7 +254,7 @@ def test_stacks_that_exceed_the_cache_change_nothing(shape, kind, monkeypatch):
             step(optimizer, params, number)
             with monkeypatch.context() as patch:
                 patch.setattr(batch_sizes, "_PART_BYTES", bytes_of_two // torch.get_num_threads())
-                assert parts.parts_of_list(others) == [slice(0, 2), slice(2, 4), slice(4, 6)]
+                assert batch_sizes.parts_of_list(others) == [slice(0, 2), slice(2, 4), slice(4, 6)]
                 step(other, others, number)
     for p, q in zip(params, others, strict=True):
         assert_within(p, q, 1e-14)
