@@ -129,3 +129,17 @@ def check_shape(
             f"got {tuple(state[name].shape)}: it is of a parameter of another shape, or number of "
             "blocks; load the state of one like this, or rebuild the optimizer."
         )
+
+
+def check_unit(p: torch.Tensor, manifold: Manifold, group: Mapping[str, Any]) -> None:
+    """Raise ValueError if geoopt would step by lr what is to turn by that many radians."""
+    if group["normalize"] is None:
+        return
+    # Of geoopt.Scaled and of geoopt.ProductManifold.
+    inside = (getattr(manifold, "base", None), *(getattr(manifold, "manifolds", None) or ()))
+    if any(map(is_low_rank, inside)):
+        raise ValueError(
+            f"`normalize` must be None for {described(p, group)} on {manifold}, which geoopt steps "
+            f"without it, got {group['normalize']!r}; put it into a group of its own, or directly "
+            "on LowRankUnitary or LowRankStiefel."
+        )

@@ -10,7 +10,16 @@ from ..backends.distributed import is_dtensor, is_spread, receive_first
 from ..backends.spec import Buffers, Rule
 from ..low_rank_manifold import LowRankManifold
 from .capture import check_has_begun
-from .kinds import Parts, check_kind, check_shapes, is_low_rank, kind_of, manifold_of, stacked
+from .kinds import (
+    Parts,
+    check_kind,
+    check_shapes,
+    check_unit,
+    is_low_rank,
+    kind_of,
+    manifold_of,
+    stacked,
+)
 from .messages import capitalized, described
 from .nonfinite import States
 from .others import check_plain
@@ -67,6 +76,7 @@ class Preparation:
                     check_plain(p, group)
                 if grad is not None and manifold is not None:
                     check_is_whole(p, manifold, group)
+                    check_unit(p, manifold, group)
                 (part.plain if manifold is None else part.riemannian).append(p)
             elif grad is not None:
                 is_new = "skipped" not in state

@@ -4,10 +4,11 @@ import copy
 import math
 import warnings
 
+import geoopt
 import pytest
 import torch
 
-from geoopt_projunn import ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
+from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
 
 from ._helpers import (
     DTYPES,
@@ -321,3 +322,29 @@ def test_regression_ends_lower_than_by_multiples_of_the_gradient():
     best = min(loss(lr, None) for lr in (0.1, 0.3, 1.0))
     assert 5 * loss(0.4, "angle") < best
     assert 2 * loss(0.4, "spectral") < best
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "manifold",
+    [
+        geoopt.Scaled(LowRankUnitary(k=1), 2.0),
+        geoopt.ProductManifold((LowRankUnitary(k=1), (6, 6)), (geoopt.Sphere(), (6,))),
+    ],
+    ids=["scaled", "product"],
+)
+def test_what_geoopt_steps_is_not_given_radians_without_a_word(kind, manifold):
+    shape = (6, 6) if isinstance(manifold, geoopt.Scaled) else (42,)
+    start = manifold.random(*shape).as_subclass(torch.Tensor)
+    p = geoopt.ManifoldParameter(start, manifold=manifold)
+    plain = torch.nn.Parameter(torch.ones(3))
+    p.grad, plain.grad = torch.randn(p.shape), torch.ones(3)
+    before = p.detach().clone()
+    optimizer = kind([plain, p], lr=0.1, normalize="angle")
+    with pytest.raises(ValueError, match=r"`normalize` must be None .* geoopt steps .*'angle'"):
+        optimizer.step()
+    assert torch.equal(p, before)
+    assert torch.equal(plain, torch.ones(3))
+    optimizer.param_groups[0]["normalize"] = None
+    optimizer.step()
+    assert not torch.equal(p, before)
