@@ -92,9 +92,13 @@ def _over_floor(n: int, device: str, rule: str, k: int) -> dict[str, float]:
 
 def launches(device: str) -> Cases:
     """Count the kernels of a step, and name those that take longest."""
-    n = 4096 if device == "cuda" else SMALL[0]
-    for rule, k in (("SGD", 1), ("SGD", 4), ("SGD", 16), ("Adam", 1)):
-        yield f"{rule} k={k}", lambda rule=rule, k=k: _kernels(_problem(n, device), device, rule, k)
+    for n in (4096, 512) if device == "cuda" else SMALL:
+        for rule, k in (("SGD", 1), ("SGD", 4), ("SGD", 16), ("Adam", 1)):
+
+            def count(n: int = n, rule: str = rule, k: int = k) -> dict[str, object]:
+                return _kernels(_problem(n, device), device, rule, k)
+
+            yield f"n={n} {rule} k={k}", count
 
 
 def _kernels(problem: Problem, device: str, rule: str, k: int) -> dict[str, object]:
@@ -114,7 +118,7 @@ def _kernels(problem: Problem, device: str, rule: str, k: int) -> dict[str, obje
     for event in events:
         spent = event.device_time if device == "cuda" else event.cpu_time
         microseconds[event.name[:40]] += spent
-    longest = {name: round(spent, 1) for name, spent in microseconds.most_common(5)}
+    longest = {name: round(spent, 1) for name, spent in microseconds.most_common(14)}
     return {"launches": len(events), "microseconds of the longest": longest}
 
 

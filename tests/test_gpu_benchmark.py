@@ -50,7 +50,7 @@ def test_the_script_runs_to_its_end_on_a_cpu(tmp_path):
         errors = {k: v for k, v in part["found"].items() if "Error" in str(v) and k != "triton"}
         assert not errors
     assert {"eager", "floor"} <= set(parts["times"]["found"]["n=32 SGD k=1"])
-    assert parts["launches"]["found"]["SGD k=1"]["launches"] > 0
+    assert parts["launches"]["found"]["n=32 SGD k=1"]["launches"] > 0
     assert parts["tests"]["found"]["tests/optim/test_gpu.py"]["skipped"] > 0
     text = (tmp_path / "summary.txt").read_text()
     assert done.stdout.endswith(text + "\n")
