@@ -4,7 +4,7 @@ The task of Hochreiter and Schmidhuber (1997) with the sizes of the projUNN pape
 random numbers, two are marked, one in each half, and their sum is to be given after the last
 one. A network without memory says 1, at a mean squared error of 1/6.
 
-    python examples/adding_problem.py                               # T = 200, k = 1
+    python examples/adding_problem.py                               # T = 200, k = 8
     python examples/adding_problem.py --T 200 750 --k 1 4 --networks orthogonal lstm
     python examples/adding_problem.py --networks "orthogonal gru" gru   # gated ones
     python examples/adding_problem.py --warm-up 0                   # long sequences at once

@@ -96,7 +96,7 @@ def test_an_experiment_redraws_earlier_runs_without_training(tmp_path):
     arguments = ["--smoke", "--output", str(tmp_path)]
     rows = copy_memory.main([*arguments, "--networks", "lstm"])
     both = copy_memory.main(arguments)
-    assert [row["network"] for row in both] == ["LSTM"] * 2 + ["orthogonal, k = 1"] * 2
+    assert [row["network"] for row in both] == ["LSTM"] * 2 + ["orthogonal, k = 8"] * 2
     assert both[:2] == rows
 
 
@@ -233,9 +233,10 @@ def test_permuted_digits_tuning_prints_every_learning_rate(capsys):
 def test_a_constrained_network_starts_like_the_unconstrained_one():
     example = load("permuted_digits")
     states = []
+    options = types.SimpleNamespace(hidden=16, k=1, angle=0.01)
     for make in (example.orthogonal, example.unconstrained):
         torch.manual_seed(0)
-        states.append(make(16, 1, 1e-3)[0].state_dict())
+        states.append(make(options, 1e-3)[0].state_dict())
     for name, value in states[0].items():
         assert torch.equal(value, states[1][name])
 
