@@ -87,6 +87,23 @@ def test_values_and_gradients_are_those_of_a_cpu_in_double_precision(name):
         assert (one.cpu() - other).abs().max() <= 2e-5 * other.abs().max()
 
 
+@pytest.mark.usefixtures("_setting")
+@pytest.mark.parametrize("nonlinearity", ["relu", "tanh"])
+def test_recurrences_of_cudnn_are_bit_for_bit_those_of_torch_without_tf32(nonlinearity):
+    layer, x = build(f"OrthogonalRNN {nonlinearity}")
+    weight = torch.rand_like(output(layer, x)).to("cuda", torch.float32)
+    twin = torch.nn.RNN(INPUTS, HIDDEN, 2, nonlinearity, bidirectional=True, dtype=x.dtype)
+    twin.load_state_dict(layer.state_dict())
+    twin, _ = on_gpu(twin, x)
+    layer, x = on_gpu(layer, x)
+    actual = derivatives(layer, x, weight)
+    forget()
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        expected = derivatives(twin, x, weight)
+    for one, other in zip(actual, expected, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_kernels_serve_where_triton_is():
     pytest.importorskip("triton")
     assert serve(torch.empty(1, device="cuda")) == (torch.cuda.get_device_capability() >= (8, 0))
