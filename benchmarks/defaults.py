@@ -32,22 +32,27 @@ import matplotlib.pyplot as plt
 GRIDS = {
     "gradient": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
     "gradient, momentum": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
-    "angle": (0.05, 0.1, 0.2, 0.35, 0.5, 0.8),
-    "entries": (1e-3, 3e-3, 1e-2, 3e-2, 0.1),
+    "angle": (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.8),
+    "entries": (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3),
     "length": (0.1, 0.3, 1.0, 3.0, 10.0),
 }
 SCHEDULES = ("constant", "decaying")
-# A suboptimality of float32 data is rounding below this share of the first.
-FLOOR = 1e-9
+# A suboptimality of float32 data is rounding below this share of the first; and solved below this.
+FLOOR, SOLVED = 1e-9, 1e-6
 DRAWN = {
     "no momentum": "o",
     "heavy ball": "v",
     "Nesterov": "^",
     "Nesterov, angle": "D",
+    "tangent momentum": "<",
     "tangent momentum, angle": "s",
     "Adam, elementwise": "x",
     "Adam, mean": "P",
 }
+IN_RADIANS = (
+    "Nesterov, angle",
+    *(f"Nesterov, angle, {name}" for name in ("k = 1", "k = 4", "k = 16", "full rank")),
+)
 
 
 @dataclass
@@ -108,6 +113,11 @@ def methods() -> Iterator[Method]:
         "angle",
         "full rank, spectral (Muon)",
         on_manifold(LowRankUnitary(None), sgd, **{**nesterov, "normalize": "spectral"}),
+    )
+    yield Method(
+        "gradient, momentum",
+        "tangent momentum, full rank",
+        on_manifold(LowRankUnitary(None), sgd, **tangent),
     )
     theirs = geoopt.optim.RiemannianSGD
     yield Method(
@@ -194,6 +204,25 @@ def table(runs: list[Run], schedule: str) -> str:
     return "\n".join(lines)
 
 
+def angles(runs: list[Run]) -> str:
+    """Return how far above the best angle each ends with a falling rate, mean over the problems."""
+    ranks = [name for name in dict.fromkeys(run.method for run in runs) if name in IN_RADIANS]
+    rates = sorted({run.lr for run in runs if run.method in ranks})
+    lines = ["| angle | " + " | ".join(f"{lr:g}" for lr in rates) + " |"]
+    lines.append("|---" * (1 + len(rates)) + "|")
+    for method in ranks:
+        logs: dict[float, list[float]] = {lr: [] for lr in rates}
+        for run in runs:
+            if (run.method, run.schedule) == (method, "decaying"):
+                least = best(runs, run.problem, method, "decaying")
+                assert least is not None
+                ends = max(run.mean, SOLVED), max(least.mean, SOLVED)
+                logs[run.lr].append(math.log(ends[0] / ends[1]))
+        means = [math.exp(sum(logs[lr]) / len(logs[lr])) for lr in rates]
+        lines.append(f"| {method} | " + " | ".join(f"{mean:.2g}" for mean in means) + " |")
+    return "\n".join(lines)
+
+
 def draw(runs: list[Run], path: Path) -> None:
     """Draw where methods end, a panel for each schedule."""
     names = list(dict.fromkeys(run.problem for run in runs))
@@ -225,10 +254,10 @@ def main(arguments: list[str] | None = None) -> list[Run]:
     parser.add_argument("--smoke", action="store_true", help="seconds, for a test")
     options = parser.parse_args(arguments)
     if options.smoke:
-        options.n, options.steps, options.seeds, options.thin = 32, 3, 2, 6
+        options.n, options.steps, options.seeds, options.thin = 32, 3, 2, 7
     torch.set_num_threads(1)
     runs = record(options)
-    text = "\n\n".join(table(runs, schedule) for schedule in SCHEDULES)
+    text = "\n\n".join([*(table(runs, schedule) for schedule in SCHEDULES), angles(runs)])
     (options.output / "defaults.md").write_text(text + "\n")
     draw(runs, options.output / "defaults.png")
     print(text)
