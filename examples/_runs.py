@@ -111,6 +111,7 @@ def adam(
     recurrent_lr: float,
     betas: tuple[float, float],
     angle: float | None = None,
+    second_moment: str = "mean",
 ) -> ProjUNNRiemannianAdam:
     """Return one optimizer for everything trained, with a rate of its own for the recurrent matrix.
 
@@ -119,7 +120,7 @@ def adam(
     """
     recurrent = model.layer.weight_hh_l0
     rest = [p for p in model.parameters() if p is not recurrent]
-    turned: Row = {"params": [recurrent], "lr": recurrent_lr}
+    turned: Row = {"params": [recurrent], "lr": recurrent_lr, "second_moment": second_moment}
     if angle is not None:
         turned.update(lr=angle, normalize="angle")
     return ProjUNNRiemannianAdam([{"params": rest, "lr": lr}, turned], betas=betas)
@@ -136,7 +137,8 @@ def networks(options: argparse.Namespace, inputs: int, outputs: int, last: bool)
 
     def at_rank(layer: type, readout: type, k: int | None) -> tuple[Model, torch.optim.Optimizer]:
         model = Model(layer(inputs, hidden, k=k, **kind), readout(hidden, outputs), last)
-        return model, adam(model, options.lr, options.recurrent_lr, betas, options.angle)
+        kinds = options.angle, options.second_moment
+        return model, adam(model, options.lr, options.recurrent_lr, betas, *kinds)
 
     def torchs(layer: type) -> tuple[Model, torch.optim.Optimizer]:
         model = Model(layer(inputs, hidden), torch.nn.Linear(hidden, outputs), last)
@@ -391,6 +393,7 @@ def parser(name: str, description: str, **defaults: Any) -> argparse.ArgumentPar
         add("--lr", type=float, default=1e-3, help="learning rate of all but the recurrent matrix"),
         add("--recurrent-lr", type=float, default=1e-4, help="learning rate of the recurrent one"),
         add("--angle", type=float, help="in radians, of its steps, in place of its learning rate"),
+        add("--second-moment", choices=("mean", "elementwise"), default="mean"),
         add("--momentum", type=float, default=0.0, help="Adam's first beta"),
         add("--smoothing", type=float, default=0.9, help="Adam's second beta"),
         add("--clip", type=float, help="largest norm of a gradient (default: any)"),

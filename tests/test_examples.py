@@ -67,6 +67,24 @@ def test_an_experiment_draws_every_length_and_seed(tmp_path):
     assert rows[0]["loss"] != rows[2]["loss"]
 
 
+@pytest.mark.parametrize("k", ["1", "4"])
+def test_an_angle_is_how_far_the_recurrent_matrix_turns(k):
+    options = _runs.parser("copy_memory", "", hidden=16, batch=8, iterations=0, every=2)
+    options = options.parse_args(["--k", k, "--angle", "0.1", "--lr", "1e-3"])
+    [chosen] = _runs.networks(options, 10, 9, last=False)
+    model, optimizer = chosen.build()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    turn = model.layer.weight_hh_l0.detach() @ before["layer.weight_hh_l0"].mT
+    angles = torch.linalg.eigvals(turn.double()).angle()
+    assert float(angles.square().sum() / (2 * int(k))) ** 0.5 == pytest.approx(0.1, rel=1e-3)
+    # All other weights by the learning rate: Adam's first step has entries of this size.
+    moved = model.readout.weight.detach() - before["readout.weight"]
+    assert float(moved.abs().max()) == pytest.approx(1e-3, rel=1e-3)
+
+
 @pytest.mark.parametrize("network", ["orthogonal", "orthogonal gru", "lstm"])
 def test_a_run_that_was_cut_off_continues_bit_for_bit(network, tmp_path, capsys):
     copy_memory = load("copy_memory")
