@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-# A tile's row is as long as a warp reads at once.
+# A tile's row is as long as a warp reads at once, of a large matrix twice as long
+# where registers have room.
 _TILE_BYTES = 512
+_LARGE = 2**24
 # Programs that keep a large GPU busy, and the most partial sums that are worth that.
 _PROGRAMS = 512
 _MOST_SPLITS = 16
@@ -56,9 +58,11 @@ class Tiles(NamedTuple):
     splits: int
 
     @classmethod
-    def of(cls, n: int, width: int, itemsize: int) -> "Tiles":
+    def of(cls, n: int, width: int, itemsize: int, *, has_room: bool) -> "Tiles":
         """Share out a real matrix (n, width)."""
-        block = min(_TILE_BYTES // itemsize, max(_LEAST_FOR_DOT, power_of_two(width)))
+        is_large = has_room and n * width * itemsize >= _LARGE
+        longest = _TILE_BYTES * (1 + is_large) // itemsize
+        block = min(longest, max(_LEAST_FOR_DOT, power_of_two(width)))
         blocks = -(-width // block)
         splits = max(1, min(_MOST_SPLITS, _PROGRAMS // blocks))
         rows_each = max(_FEWEST_ROWS, -(-n // (splits * _FEWEST_ROWS)) * _FEWEST_ROWS)

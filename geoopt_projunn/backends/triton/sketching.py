@@ -16,7 +16,7 @@ MANY_WARPS = 8
 """Of a program that keeps much in registers."""
 BM = 16
 """Rows of a tile."""
-STAGES = 2
+STAGES = 3
 """Tiles that a program fetches ahead of its work."""
 # From here on there are enough of these to keep a GPU busy.
 _TALL = 4096
@@ -161,7 +161,7 @@ class SketchLaunches:
         is_checked: bool = False,
     ) -> None:
         """Write column sums of ``left`` and of ``more``, row sums of ``right``; check if asked."""
-        tiles, unused = self.sizes.tiles, self.x
+        tiles, unused, options = self.sizes.tiles, self.x, self.options(source)
         counts = {
             "LEFT": 0 if left is None else left_count or self.sizes.count,
             "MORE": 0 if more is None else self.sizes.sweep,
@@ -187,17 +187,19 @@ class SketchLaunches:
             **{f"{name}_PADDED": padded(count) for name, count in counts.items()},
             **{f"{name}_BY_DOT": by_dot(count) for name, count in counts.items()},
             IS_CHECKED=is_checked,
-            **self.options(source),
-            BM=self._rows(is_short=is_short),
+            **options,
+            BM=self.rows(is_short=is_short, is_plain=options["RULE"] == directions.GRADIENT),
             BN=tiles.block,
             STAGES=STAGES,
             num_warps=MANY_WARPS if is_wide else 4,
         )
 
-    def _rows(self, *, is_short: bool) -> int:
-        """Return the rows of a tile: in float64 fewer are all that fits into registers."""
-        # tl.dot wants 16.
-        return BM // 4 if is_short and self.x.dtype == torch.float64 else BM
+    def rows(self, *, is_short: bool, is_plain: bool) -> int:
+        """Return the rows of a tile: as many as there is room for beside sums and a rule."""
+        is_double = self.x.dtype == torch.float64
+        if is_short:
+            return BM // 4 if is_double else BM
+        return 2 * BM if is_plain and not is_double else BM
 
     def _row_sums(self) -> None:
         sizes = self.sizes
@@ -243,7 +245,7 @@ class SketchLaunches:
             PADDED=padded(sizes.count),
             BY_DOT=by_dot(sizes.count),
             PARTS=sizes.parts,
-            BM=self._rows(is_short=not by_dot(sizes.count)),
+            BM=self.rows(is_short=not by_dot(sizes.count), is_plain=True),
             BN=sizes.tiles.block,
             STAGES=STAGES,
         )

@@ -3,7 +3,7 @@
 import math
 
 from ...normalization import furthest, noise_floor
-from .kernels import cores, normalization, retractions, turning
+from .kernels import cores, directions, normalization, retractions, turning
 from .launching import bits, by_dot, launch, padded, power_of_two
 from .sketching import BM, STAGES, SketchLaunches, warps
 
@@ -102,6 +102,8 @@ class Step(SketchLaunches):
 
     def _turn(self) -> None:
         kind, tiles, count = self.kind, self.sizes.tiles, 2 * self.sizes.count
+        options = self.options(self.of_d)
+        is_plain = options["RULE"] == directions.GRADIENT
         self.pass_over(
             self.of_x,
             left=kind["basis"],
@@ -135,8 +137,8 @@ class Step(SketchLaunches):
             SWEEP=self.sizes.sweep,
             SWEEP_PADDED=padded(self.sizes.sweep),
             SWEEP_BY_DOT=by_dot(self.sizes.sweep),
-            **self.options(self.of_d),
-            BM=BM,
+            **options,
+            BM=self.rows(is_short=False, is_plain=is_plain) if by_dot(count) else BM,
             BN=tiles.block,
             STAGES=STAGES,
         )
