@@ -1,10 +1,11 @@
 """Launch kernels, and say what a GPU kernel is told about sizes."""
 
-import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+
+from .programs import Number, bits_of, recorder
 
 # A tile's row is as long as a warp reads at once.
 _TILE_BYTES = 512
@@ -19,8 +20,15 @@ _ALIGNED = 32
 
 
 def launch(kernel: Any, grid: Sequence[int], *args: Any, **options: Any) -> None:
-    """Run a kernel on a grid of programs."""
-    kernel[tuple(grid)](*args, **options)
+    """Run a kernel on a grid of programs; the next step like this one may run it without this."""
+    named = {name: _plain(value) for name, value in options.items()}
+    compiled = kernel[tuple(grid)](*map(_plain, args), **named)
+    if (record := recorder()) is not None:
+        record.launched(compiled, kernel, tuple(grid), args, options)
+
+
+def _plain(value: Any) -> Any:
+    return value.bits if isinstance(value, Number) else value
 
 
 def power_of_two(count: int) -> int:
@@ -39,10 +47,9 @@ def by_dot(count: int) -> bool:
     return padded(count) >= _LEAST_FOR_DOT
 
 
-def bits(value: float) -> int:
+def bits(value: "float | Number") -> "int | Number":
     """Return the bits of a number, for Triton would pass it in float32."""
-    (integer,) = struct.unpack("<q", struct.pack("<d", value))
-    return integer
+    return value if isinstance(value, Number) else bits_of((value,))[0]
 
 
 class Tiles(NamedTuple):
@@ -71,5 +78,7 @@ def carve(
     """Return memory for ``count`` times some numbers of entries, by one allocation."""
     # Addresses that 16 divides, which the compiler makes use of.
     whole = [max(1, -(-size * count // _ALIGNED)) * _ALIGNED for size in sizes.values()]
-    parts = torch.empty(sum(whole), dtype=dtype, device=device).split(whole)
-    return dict(zip(sizes, parts, strict=True))
+    memory = torch.empty(sum(whole), dtype=dtype, device=device)
+    if (record := recorder()) is not None:
+        record.allocated(memory)
+    return dict(zip(sizes, memory.split(whole), strict=True))

@@ -10,6 +10,7 @@ from ..spec import StepSpec
 from .direction import Direction
 from .kernels import bases, directions, mixing, passes
 from .launching import bits, by_dot, launch, padded, power_of_two
+from .programs import Number
 from .sizes import PROGRAMS, Sizes, as_real
 
 BLOCK = 256
@@ -36,12 +37,14 @@ class SketchLaunches:
         what to follow
     counter, skipped : torch.Tensor
         (b,), the number of the step and the steps that were skipped
-    length : float
+    length : Number
         of the step along the direction, of a unit of the learning rate if there is a ``rate``
     rate : torch.Tensor, optional
         learning rate, of one number on the device
     spec : StepSpec
         rank, sketch, retraction and drift control
+    is_limited : bool
+        whether a plane might turn further than half a turn
     """
 
     def __init__(
@@ -50,14 +53,17 @@ class SketchLaunches:
         d: Direction,
         counter: torch.Tensor,
         skipped: torch.Tensor,
-        length: float,
+        length: Number,
         rate: torch.Tensor | None,
         spec: StepSpec,
+        *,
+        is_limited: bool,
     ) -> None:
         self.spec, self.rule, self.sizes = spec, d, Sizes.of(x, spec)
         self.x, self.of_d = as_real(x), tuple(map(as_real, d.tensors))
         self.of_x = (self.x,) * 4
         self.counter, self.skipped, self.length, self.rate = counter, skipped, length, rate
+        self.is_limited = is_limited
         self.kind = self.sizes.memory(self.x.dtype, x.device)
         self.wide = self.sizes.wide_memory(x.device)
         self.flags = self.sizes.flags(x.device)

@@ -1,8 +1,6 @@
 """The launches of a step."""
 
-import math
-
-from ...normalization import furthest, noise_floor
+from ...normalization import noise_floor
 from .kernels import bases, directions, normalization, retractions, turning
 from .launching import bits, by_dot, launch, padded, power_of_two
 from .sketching import BLOCK, BLOCK_OF_BASIS, BM, MANY_WARPS, SketchLaunches
@@ -34,14 +32,6 @@ class Step(SketchLaunches):
         if self.sizes.sweep:
             self._sweep()
 
-    def _is_limited(self) -> bool:
-        """Return whether a plane might turn further than half a turn."""
-        name, sizes = self.spec.normalize, self.sizes
-        if name is None:
-            return False
-        planes = 2 * sizes.k if sizes.parts == 2 else sizes.k
-        return self.rate is not None or furthest(self.length, planes, name) > math.pi
-
     def _core(self) -> None:
         name = self.spec.normalize
         size = max(16, power_of_two(2 * self.sizes.count))
@@ -70,7 +60,7 @@ class Step(SketchLaunches):
             PADDED=size,
             SKETCH=_SKETCHES[self.spec.sketch],
             NORMALIZE=normalization.AS_LONG if name is None else _NORMALIZATIONS[name],
-            IS_LIMITED=self._is_limited(),
+            IS_LIMITED=self.is_limited,
             RETRACTION=_RETRACTIONS[self.spec.retraction],
             SWEEP=self.sizes.sweep,
             SWEEP_PADDED=power_of_two(self.sizes.sweep),
