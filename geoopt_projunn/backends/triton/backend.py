@@ -64,13 +64,13 @@ class Triton(Reference):
             super().step_(x, grad, buffers, rule, group, spec)
             return
         for some in parts_of_list(x):
-            points, grads = x[some], grad[some]
-            of_part = {name: pieces[some] for name, pieces in buffers.items()}
-            if len(points) > 1:
-                super().step_(points, grads, of_part, rule, {**group, "compile": False}, spec)
+            if len(points := x[some]) > 1:
+                of_part = {name: pieces[some] for name, pieces in buffers.items()}
+                options = {**group, "compile": False}
+                super().step_(points, grad[some], of_part, rule, options, spec)
             else:
-                of_one = {name: pieces[0] for name, pieces in of_part.items()}
-                _step_one(points[0], grads[0], of_one, native, spec, group)
+                of_one = {name: pieces[some.start] for name, pieces in buffers.items()}
+                _step_one(points[0], grad[some.start], of_one, native, spec, group)
 
     def _step_batch(
         self,
@@ -99,14 +99,15 @@ def _step_one(
     """Step the matrices of one tensor, (*, n, p), in place."""
     if x.numel() == 0:
         return
-    own = {name: _plain(buffer) for name, buffer in buffers.items()}
-    point = _plain(x)
+    given = [x, *buffers.values()]
+    taken = [_plain(t) for t in given]
+    own = dict(zip(buffers, taken[1:], strict=True))
     with _on(x.device):
-        _take(point, _plain(grad), own, native, spec, group)
-    for given, taken in ((x, point), *((buffers[name], own[name]) for name in own)):
-        if taken is not given:
-            given.copy_(taken)
-    torch.autograd.graph.increment_version([x, *buffers.values()])
+        _take(taken[0], _plain(grad), own, native, spec, group)
+    for to, t in zip(given, taken, strict=True):
+        if to is not t:
+            to.copy_(t)
+    torch.autograd.graph.increment_version(given)
 
 
 def _knows(x: torch.Tensor, spec: StepSpec) -> bool:
@@ -134,6 +135,8 @@ def _native(rule: Rule, group: Mapping[str, Any]) -> NativeRule | None:
 
 def _plain(t: torch.Tensor) -> torch.Tensor:
     """Return a tensor that lies in memory in its order, itself if it does."""
+    if t.is_contiguous() and not t.is_conj() and not t.is_neg():
+        return t
     return t.resolve_conj().resolve_neg().contiguous()
 
 

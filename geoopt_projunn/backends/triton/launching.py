@@ -1,7 +1,7 @@
 """Launch kernels, and say what a GPU kernel is told about sizes."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 
@@ -47,7 +47,11 @@ def by_dot(count: int) -> bool:
     return padded(count) >= _LEAST_FOR_DOT
 
 
-def bits(value: "float | Number") -> "int | Number":
+@overload
+def bits(value: float) -> int: ...
+@overload
+def bits(value: Number) -> Number: ...
+def bits(value: float | Number) -> int | Number:
     """Return the bits of a number, for Triton would pass it in float32."""
     return value if isinstance(value, Number) else bits_of((value,))[0]
 
