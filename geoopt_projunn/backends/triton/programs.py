@@ -139,19 +139,14 @@ class Recorder:
         if not self._is_complete or not self._launches:
             return None
         values = [value for _, args in self._launches for value in args]
-        places = list(dict.fromkeys(value for value in values if isinstance(value, _Place)))
-        constants: list[Any] = []
+        places = dict.fromkeys(value for value in values if isinstance(value, _Place))
+        constants = {id(value): value for value in values if not isinstance(value, _Place)}
+        at = {key: number for number, key in enumerate((*places, *constants))}
         launches = []
         for start, args in self._launches:
-            picked = []
-            for value in args:
-                if isinstance(value, _Place):
-                    picked.append(places.index(value))
-                else:
-                    picked.append(len(places) + len(constants))
-                    constants.append(value)
+            picked = [at[arg if isinstance(arg, _Place) else id(arg)] for arg in args]
             launches.append((start, itemgetter(*picked)))
-        return Program(self._memory, tuple(places), tuple(constants), tuple(launches))
+        return Program(self._memory, tuple(places), tuple(constants.values()), tuple(launches))
 
 
 _recorder: ContextVar[Recorder | None] = ContextVar("_recorder", default=None)
