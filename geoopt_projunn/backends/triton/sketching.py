@@ -171,9 +171,7 @@ class SketchLaunches:
             "MORE": 0 if more is None else self.sizes.sweep,
             "RIGHT": 0 if right is None else self.sizes.count,
         }
-        # tl.dot wants 16; in float64 fewer are all that fits into registers.
-        is_short = self.x.element_size() == 8 and not any(map(by_dot, counts.values()))
-        rows = BM // 4 if is_short else BM
+        is_short = not any(map(by_dot, counts.values()))
         is_wide = min(counts["LEFT"], counts["RIGHT"]) > 0 and by_dot(self.sizes.count)
         launch(
             passes.pass_kernel,
@@ -194,10 +192,15 @@ class SketchLaunches:
             **{f"{name}_BY_DOT": by_dot(count) for name, count in counts.items()},
             IS_CHECKED=is_checked,
             **self.options(source),
-            BM=rows,
+            BM=self._rows(is_short=is_short),
             BN=tiles.block,
             num_warps=MANY_WARPS if is_wide else 4,
         )
+
+    def _rows(self, *, is_short: bool) -> int:
+        """Return the rows of a tile: in float64 fewer are all that fits into registers."""
+        # tl.dot wants 16.
+        return BM // 4 if is_short and self.x.dtype == torch.float64 else BM
 
     def _row_sums(self) -> None:
         sizes = self.sizes
@@ -242,7 +245,7 @@ class SketchLaunches:
             PADDED=padded(sizes.count),
             BY_DOT=by_dot(sizes.count),
             PARTS=sizes.parts,
-            BM=BM,
+            BM=self._rows(is_short=not by_dot(sizes.count)),
             BN=sizes.tiles.block,
         )
 
@@ -300,4 +303,4 @@ class SketchLaunches:
 
 def warps(rows: int) -> int:
     """Return how many warps a program needs for some padded rows in float64."""
-    return 4 if rows < BM else MANY_WARPS
+    return 4 if rows <= BM else MANY_WARPS

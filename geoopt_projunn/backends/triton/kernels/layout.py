@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 # Entries that a program fetches at once, and of how many partial sums.
-IN_FLIGHT: tl.constexpr = tl.constexpr(2048)
+IN_FLIGHT: tl.constexpr = tl.constexpr(1024)
 MOST_AT_ONCE: tl.constexpr = tl.constexpr(16)
 
 
