@@ -66,12 +66,12 @@ def steps(p, kind, options, changes, *, replayed, seed=1):
     p = copy.deepcopy(p)
     optimizer = kind([p], **options)
     generator = torch.Generator().manual_seed(seed)
+    # Of other addresses each time.
     kept = []
     for change in changes:
         if not replayed:
             programs._programs.clear()
         optimizer.param_groups[0].update(change)
-        # Of other addresses each time.
         p.grad = torch.randn(p.shape, dtype=p.dtype, generator=generator) / p.shape[-1]
         kept.append(p.grad)
         with backends.use("triton"):
@@ -130,6 +130,17 @@ def test_what_other_options_launch_is_another_program(bound, kind, changes, prog
     actual = steps(p, kind, {"lr": 0.1}, changes, replayed=True)
     assert len(programs._programs) == programs_needed
     assert_same(actual, expected)
+
+
+def test_rules_that_keep_tensors_of_the_same_dtypes_are_programs_of_their_own(bound):
+    (p,) = parameters(1, (6, 6), F64, "tangent")
+    options = [{"lr": 0.1, "second_moment": name} for name in ("elementwise", "scalar")]
+    expected = [steps(p, ADAM, own, [{}], replayed=False) for own in options]
+    programs._programs.clear()
+    actual = [steps(p, ADAM, own, [{}], replayed=True) for own in options]
+    assert len(programs._programs) == 2
+    for one, other in zip(actual, expected, strict=True):
+        assert_same(one, other)
 
 
 def test_what_lies_elsewhere_is_stepped_there(bound):
