@@ -7,6 +7,10 @@ import torch
 
 from .programs import Number, bits_of, recorder
 
+MANY_WARPS = 8
+"""Of a program that keeps much in registers."""
+BM = 16
+"""Rows of a tile."""
 # A tile's row is as long as a warp reads at once.
 _TILE_BYTES = 512
 # Programs that keep a large GPU busy, and the most partial sums that are worth that.
@@ -45,6 +49,11 @@ def padded(count: int) -> int:
 def by_dot(count: int) -> bool:
     """Return whether a product of ``count`` rows is one of tl.dot."""
     return padded(count) >= _LEAST_FOR_DOT
+
+
+def warps(rows: int) -> int:
+    """Return how many warps a program needs for some padded rows in float64."""
+    return 4 if rows <= BM else MANY_WARPS
 
 
 @overload

@@ -9,14 +9,10 @@ from ...sketches.tangent import ANYWHERE, IN_TURN
 from ..spec import StepSpec
 from .direction import Direction
 from .kernels import bases, directions, mixing, passes, testing
-from .launching import bits, by_dot, launch, padded, power_of_two
+from .launching import BM, MANY_WARPS, bits, by_dot, launch, padded, power_of_two, warps
 from .programs import Number
 from .sizes import Sizes, as_real
 
-MANY_WARPS = 8
-"""Of a program that keeps much in registers."""
-BM = 16
-"""Rows of a tile."""
 STAGES = 2
 """Tiles that a program fetches ahead of its work."""
 # From here on there are enough of these to keep a GPU busy.
@@ -304,8 +300,3 @@ class SketchLaunches:
             sizes.width,
             **alike,
         )
-
-
-def warps(rows: int) -> int:
-    """Return how many warps a program needs for some padded rows in float64."""
-    return 4 if rows <= BM else MANY_WARPS

@@ -2,8 +2,8 @@
 
 from ...normalization import noise_floor
 from .kernels import cores, normalization, retractions, turning
-from .launching import bits, by_dot, launch, padded, power_of_two
-from .sketching import BM, STAGES, SketchLaunches, warps
+from .launching import BM, bits, by_dot, launch, padded, power_of_two, warps
+from .sketching import STAGES, SketchLaunches
 
 _SKETCHES = {"tangent": cores.TANGENT, "lsi": cores.LSI}
 _RETRACTIONS = {
