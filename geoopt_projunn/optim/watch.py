@@ -49,7 +49,7 @@ class Watch:
         self, finite: Mapping[torch.Tensor, torch.Tensor], described: Described
     ) -> None:
         """Take note of gradients that make whole groups skip a step, before it is taken."""
-        if self._warned_of_skip or is_capturing():
+        if not finite or self._warned_of_skip or is_capturing():
             return
         for p, flag in finite.items():
             if reads_at_once(p):
