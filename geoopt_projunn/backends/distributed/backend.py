@@ -10,7 +10,8 @@ from ...linalg.dense import estimate_errors_of_batch
 from ..batch import Pieces, gather, scatter
 from ..reference import Reference, are_finite, keep
 from ..spec import Buffers, Proposal, Rule, StepSpec
-from .layout import Layout, averages_gradients, layout_of, local_of
+from .layout import Layout, layout_of, local_of
+from .marks import averages_gradients
 from .products import Spread, SpreadProducts
 
 # Above, stacking copies more than the exchanges that it saves are worth.
