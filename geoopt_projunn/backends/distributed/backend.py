@@ -87,9 +87,14 @@ class Distributed(Reference):
         taken = kept["step"]
         local = rule.propose(grads, kept, taken, group, layout.total)
 
+        # Then the sketch is not finite on any process where a buffer is not, unless the step takes
+        # something from the buffers after it.
+        sketch_tells = rule.is_linear and not rule.withdrawn(group)
+
         def finite_everywhere() -> torch.Tensor:
-            finite = are_finite(local, taken)
-            return layout.agreed(finite) if local.buffers else finite
+            if sketch_tells:
+                return torch.ones_like(taken, dtype=torch.bool)
+            return layout.agreed(are_finite(local, taken))
 
         # Every process has the whole point where gradients are averaged.
         point = Spread.tensor(points, layout._replace(averaged=None))
