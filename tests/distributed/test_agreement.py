@@ -148,17 +148,17 @@ def fail():
     replica = Replica(3)
     if not replica.is_in:
         return True
-    step = replica.rank == 0
+    is_first = replica.rank == 0
     with torch.no_grad():
         start = replica.a.clone()
-        replica.a.copy_(2 * start if step else start)
+        replica.a.copy_(2 * start if is_first else start)
     replica.give("ab")
     own = ValueError, "Parameter `a` .* must satisfy xᴴx = I before its first step"
     told = (
         RuntimeError,
         "Process 0 takes no step, .* Its error is ValueError: Parameter `a` .* must",
     )
-    replica.refused(*(own if step else told))
+    replica.refused(*(own if is_first else told))
     with torch.no_grad():
         replica.a.copy_(start)
     replica.optimizer.step()

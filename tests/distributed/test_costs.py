@@ -14,8 +14,8 @@ ADAM = ProjUNNRiemannianAdam, {"second_moment": "scalar"}
 SGD = ProjUNNRiemannianSGD, {"momentum": 0.9}
 FEEDBACK = ProjUNNRiemannianSGD, {"error_feedback": 0.9}
 CASES = [
-    # Of each product one exchange; error feedback adds a product and a flag, Adam a flag, the scalar
-    # moment one number.
+    # Of each product one exchange; error feedback adds a product and a flag, Adam a flag, and the
+    # scalar moment one number.
     ("rows of 4", *SGD, "tangent", 13, {"allreduce_", "_allgather_base_"}),
     ("columns of 4", *SGD, "tangent", 13, {"allreduce_", "_allgather_base_"}),
     ("rows of 4", *SGD, "lsi", 7, {"allreduce_", "_allgather_base_"}),
