@@ -8,6 +8,7 @@ from geoopt.manifolds.base import Manifold
 
 from ..backends.distributed import (
     averages_gradients,
+    from_part,
     is_dtensor,
     local_of,
     mean_over,
@@ -116,14 +117,12 @@ def full_like(p: torch.Tensor, shape: torch.Size, value: float, dtype: torch.dty
     local, placements = local_of(p), _placements_of(p, shape)
     if placements is None:
         return torch.full(shape, value, dtype=dtype, device=local.device)
-    from torch.distributed.tensor import DTensor
-
     lead = p.dim() - 2
     own = local.shape if shape == p.shape else (*local.shape[:lead], *shape[lead:])
-    part = torch.full(own, value, dtype=dtype, device=local.device)
-    stride = torch.empty(shape, device="meta").stride()
-    mesh: Any = p.device_mesh  # type: ignore[attr-defined]
-    return DTensor.from_local(part, mesh, placements, run_check=False, shape=shape, stride=stride)
+    # One number, which needs no memory of its own.
+    part = torch.full((), value, dtype=dtype, device=local.device).expand(own)
+    whole: torch.Tensor = from_part(part, p, placements, shape)
+    return whole
 
 
 def average_buffers(groups: Groups, states: States, rule: Rule) -> None:

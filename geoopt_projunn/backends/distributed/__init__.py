@@ -4,6 +4,7 @@ from .backend import Distributed
 from .collectives import are_alike, assert_all_are_here, mean_over, objects_of
 from .layout import (
     agreed_by_all,
+    from_part,
     is_dtensor,
     is_spread,
     local_of,
@@ -29,6 +30,7 @@ __all__ = [
     "assert_all_are_here",
     "average_gradients_of",
     "averages_gradients",
+    "from_part",
     "gives_values",
     "is_dtensor",
     "is_spread",

@@ -40,6 +40,24 @@ def place_like(t: torch.Tensor, p: Any) -> torch.Tensor:
     return distribute_tensor(t, p.device_mesh, p.placements)
 
 
+def from_part(part: torch.Tensor, p: Any, placements: list[Any], shape: torch.Size) -> Any:
+    """Return a DTensor on the mesh of another one, with a copy of a part, on its device.
+
+    Parts may be in the memory of the host, and the mesh one of GPUs, to which
+    ``DTensor.from_local`` moves them.
+    """
+    from torch.distributed.tensor import DTensor
+
+    no_values = torch.empty(part.shape, dtype=part.dtype, device="meta")
+    stride = torch.empty(shape, device="meta").stride()
+    like = DTensor.from_local(
+        no_values, p.device_mesh, placements, run_check=False, shape=shape, stride=stride
+    )
+    whole: Any = torch.empty_like(like, device=part.device)
+    whole.to_local().copy_(part)
+    return whole
+
+
 def agreed_by_all(
     flags: dict[torch.Tensor, torch.Tensor],
 ) -> tuple[dict[torch.Tensor, torch.Tensor], list[torch.Tensor]]:
