@@ -72,11 +72,11 @@ def sketch_gradients_(
 
       Where they have not, a step on a CPU raises RuntimeError on every process, names the
       parameters, and changes nothing. So it does if one process finds an error of its own before
-      it steps. On a GPU the host does not wait for an answer, but for that of a first step: the
-      steps of the parameters in this group are skipped on all processes, counted in
-      ``skipped_steps``, and draw the warning of a skipped step. If processes have not
-      equally many such parameters, or one has an error, what they exchange on a GPU does not fit:
-      they wait until the time-out of the process group.
+      it steps. On a GPU the host waits for the answer at the first step of a parameter alone, and
+      raises. Later the steps of all parameters in ``group`` are skipped on all processes, counted
+      in ``skipped_steps``, and draw the warning of a skipped step. If a process then has fewer
+      such parameters than another, or an error, what they exchange does not fit: they wait until
+      the time-out of the process group, or fail.
     - Every process must take every step, also without gradients of these parameters. One that takes
       none leaves the others waiting until the time-out.
     - ``ZeroRedundancyOptimizer`` lets one process alone step a parameter: it does not go with this.

@@ -91,16 +91,19 @@ class Agreement:
             If the host reads at once and processes disagree, or one of them has failed; on each
             of them.
         """
+        if not self._devices:
+            return {}
         plans: dict[ProcessGroup, Plan] = defaultdict(list)
         waiting = set()
-        if self._devices:
-            for group, part in zip(groups, parts, strict=True):
-                for members in part.low_rank.values():
-                    over = averages_gradients(members[0])
-                    if over is not None:
-                        plan = [_entry(p, group, states[p], begins=p in begun) for p in members]
-                        plans[over].append(plan)
-                        waiting.update([over] if any(p in begun for p in members) else [])
+        for group, part in zip(groups, parts, strict=True):
+            for members in part.low_rank.values():
+                over = averages_gradients(members[0])
+                if over is None:
+                    continue
+                plan = [_entry(p, group, states[p], begins=p in begun) for p in members]
+                plans[over].append(plan)
+                if any(p in begun for p in members):
+                    waiting.add(over)
         error, rates = self._decide("take a step with gradients of", plans, waiting)
         if error is not None:
             raise error
@@ -114,8 +117,10 @@ class Agreement:
         RuntimeError
             If processes disagree, on each of them; with gloo also if one does not come here.
         """
+        if not self._devices:
+            return
         plans: dict[ProcessGroup, Plan] = defaultdict(list)
-        for group in groups if self._devices else ():
+        for group in groups:
             for p in group["params"]:
                 over = averages_gradients(p)
                 if over is not None and states.get(p):

@@ -279,6 +279,9 @@ def skip(rule):
             patched.setattr(module, "reads_at_once", lambda t: False)
         if not replica.is_in:
             return None
+        # All read at a first step, and know of themselves alone.
+        replica.give("b" if replica.rank == 1 else "a")
+        replica.refused(RuntimeError, "in the same order, but another process has others. Nothing")
         replica.give("ab")
         replica.optimizer.step()
         before, plain = replica.bits("ab"), replica.c.detach().clone()
