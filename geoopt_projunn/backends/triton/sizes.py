@@ -15,6 +15,7 @@ from .launching import Share, Tiles, carve, padded
 # and of the rows of a basis, in float64, by the number of rows.
 _OF_A_VECTOR = 256
 _OF_VECTORS = {4: 32, 8: 16}
+_SMALL = 8
 _OF_BASIS = {1: 64, 2: 64, 4: 64, 16: 32, 32: 16, 64: 16}
 
 Memory = dict[str, torch.Tensor]
@@ -57,7 +58,8 @@ class Sizes:
         itemsize = x.element_size() // parts
         block = _OF_A_VECTOR if of_rows else _OF_VECTORS[itemsize]
         mixing = Share.of(width if of_rows else n, block, MOST_THAT_MIX.value)
-        most = MOST_PROGRAMS.value
+        # One program reads the small matrices of all: fewer where these are not small.
+        most = MOST_PROGRAMS.value if count <= _SMALL else MOST_PROGRAMS.value // 2
         return cls(
             b,
             n,

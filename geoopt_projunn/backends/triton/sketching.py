@@ -16,6 +16,8 @@ MANY_WARPS = 8
 """Of a program that keeps much in registers."""
 BM = 16
 """Rows of a tile."""
+STAGES = 2
+"""Tiles that a program fetches ahead of its work."""
 # From here on there are enough of these to keep a GPU busy.
 _TALL = 4096
 
@@ -188,6 +190,7 @@ class SketchLaunches:
             **self.options(source),
             BM=self._rows(is_short=is_short),
             BN=tiles.block,
+            STAGES=STAGES,
             num_warps=MANY_WARPS if is_wide else 4,
         )
 
@@ -216,6 +219,7 @@ class SketchLaunches:
             PARTS=sizes.parts,
             BM=rows,
             BN=sizes.tiles.block,
+            STAGES=STAGES,
         )
 
     def _column_sums(self) -> None:
@@ -241,6 +245,7 @@ class SketchLaunches:
             PARTS=sizes.parts,
             BM=self._rows(is_short=not by_dot(sizes.count)),
             BN=sizes.tiles.block,
+            STAGES=STAGES,
         )
 
     def _basis(self, plus: torch.Tensor, minus: torch.Tensor) -> None:

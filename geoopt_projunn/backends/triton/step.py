@@ -5,7 +5,7 @@ import math
 from ...normalization import furthest, noise_floor
 from .kernels import cores, normalization, retractions, turning
 from .launching import bits, by_dot, launch, padded, power_of_two
-from .sketching import BM, SketchLaunches, warps
+from .sketching import BM, STAGES, SketchLaunches, warps
 
 _SKETCHES = {"tangent": cores.TANGENT, "lsi": cores.LSI}
 _RETRACTIONS = {
@@ -138,6 +138,7 @@ class Step(SketchLaunches):
             **self.options(self.of_d),
             BM=BM,
             BN=tiles.block,
+            STAGES=STAGES,
         )
 
     def _sweep(self) -> None:

@@ -3,11 +3,11 @@
 import triton
 import triton.language as tl
 
-from .layout import IN_FLIGHT, add_up, load_left
+from .layout import IN_FLIGHT_OF_MANY, add_up, load_left
 from .small import gram_schmidt, inner_products, of_complex
 
 # Programs that share out the positions of rows.
-MOST_PROGRAMS: tl.constexpr = tl.constexpr(32)
+MOST_PROGRAMS: tl.constexpr = tl.constexpr(64)
 
 
 @triton.jit
@@ -84,7 +84,7 @@ def orthonormalizing(
     most = tl.load(of_all, mask=(all_programs < programs)[:, None], other=0.0)
     scale = scale_of(tl.max(most, 0))
     entries: tl.constexpr = PADDED * PADDED
-    many: tl.constexpr = IN_FLIGHT // entries if entries < IN_FLIGHT else 1
+    many: tl.constexpr = IN_FLIGHT_OF_MANY // entries if entries < IN_FLIGHT_OF_MANY else 1
     few: tl.constexpr = many if many < MOST_PROGRAMS else MOST_PROGRAMS
     products = tl.zeros((PADDED, PADDED), tl.float64)
     for start in range(0, programs, few):

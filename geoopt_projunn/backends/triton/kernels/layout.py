@@ -18,9 +18,11 @@ somebody reads them, in a fixed order: no bit depends on which program is the fi
 import triton
 import triton.language as tl
 
-# Entries that a program fetches at once, and of how many partial sums.
-IN_FLIGHT: tl.constexpr = tl.constexpr(1024)
-MOST_AT_ONCE: tl.constexpr = tl.constexpr(16)
+# Entries that a program fetches at once, of few rows or of many, and of how many partial sums.
+IN_FLIGHT: tl.constexpr = tl.constexpr(2048)
+IN_FLIGHT_OF_MANY: tl.constexpr = tl.constexpr(1024)
+MANY: tl.constexpr = tl.constexpr(512)
+MOST_AT_ONCE: tl.constexpr = tl.constexpr(32)
 
 
 @triton.jit
@@ -56,7 +58,8 @@ def load_sum(sums, partial, which, at, inside, n, COUNT: tl.constexpr):
 def add_up(sums, partial, stride, offset, mask, kind: tl.constexpr):
     """Add up partial sums in a fixed order, several at once: each load takes its time."""
     entries: tl.constexpr = offset.shape[0] * offset.shape[1]
-    many: tl.constexpr = IN_FLIGHT // entries if entries < IN_FLIGHT else 1
+    room: tl.constexpr = IN_FLIGHT if entries < MANY else IN_FLIGHT_OF_MANY
+    many: tl.constexpr = room // entries if entries < room else 1
     few: tl.constexpr = many if many < MOST_AT_ONCE else MOST_AT_ONCE
     total = tl.zeros(offset.shape, kind)
     for start in range(0, partial, few):

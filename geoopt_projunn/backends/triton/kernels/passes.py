@@ -73,6 +73,7 @@ def pass_kernel(
     PARTS: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Write partial column sums of ``left`` and ``more``, and row sums of ``right``.
 
@@ -109,7 +110,7 @@ def pass_kernel(
         if RULE == ADAM_SCALAR:
             square = tl.zeros((BN,), tl.float64)
     end = tl.minimum(n, (split + 1) * rows_each)
-    for start in range(split * rows_each, end, BM):
+    for start in tl.range(split * rows_each, end, BM, num_stages=STAGES):
         rows = start + tl.arange(0, BM)
         in_rows = rows < end
         mask = in_rows[:, None] & in_cols[None, :]

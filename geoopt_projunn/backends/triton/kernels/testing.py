@@ -47,6 +47,7 @@ def row_sums_kernel(
     PARTS: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Write one test vector of length p, and its row sums with x: a program has BM whole rows.
 
@@ -66,7 +67,7 @@ def row_sums_kernel(
     anyhow = anywhere.to(tl.int64).to(tl.float64, bitcast=True)
     length, share = lengths(sums + b * programs * 2, programs, own, anyhow, kind, 1)
     result = tl.zeros((PARTS, BM, BN), kind)
-    for start in range(0, width, BN):
+    for start in tl.range(0, width, BN, num_stages=STAGES):
         cols = start + tl.arange(0, BN)
         inside = cols < width
         offset = at_rows.to(tl.int64)[:, None] * width + cols[None, :]
@@ -113,6 +114,7 @@ def column_sums_kernel(
     PARTS: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Write K test vectors of length n, and their partial column sums with x."""
     b, block, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
@@ -130,7 +132,7 @@ def column_sums_kernel(
     length, share = lengths(sums + b * programs * K * 2, programs, which // PARTS, anyhow, kind, K)
     of_columns = started(kind, PADDED, BM, BN, BY_DOT)
     end = tl.minimum(n, (split + 1) * rows_each)
-    for start in range(split * rows_each, end, BM):
+    for start in tl.range(split * rows_each, end, BM, num_stages=STAGES):
         at = start + tl.arange(0, BM)
         inside = at < end
         noise = uniform(taken, K * total, (which // PARTS)[:, None] * total + count + at[None, :])
