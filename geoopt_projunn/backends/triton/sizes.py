@@ -66,7 +66,7 @@ class Sizes:
             p,
             parts,
             spec.k,
-            Tiles.of(n, width, itemsize),
+            Tiles.of(n, width, itemsize, has_room=count == 1 and itemsize == 4),
             width,
             count,
             parts * min(spec.sweep, p),

@@ -1,11 +1,9 @@
 """The launches of a step."""
 
-import math
-
-from ...normalization import furthest, noise_floor
-from .kernels import cores, normalization, retractions, turning
-from .launching import bits, by_dot, launch, padded, power_of_two
-from .sketching import BM, STAGES, SketchLaunches, warps
+from ...normalization import noise_floor
+from .kernels import cores, directions, normalization, retractions, turning
+from .launching import BM, bits, by_dot, launch, padded, power_of_two, rows_of_tile, stages, warps
+from .sketching import SketchLaunches
 
 _SKETCHES = {"tangent": cores.TANGENT, "lsi": cores.LSI}
 _RETRACTIONS = {
@@ -32,14 +30,6 @@ class Step(SketchLaunches):
         self._turn()
         if self.sizes.sweep:
             self._sweep()
-
-    def _is_limited(self) -> bool:
-        """Return whether a plane might turn further than half a turn."""
-        name, sizes = self.spec.normalize, self.sizes
-        if name is None:
-            return False
-        planes = 2 * sizes.k if sizes.parts == 2 else sizes.k
-        return self.rate is not None or furthest(self.length, planes, name) > math.pi
 
     def _core(self) -> None:
         name, sizes, share, wide = self.spec.normalize, self.sizes, self.sizes.core, self.wide
@@ -94,7 +84,7 @@ class Step(SketchLaunches):
             sizes.tiles.blocks * sizes.tiles.splits,
             sizes.n,
             NORMALIZE=normalization.AS_LONG if name is None else _NORMALIZATIONS[name],
-            IS_LIMITED=self._is_limited(),
+            IS_LIMITED=self.is_limited,
             RETRACTION=_RETRACTIONS[self.spec.retraction],
             RULE=self.rule.rule,
             **alike,
@@ -102,6 +92,8 @@ class Step(SketchLaunches):
 
     def _turn(self) -> None:
         kind, tiles, count = self.kind, self.sizes.tiles, 2 * self.sizes.count
+        options = self.options(self.of_d)
+        is_plain = options["RULE"] == directions.GRADIENT
         self.pass_over(
             self.of_x,
             left=kind["basis"],
@@ -135,10 +127,10 @@ class Step(SketchLaunches):
             SWEEP=self.sizes.sweep,
             SWEEP_PADDED=padded(self.sizes.sweep),
             SWEEP_BY_DOT=by_dot(self.sizes.sweep),
-            **self.options(self.of_d),
-            BM=BM,
+            **options,
+            BM=rows_of_tile(self.x.dtype, by_dot=True, is_plain=is_plain) if by_dot(count) else BM,
             BN=tiles.block,
-            STAGES=STAGES,
+            STAGES=stages(is_plain=is_plain),
         )
 
     def _sweep(self) -> None:
