@@ -56,7 +56,7 @@ def bound(monkeypatch):
 
     monkeypatch.setattr(programs.Recorder, "launched", noted)
     monkeypatch.setattr(programs, "CompiledKernel", Compiled)
-    monkeypatch.setattr(programs, "_stream", lambda device: 0)
+    monkeypatch.setattr(programs, "stream_of", lambda device: 0)
     monkeypatch.setattr(programs, "_programs", {})
     return names
 
