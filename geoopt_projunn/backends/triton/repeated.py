@@ -56,11 +56,13 @@ class Repeated:
 
     def __call__(self, *tensors: Tensor) -> None:
         """Launch the kernel on the tensors of a step."""
-        addresses = [t.data_ptr() for t in tensors]
-        key = (
-            *[address % DIVISOR for address in addresses],
-            *[(t.shape, t.stride(), t.dtype) for t in tensors],
-        )
+        addresses: list[int] = []
+        like: list[Hashable] = []
+        for t in tensors:
+            address = t.data_ptr()
+            addresses.append(address)
+            like += (address % DIVISOR, t.shape, t.stride(), t.dtype)
+        key = tuple(like)
         launch = self._launches.get(key)
         if launch is None:
             launch = self._prepared(tensors)
