@@ -101,6 +101,11 @@ class Tiles(NamedTuple):
         rows_each = max(_FEWEST_ROWS, -(-n // (splits * _FEWEST_ROWS)) * _FEWEST_ROWS)
         return cls(block, blocks, rows_each, -(-n // rows_each))
 
+    @classmethod
+    def one(cls, n: int, width: int) -> "Tiles":
+        """Leave a real matrix (n, width) whole."""
+        return cls(max(_LEAST_FOR_DOT, power_of_two(width)), 1, n, 1)
+
 
 class Share(NamedTuple):
     """How programs share out the positions of vectors; the batch has no part in it either."""

@@ -70,17 +70,18 @@ class SketchLaunches(Passes):
         self.pass_over(self.of_d, right=kind["narrow"], partial=1, right_sums=kind["back"])
         self.pass_over(self.of_x, right=kind["narrow"], partial=1, right_sums=kind["last"])
 
-    def _few(self) -> int:
+    def few(self) -> int:
         """Return how many rows or columns of the direction are mixed."""
         sizes = self.sizes
         return min(IN_TURN * sizes.k, sizes.n if sizes.k == 1 else sizes.p)
 
-    def _anywhere(self) -> int:
+    def anywhere(self) -> int:
+        """Return the bits of the share of noise in test vectors."""
         length = self.sizes.p if self.sizes.k == 1 else self.sizes.n
         return bits(ANYWHERE * math.sqrt(3 / length))
 
     def _mix(self, of: Any) -> None:
-        sizes, few = self.sizes, self._few()
+        sizes, few = self.sizes, self.few()
         launch(
             mixing.mix_kernel,
             (sizes.b, sizes.mixing.programs),
@@ -118,11 +119,12 @@ class SketchLaunches(Passes):
             self.counter,
             self.kind["vectors"],
             self.kind["test"],
-            self._anywhere(),
+            self.anywhere(),
             sizes.mixing.programs,
             sizes.n,
             sizes.width,
-            self._few(),
+            self.few(),
+            rows,
             PARTS=sizes.parts,
             BM=rows,
             BN=sizes.tiles.block,
@@ -140,11 +142,11 @@ class SketchLaunches(Passes):
             self.counter,
             self.kind["vectors"],
             self.kind["sums"],
-            self._anywhere(),
+            self.anywhere(),
             sizes.mixing.programs,
             sizes.n,
             sizes.width,
-            self._few(),
+            self.few(),
             sizes.tiles.rows_each,
             K=sizes.k,
             PADDED=padded(sizes.count),
