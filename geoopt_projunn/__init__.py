@@ -7,7 +7,7 @@ from .diagnosis import diagnose, kept_fraction
 from .manifolds import LowRankStiefel, LowRankUnitary
 from .optim import ProjUNNRiemannianAdam, ProjUNNRiemannianSGD, param_groups
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "LowRankStiefel",
     "LowRankUnitary",
