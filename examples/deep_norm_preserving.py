@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import _needed  # noqa: F401
 import matplotlib as mpl
 import torch
 from sklearn.datasets import load_digits

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import _needed  # noqa: F401
 import geoopt
 import torch
 from _runs import plt, positive, save_picture

@@ -17,15 +17,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import matplotlib as mpl
+import _needed  # noqa: F401
 import numpy as np
 import torch
-from _runs import Model, Network, Row, Task, adam, cosine, positive, rank, train, write_csv
+from _runs import Model, Network, Row, Task, adam, cosine, plt, positive, rank, train, write_csv
 
 from geoopt_projunn.nn import OrthogonalGRU, OrthogonalRNN
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 
 BETAS = (0.9, 0.999)
 Split = tuple[torch.Tensor, torch.Tensor]
@@ -57,7 +54,8 @@ def load() -> tuple[Split, Split]:
         from mnist1d.data import get_dataset_args, make_dataset
     except ImportError:
         raise SystemExit(
-            "The package mnist1d, which makes the data, is not installed: pip install mnist1d"
+            "The package mnist1d, which makes the data here and needs no network for that, is not "
+            "installed: pip install mnist1d"
         ) from None
     data = make_dataset(get_dataset_args())
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import _needed  # noqa: F401
 import geoopt
 import torch
 from _runs import plt, positive, save_picture

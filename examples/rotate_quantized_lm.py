@@ -9,12 +9,12 @@ momentum. The table gives the perplexity of characters in a text that was kept a
 """
 
 import argparse
-import pydoc_data.topics
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import _needed
 import geoopt
 import scipy.linalg
 import torch
@@ -110,8 +110,9 @@ def main(arguments: list[str] | None = None) -> list[tuple]:
     if options.smoke:
         width, options.steps, options.bits = 32, [10, 3], [3]
     torch.manual_seed(options.seed)
-    text = "\n".join(pydoc_data.topics.topics.values())
-    characters, ids = torch.tensor([ord(c) for c in text]).unique(return_inverse=True)
+    characters, ids = torch.tensor([ord(c) for c in _needed.help_texts()]).unique(
+        return_inverse=True
+    )
     train, test = ids[: len(ids) * 9 // 10], ids[len(ids) * 9 // 10 :].unfold(0, CONTEXT + 1, 128)
     model = LanguageModel(len(characters), width)
 

@@ -1,5 +1,6 @@
 """The examples run at a small size and write what they promise."""
 
+import ast
 import csv
 import importlib.util
 import math
@@ -23,6 +24,7 @@ def load(name):
     return module
 
 
+_needed = load("_needed")
 _runs = load("_runs")
 MEMORY = ["copy_memory", "adding_problem"]
 
@@ -301,6 +303,50 @@ def test_mnist_without_files_is_a_clear_error(tmp_path, monkeypatch):
     fake_torchvision(monkeypatch, missing)
     with pytest.raises(SystemExit, match=r"No MNIST files in .*raw.*--data"):
         load("permuted_digits").main(["--dataset", "mnist", "--data", str(tmp_path)])
+
+
+def test_missing_packages_are_named_with_the_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "_needed", _needed)  # it is put back afterwards
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sklearn" else 1)
+    with pytest.raises(
+        SystemExit, match=r"need scikit-learn, not .* `pip install '.\[examples\]'`"
+    ):
+        load("_needed")
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("[!_]*.py")), ids=lambda path: path.stem)
+def test_each_example_looks_for_its_packages_first(path):
+    imports = [node for node in ast.parse(path.read_text("utf-8")).body if is_import(node)]
+    assert "_needed" in names_of(imports[0])
+
+
+def is_import(node):
+    """Return whether this imports a module that does not come with Python."""
+    return any(name not in sys.stdlib_module_names for name in names_of(node))
+
+
+def names_of(node):
+    if isinstance(node, ast.Import):
+        return [alias.name.split(".")[0] for alias in node.names]
+    return [node.module.split(".")[0]] if isinstance(node, ast.ImportFrom) else []
+
+
+def test_python_without_its_help_texts_is_a_clear_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    with pytest.raises(SystemExit, match=r"without its help texts .*: install its whole library"):
+        _needed.help_texts()
+
+
+def test_images_that_are_no_file_of_images_are_a_clear_error(tmp_path):
+    other = tmp_path / "other.npz"
+    np.savez(other, x_train=np.zeros((4, 8, 8)))
+    (tmp_path / "text.npz").write_text("no archive")
+    for name in ("missing.npz", "text.npz", "other.npz"):
+        arguments = ["--smoke", "--data", str(tmp_path / name)]
+        with pytest.raises(
+            SystemExit, match=rf"--data .*{name} must be .* x_train, .* Leave --data"
+        ):
+            load("orthogonal_resnet").main(arguments)
 
 
 def fake_mnist1d(monkeypatch, make):
