@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -15,7 +16,9 @@ ROOT = Path(__file__).parents[1]
 needs_triton = pytest.mark.skipif(
     not support.INSTALLED, reason="needs triton, which torch for CPUs does not bring"
 )
-ARCHITECTURES = (80, 90)
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
+"""What CUDA gives a program, by architecture."""
+ARCHITECTURES = tuple(SHARED_BYTES)
 
 
 def run_interpreted(*arguments):
@@ -30,8 +33,19 @@ def run_interpreted(*arguments):
     assert " skipped" not in done.stdout
 
 
-def spilled_bytes(source, architecture, **options):
-    """Compile a kernel without a GPU; return how much of a thread's registers does not fit."""
+class Compiled(NamedTuple):
+    """What a GPU would run."""
+
+    spilt: int
+    """Bytes of a thread's registers that do not fit."""
+    shared: int
+    """Bytes of memory that the threads of a program share."""
+    in_tf32: bool
+    """Whether a product rounds its inputs to 10 bits."""
+
+
+def compile_ahead(source, architecture, **options):
+    """Compile a kernel without a GPU."""
     import triton
     from triton.backends.compiler import GPUTarget
 
@@ -43,4 +57,11 @@ def spilled_bytes(source, architecture, **options):
         file.flush()
         command = [tool, "-res-usage", file.name]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return int(re.search(r"STACK:(\d+)", usage)[1])
+    spilt = int(re.search(r"STACK:(\d+)", usage)[1])
+    return Compiled(spilt, compiled.metadata.shared, "tf32" in compiled.asm["ttir"])
+
+
+def assert_runs(compiled, architecture, name):
+    """Assert that a GPU has room for a program, and that it works in full precision."""
+    assert compiled.shared <= SHARED_BYTES[architecture], name
+    assert not compiled.in_tf32, name

@@ -11,47 +11,57 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
+from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 
 from ..linalg.precision import full_precision_cudnn
 
-Call = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
+Weights = list[Tensor]
+Call = Callable[[Tensor, Tensor | None, Weights], tuple[Tensor, Tensor]]
 
 
 def in_full_precision(
-    call: Call, x: Tensor, h0: Tensor | None, weights: list[Tensor]
+    call: Call, x: Tensor, h0: Tensor | None, weights: Weights
 ) -> tuple[Tensor, Tensor]:
-    """Return ``call(x, h0)``, the states and the last ones; ``weights`` are what it reads."""
+    """Return ``call(x, h0, weights)``, the states and the last ones."""
     given = (x, h0, *weights)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
         return _InFullPrecision.apply(call, *given)  # type: ignore[no-untyped-call]
-    return full_precision_cudnn(call)(x, h0)
+    return full_precision_cudnn(call)(x, h0, weights)
 
 
 class _InFullPrecision(torch.autograd.Function):
-    """A graph of torch's within one node, which keeps what the graph would have kept."""
+    """A graph of torch's within one node, which keeps what the graph would have kept.
+
+    The two graphs share no node. So hooks of a parameter are called once, and a pass may run on
+    another stream than an earlier one whose graph is still there, as where a CUDA graph records it.
+    """
 
     @staticmethod
     @full_precision_cudnn
     def forward(
         ctx: Any, call: Call, x: Tensor, h0: Tensor | None, *weights: Tensor
     ) -> tuple[Tensor, ...]:
+        # The graph within holds this list, and tensors in it hold that graph: it would never be
+        # freed. So the list is empty except during a pass, and this node saves the tensors.
         kept: list[Tensor] = []
-        given_back: list[Tensor] = []
-        ctx.given_back = given_back
+        ctx.kept = kept
 
         def pack(t: Tensor) -> int:
             kept.append(t)
             return len(kept) - 1
 
-        with torch.enable_grad(), saved_tensors_hooks(pack, given_back.__getitem__):
-            own_x, own_h0 = _apart(x), None if h0 is None else _apart(h0)
-            outputs = call(own_x, own_h0)
-        ctx.inputs = (own_x, own_h0, *weights)
-        # The outputs themselves would stay in memory as long as this node.
+        try:
+            with torch.enable_grad(), saved_tensors_hooks(pack, kept.__getitem__):
+                own_x, own_h0 = _apart(x), None if h0 is None else _apart(h0)
+                own = [_apart(weight) for weight in weights]
+                outputs = call(own_x, own_h0, own)
+            ctx.save_for_backward(x, h0, *weights, *kept)
+        finally:
+            kept.clear()
+        # Tensors would stay in memory as long as this node.
+        ctx.inputs = [_edge(t) for t in (own_x, own_h0, *own)]
         ctx.outputs = [get_gradient_edge(y) for y in outputs]
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, h0, *weights, *kept)
         return tuple(y.detach() for y in outputs)
 
     @staticmethod
@@ -62,7 +72,7 @@ class _InFullPrecision(torch.autograd.Function):
         known = [(y, g) for y, g in zip(ctx.outputs, grads, strict=True) if g is not None]
         saved = ctx.saved_tensors
         given, kept = saved[: len(needed)], saved[len(needed) :]
-        ctx.given_back.extend(kept)
+        ctx.kept.extend(kept)
         try:
             # What it keeps are numbers of tensors: those themselves are freed with this node's.
             found = iter(
@@ -75,21 +85,21 @@ class _InFullPrecision(torch.autograd.Function):
                 )
             )
         finally:
-            ctx.given_back.clear()
+            ctx.kept.clear()
         if torch.is_grad_enabled():
-            once = partial(_Once.apply, *given, *grads)
-            found = iter([None if t is None else once(t) for t in found])
+            end = partial(_End.apply, *given, *grads)
+            found = iter([None if t is None else end(t) for t in found])
         return None, *(next(found) if need else None for need in needed)
 
 
-class _Once(torch.autograd.Function):
-    """A derivative that has none itself, with respect to any of what it was computed of."""
+class _End(torch.autograd.Function):
+    """The last of the tensors, which has no derivative with respect to any of them."""
 
     @staticmethod
     def forward(ctx: Any, *tensors: Tensor | None) -> Tensor:
-        *_, derivative = tensors
-        assert derivative is not None
-        return derivative.view_as(derivative)
+        *_, last = tensors
+        assert last is not None
+        return last.view_as(last)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> None:
@@ -101,5 +111,10 @@ class _Once(torch.autograd.Function):
 
 
 def _apart(t: Tensor) -> Tensor:
-    """Return a leaf with the values of t."""
-    return t.detach().requires_grad_(t.requires_grad)
+    """Return the values of t at the start of a graph, which does not keep them as a leaf would."""
+    start = t.new_empty(0, requires_grad=t.requires_grad)
+    return _End.apply(start, t.detach())  # type: ignore[no-untyped-call]
+
+
+def _edge(t: Tensor | None) -> GradientEdge | None:
+    return get_gradient_edge(t) if t is not None and t.requires_grad else None

@@ -115,11 +115,18 @@ class RecurrentLayer(Recurrent, torch.nn.RNNBase):
     def _run_fused(self, input: Any, hx: Tensor | None) -> Any:
         """Run torch's kernels, in the precision of the parameters as everything here."""
         packed = isinstance(input, PackedSequence)
-        run = super().forward
         dtype = self.weight_hh_l0.dtype
+        self._update_flat_weights()
 
-        def call(x: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor]:
-            states, last = run(input._replace(data=x) if packed else x, h0)
+        def call(x: Tensor, h0: Tensor | None, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
+            # Another thread may be running this layer on weights of its own.
+            twin = object.__new__(type(self))
+            twin.__dict__.update(self.__dict__)
+            twin.__dict__["_flat_weights"] = weights
+            twin.__dict__["_flat_weight_refs"] = [None] * len(weights)
+            states, last = super(RecurrentLayer, twin).forward(
+                input._replace(data=x) if packed else x, h0
+            )
             return (states.data if packed else states), last
 
         states, last = in_full_precision(

@@ -8,7 +8,7 @@ from triton.compiler import ASTSource
 from geoopt_projunn.backends.spec import NativeRule, StepSpec
 from geoopt_projunn.backends.triton import backend, sketching
 from geoopt_projunn.backends.triton import step as turning
-from tests._triton import spilled_bytes
+from tests._triton import compile_ahead
 
 _TYPES = {
     torch.float32: "*fp32",
@@ -86,7 +86,7 @@ def key(launch):
     return launch.kernel.__name__, str(made.signature), str(made.constants), str(made.attrs), warps
 
 
-def stack_bytes(launch, capability):
-    """Compile a kernel; return how much of a thread's registers does not fit, in bytes."""
+def compiled(launch, architecture):
+    """Compile a kernel as it would be launched."""
     warps = launch.options.get("num_warps", 4)
-    return spilled_bytes(source(launch), capability, num_warps=warps)
+    return compile_ahead(source(launch), architecture, num_warps=warps)

@@ -1,5 +1,8 @@
 """torch's own kernels, which a GPU uses for relu and tanh, keep the promises of the other path."""
 
+import weakref
+
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -112,3 +115,51 @@ def test_parameters_that_need_no_gradient_get_none():
     assert layer.weight_hh_l0.grad.any()
     layer.requires_grad_(False)
     assert not layer(torch.randn(5, 2, 3))[0].requires_grad
+
+
+def test_what_it_was_given_is_freed_with_what_it_kept():
+    def is_freed(layer, gradient):
+        values = np.ones((5, 2, 3), np.float32)
+        freed, x = weakref.ref(values), torch.from_numpy(values)
+        # A leaf would be kept by the graph, as torch's own layer keeps it.
+        x.add_(torch.zeros((), requires_grad=gradient))
+        loss = layer(x)[0].sum()
+        del values, x
+        assert freed() is not None
+        loss.backward()
+        return freed() is None
+
+    for kind in (OrthogonalRNN, torch.nn.RNN):
+        for gradient in (False, True):
+            assert is_freed(kind(3, 8, nonlinearity="relu"), gradient)
+
+
+def test_a_hook_of_a_parameter_or_an_input_is_called_once():
+    layer = OrthogonalRNN(3, 8, nonlinearity="tanh")
+    x = torch.randn(5, 2, 3, requires_grad=True)
+    leaves = [x, *layer.parameters()]
+    expected = torch.autograd.grad(layer(x)[0].sum(), leaves)
+    calls = []
+    for leaf in leaves:
+        leaf.register_hook(lambda grad: calls.append(grad) or 2 * grad)
+    layer(x)[0].sum().backward()
+    assert len(calls) == len(leaves)
+    for leaf, once in zip(leaves, expected, strict=True):
+        assert torch.equal(leaf.grad, 2 * once)
+
+
+def test_gradients_go_to_the_weights_of_a_functional_call_and_then_to_its_own():
+    layer = OrthogonalRNN(3, 8, nonlinearity="relu")
+    x = torch.randn(5, 2, 3)
+    own = dict(layer.named_parameters())
+    others = {name: (p.detach() / 2).requires_grad_() for name, p in own.items()}
+    twin = torch.nn.RNN(3, 8, nonlinearity="relu")
+    for weights in (others, own):
+        states, _ = torch.func.functional_call(layer, weights, (x,))
+        expected, _ = torch.func.functional_call(twin, weights, (x,))
+        assert torch.equal(states, expected)
+        actual = torch.autograd.grad(states.sum(), list(weights.values()))
+        for one, other in zip(
+            actual, torch.autograd.grad(expected.sum(), list(weights.values())), strict=True
+        ):
+            assert torch.equal(one, other)

@@ -7,7 +7,13 @@ import torch
 
 from geoopt_projunn.backends.triton import support
 from geoopt_projunn.nn.kernels.launching import serve
-from tests._triton import ARCHITECTURES, needs_triton, run_interpreted, spilled_bytes
+from tests._triton import (
+    ARCHITECTURES,
+    assert_runs,
+    compile_ahead,
+    needs_triton,
+    run_interpreted,
+)
 
 TYPES = {"*fp32": (2.0**-63, 2.0**-23), "*fp64": (2.0**-511, 2.0**-52)}
 POINTERS = ("z", "grad", "h", "offset", "along", "spectrum", "own", "pairs")
@@ -55,7 +61,9 @@ def test_every_kernel_compiles_and_keeps_all_in_registers(pointer, architecture)
             for argument in kernel.arg_names
             if argument not in own
         }
-        assert spilled_bytes(source(kernel, types, own), architecture) == 0, name
+        made = compile_ahead(source(kernel, types, own), architecture)
+        assert_runs(made, architecture, name)
+        assert made.spilt == 0, name
 
 
 def source(kernel, types, constants):

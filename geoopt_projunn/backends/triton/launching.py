@@ -65,6 +65,23 @@ class Tiles(NamedTuple):
         return cls(block, blocks, rows_each, -(-n // rows_each))
 
 
+class Share(NamedTuple):
+    """How programs share out the positions of vectors; the batch has no part in it either."""
+
+    each: int
+    """Positions of a program."""
+    programs: int
+    block: int
+    """Positions that it works on at once."""
+
+    @classmethod
+    def of(cls, length: int, block: int, most: int) -> "Share":
+        """Share out some positions among at most so many programs."""
+        blocks = -(-length // block)
+        each = max(1, -(-blocks // most)) * block
+        return cls(each, max(1, -(-length // each)), block)
+
+
 def carve(
     sizes: dict[str, int], count: int, dtype: torch.dtype, device: torch.device
 ) -> dict[str, torch.Tensor]:

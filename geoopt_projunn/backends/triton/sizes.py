@@ -5,11 +5,18 @@ from dataclasses import dataclass
 import torch
 
 from ..spec import StepSpec
+from .kernels.arrivals import TICKETS
 from .kernels.directions import NUMBERS
-from .launching import Tiles, carve
+from .kernels.gram import MOST_PROGRAMS
+from .kernels.testing import MOST_PROGRAMS as MOST_THAT_MIX
+from .launching import Share, Tiles, carve, padded
 
-PROGRAMS = 64
-"""Of partial sums of squares; one program adds them up."""
+# Positions that a program works on at once: of one vector, of several by the bytes of an entry,
+# and of the rows of a basis, in float64, by the number of rows.
+_OF_A_VECTOR = 256
+_OF_VECTORS = {4: 32, 8: 16}
+_SMALL = 8
+_OF_BASIS = {1: 64, 2: 64, 4: 64, 16: 32, 32: 16, 64: 16}
 
 Memory = dict[str, torch.Tensor]
 
@@ -32,24 +39,50 @@ class Sizes:
     sweep: int
     """Real rows of the columns that are swept, parts times their number."""
 
+    mixing: Share
+    """Of the positions of test vectors."""
+    basis: Share
+    """Of those of the sketch's basis."""
+    core: Share
+    """Of those of the step's basis."""
+
     @classmethod
     def of(cls, x: torch.Tensor, spec: StepSpec) -> "Sizes":
         """Return those of a step."""
         assert spec.k is not None
         b, n, p = x.shape
         parts = 2 if x.is_complex() else 1
-        tiles = Tiles.of(n, parts * p, x.element_size() // parts)
-        swept = parts * min(spec.sweep, p)
-        return cls(b, n, p, parts, spec.k, tiles, parts * p, parts * spec.k, swept)
+        width, count = parts * p, parts * spec.k
+        is_tangent = spec.sketch == "tangent"
+        of_rows = is_tangent and spec.k == 1
+        itemsize = x.element_size() // parts
+        block = _OF_A_VECTOR if of_rows else _OF_VECTORS[itemsize]
+        mixing = Share.of(width if of_rows else n, block, MOST_THAT_MIX.value)
+        # One program reads the small matrices of all: fewer where these are not small.
+        most = MOST_PROGRAMS.value if count <= _SMALL else MOST_PROGRAMS.value // 2
+        return cls(
+            b,
+            n,
+            p,
+            parts,
+            spec.k,
+            Tiles.of(n, width, itemsize),
+            width,
+            count,
+            parts * min(spec.sweep, p),
+            mixing,
+            Share.of(n if is_tangent else p, _OF_BASIS[padded(count)], most),
+            Share.of(n, _OF_BASIS[padded(2 * count)], most),
+        )
 
     def memory(self, dtype: torch.dtype, device: torch.device) -> Memory:
         """Return the rows and their products, in the precision of the matrices."""
         of_rows, of_columns = self.count * self.n, self.count * self.width
         longest = max(of_rows, of_columns)
         sizes = {
-            "raw": longest,
-            "test": longest,
             "mixed": longest,
+            "vectors": longest,
+            "test": longest,
             "narrow": longest,
             "basis": 2 * of_rows,
             "sums": 2 * self.tiles.splits * of_columns,
@@ -66,20 +99,32 @@ class Sizes:
     def wide_memory(self, device: torch.device) -> Memory:
         """Return the numbers of each matrix, bases and rotations, in float64."""
         longest = self.count * max(self.n, self.width)
+        one, both = padded(self.count), padded(2 * self.count)
+        gram = max(self.basis.programs * one**2, self.core.programs * both**2)
         sizes = {
             "numbers": int(NUMBERS.value),
-            "squares": PROGRAMS,
+            "sums": self.mixing.programs * self.k * 2,
+            "squares": self.tiles.blocks * self.tiles.splits,
             "q": self.count * self.n,
             "rows": 2 * longest,
-            "firsts": 2 * longest,
+            "gram": gram,
+            "products": gram,
+            "largest": max(self.basis.programs * one, self.core.programs * both),
+            "seen": self.basis.programs,
+            "by": both**2,
+            "again": one**2,
             "delta": (2 * self.count) ** 2,
             "norms": self.tiles.blocks,
         }
         return carve(sizes, self.b, torch.float64, device)
 
     def flags(self, device: torch.device) -> Memory:
-        """Return what says where something is not finite."""
-        sizes = {"finite": 1, "bad": self.tiles.splits * self.tiles.blocks}
+        """Return what says where something is not finite, and who has arrived."""
+        sizes = {
+            "finite": 1,
+            "tickets": int(TICKETS.value),
+            "bad": self.tiles.splits * self.tiles.blocks,
+        }
         return carve(sizes, self.b, torch.int32, device)
 
 

@@ -8,21 +8,18 @@ import torch
 from ...sketches.tangent import ANYWHERE, IN_TURN
 from ..spec import StepSpec
 from .direction import Direction
-from .kernels import bases, directions, mixing, passes
+from .kernels import bases, directions, mixing, passes, testing
 from .launching import bits, by_dot, launch, padded, power_of_two
-from .sizes import PROGRAMS, Sizes, as_real
+from .sizes import Sizes, as_real
 
-BLOCK = 256
-"""Of a vector along which one program works."""
-# Of several vectors, and of squares.
-_BLOCK_OF_ROWS = 32
-_BLOCK_OF_SQUARES = 1024
-BLOCK_OF_BASIS = 32 * 16
-"""Entries of basis rows that a program has in its registers, without spilling any."""
 MANY_WARPS = 8
 """Of a program that keeps much in registers."""
 BM = 16
 """Rows of a tile."""
+STAGES = 2
+"""Tiles that a program fetches ahead of its work."""
+# From here on there are enough of these to keep a GPU busy.
+_TALL = 4096
 
 
 class SketchLaunches:
@@ -66,15 +63,15 @@ class SketchLaunches:
         """Sketch as geoopt_projunn.sketches.tangent does."""
         kind, splits = self.kind, self.sizes.tiles.splits
         if self.sizes.k == 1:
-            self._mix(mixing.ROWS, kind["mixed"])
-            self._row_sums(kind["mixed"], kind["test"])
-            along, partial = kind["mixed"], 1
+            self._mix(mixing.ROWS)
+            self._row_sums()
+            test, along, partial = kind["test"], kind["vectors"], 1
         else:
-            self._mix(mixing.COLUMNS, kind["test"])
-            self.pass_over(self.of_x, left=kind["test"], left_sums=kind["sums"])
-            along, partial = kind["sums"], splits
-        self._generator(kind["test"], along, partial, is_checked=True)
-        self._basis(kind["back"], kind["last"], kind["narrow"])
+            self._mix(mixing.COLUMNS)
+            self._column_sums()
+            test, along, partial = kind["vectors"], kind["sums"], splits
+        self._generator(test, along, partial, is_checked=True)
+        self._basis(kind["back"], kind["last"])
         self.pass_over(self.of_x, left=kind["narrow"], left_sums=kind["sums"])
         self._generator(kind["narrow"], kind["sums"], splits, is_checked=False)
 
@@ -99,49 +96,46 @@ class SketchLaunches:
     def lsi(self) -> None:
         """Sketch as geoopt_projunn.sketches.lsi does."""
         kind = self.kind
-        self._mix(mixing.NOISE, kind["test"])
-        self.pass_over(self.of_d, left=kind["test"], left_sums=kind["sums"], is_checked=True)
-        self._basis(kind["sums"], kind["sums"], kind["narrow"])
+        self._mix(mixing.NOISE)
+        self.pass_over(self.of_d, left=kind["mixed"], left_sums=kind["sums"], is_checked=True)
+        self._basis(kind["sums"], kind["sums"])
         self.pass_over(self.of_d, right=kind["narrow"], partial=1, right_sums=kind["back"])
         self.pass_over(self.of_x, right=kind["narrow"], partial=1, right_sums=kind["last"])
 
-    def square(self) -> None:
-        """Add up the squares of the gradient, for one second moment of each matrix."""
-        launch(
-            directions.squares_kernel,
-            (self.sizes.b, PROGRAMS),
-            self.of_d[0],
-            self.wide["squares"],
-            self.sizes.n * self.sizes.width,
-            BLOCK=_BLOCK_OF_SQUARES,
-        )
+    def _few(self) -> int:
+        """Return how many rows or columns of the direction are mixed."""
+        sizes = self.sizes
+        return min(IN_TURN * sizes.k, sizes.n if sizes.k == 1 else sizes.p)
 
-    def _mix(self, of: Any, rows: torch.Tensor) -> None:
-        few = min(IN_TURN * self.sizes.k, self.sizes.n if self.sizes.k == 1 else self.sizes.p)
+    def _anywhere(self) -> int:
         length = self.sizes.p if self.sizes.k == 1 else self.sizes.n
+        return bits(ANYWHERE * math.sqrt(3 / length))
+
+    def _mix(self, of: Any) -> None:
+        sizes, few = self.sizes, self._few()
         launch(
             mixing.mix_kernel,
-            (self.sizes.b,),
+            (sizes.b, sizes.mixing.programs),
             *self.of_d,
             self.counter,
             self.x if self.rate is None else self.rate,
-            self.wide["squares"],
             self.wide["numbers"],
-            self.kind["raw"],
-            rows,
-            *map(bits, (self.length, *self.rule.numbers, ANYWHERE * math.sqrt(3 / length))),
-            self.sizes.n,
-            self.sizes.width,
+            self.flags["tickets"],
+            self.kind["mixed"],
+            self.wide["sums"],
+            *map(bits, (self.length, *self.rule.numbers)),
+            sizes.mixing.each,
+            sizes.n,
+            sizes.width,
             few,
-            K=self.sizes.k,
-            K_PADDED=padded(self.sizes.k),
-            COUNT_PADDED=padded(few) if by_dot(self.sizes.k) else power_of_two(few),
-            BY_DOT=by_dot(self.sizes.k),
+            K=sizes.k,
+            K_PADDED=padded(sizes.k),
+            COUNT_PADDED=padded(few) if by_dot(sizes.k) else power_of_two(few),
+            BY_DOT=by_dot(sizes.k),
             OF=of,
             HAS_RATE=self.rate is not None,
-            PROGRAMS=PROGRAMS,
             **self.options(self.of_d),
-            BLOCK=BLOCK if self.sizes.k == 1 else _BLOCK_OF_ROWS,
+            BLOCK=sizes.mixing.block,
         )
 
     def options(self, source: tuple[torch.Tensor, ...]) -> dict[str, Any]:
@@ -173,9 +167,7 @@ class SketchLaunches:
             "MORE": 0 if more is None else self.sizes.sweep,
             "RIGHT": 0 if right is None else self.sizes.count,
         }
-        # tl.dot wants 16; in float64 fewer are all that fits into registers.
-        is_short = self.x.element_size() == 8 and not any(map(by_dot, counts.values()))
-        rows = BM // 4 if is_short else BM
+        is_short = not any(map(by_dot, counts.values()))
         is_wide = min(counts["LEFT"], counts["RIGHT"]) > 0 and by_dot(self.sizes.count)
         launch(
             passes.pass_kernel,
@@ -186,6 +178,7 @@ class SketchLaunches:
             self.kind["own_sums"],
             unused if right_sums is None else right_sums,
             self.flags["bad"],
+            self.wide["squares"],
             self.sizes.n,
             self.sizes.width,
             tiles.rows_each,
@@ -195,48 +188,118 @@ class SketchLaunches:
             **{f"{name}_BY_DOT": by_dot(count) for name, count in counts.items()},
             IS_CHECKED=is_checked,
             **self.options(source),
-            BM=rows,
+            BM=self._rows(is_short=is_short),
             BN=tiles.block,
+            STAGES=STAGES,
             num_warps=MANY_WARPS if is_wide else 4,
         )
 
-    def _row_sums(self, right: torch.Tensor, sums: torch.Tensor) -> None:
-        rows = 16
+    def _rows(self, *, is_short: bool) -> int:
+        """Return the rows of a tile: in float64 fewer are all that fits into registers."""
+        # tl.dot wants 16.
+        return BM // 4 if is_short and self.x.dtype == torch.float64 else BM
+
+    def _row_sums(self) -> None:
+        sizes = self.sizes
+        rows = BM if sizes.n >= _TALL else BM // 4
         launch(
-            passes.row_sums_kernel,
-            (self.sizes.b, -(-self.sizes.n // rows)),
+            testing.row_sums_kernel,
+            (sizes.b, -(-sizes.n // rows)),
             self.x,
-            right,
-            sums,
-            self.sizes.n,
-            self.sizes.width,
-            COUNT=self.sizes.count,
-            PADDED=padded(self.sizes.count),
-            PARTS=self.sizes.parts,
+            self.kind["mixed"],
+            self.wide["sums"],
+            self.counter,
+            self.kind["vectors"],
+            self.kind["test"],
+            self._anywhere(),
+            sizes.mixing.programs,
+            sizes.n,
+            sizes.width,
+            self._few(),
+            PARTS=sizes.parts,
             BM=rows,
-            BN=self.sizes.tiles.block,
+            BN=sizes.tiles.block,
+            STAGES=STAGES,
         )
 
-    def _basis(self, plus: torch.Tensor, minus: torch.Tensor, narrow: torch.Tensor) -> None:
-        of_column_sums = self.spec.sketch == "lsi"
-        size = max(16, power_of_two(self.sizes.count))
+    def _column_sums(self) -> None:
+        sizes = self.sizes
         launch(
-            bases.basis_kernel,
-            (self.sizes.b,),
+            testing.column_sums_kernel,
+            (sizes.b, sizes.tiles.blocks, sizes.tiles.splits),
+            self.x,
+            self.kind["mixed"],
+            self.wide["sums"],
+            self.counter,
+            self.kind["vectors"],
+            self.kind["sums"],
+            self._anywhere(),
+            sizes.mixing.programs,
+            sizes.n,
+            sizes.width,
+            self._few(),
+            sizes.tiles.rows_each,
+            K=sizes.k,
+            PADDED=padded(sizes.count),
+            BY_DOT=by_dot(sizes.count),
+            PARTS=sizes.parts,
+            BM=self._rows(is_short=not by_dot(sizes.count)),
+            BN=sizes.tiles.block,
+            STAGES=STAGES,
+        )
+
+    def _basis(self, plus: torch.Tensor, minus: torch.Tensor) -> None:
+        sizes, share, wide = self.sizes, self.sizes.basis, self.wide
+        of_column_sums = self.spec.sketch == "lsi"
+        length = sizes.p if of_column_sums else sizes.n
+        alike = {
+            "COUNT": sizes.count,
+            "PADDED": padded(sizes.count),
+            "OF_COLUMN_SUMS": of_column_sums,
+            "PARTS": sizes.parts,
+            "BLOCK": share.block,
+            "num_warps": warps(padded(sizes.count)),
+        }
+        launch(
+            bases.gather_kernel,
+            (sizes.b, share.programs),
             plus,
             minus,
-            self.wide["numbers"],
-            self.sizes.tiles.splits if of_column_sums else self.sizes.tiles.blocks,
-            self.wide["rows"],
-            self.wide["firsts"],
-            narrow,
-            self.wide["q"],
-            self.sizes.p if of_column_sums else self.sizes.n,
-            self.sizes.width,
-            COUNT=self.sizes.count,
-            PADDED=size,
-            OF_COLUMN_SUMS=of_column_sums,
-            PARTS=self.sizes.parts,
-            BLOCK=BLOCK_OF_BASIS // size,
-            num_warps=MANY_WARPS,
+            wide["numbers"],
+            self.flags["tickets"],
+            wide["squares"],
+            *self.of_d[2:],
+            wide["rows"],
+            wide["gram"],
+            wide["largest"],
+            wide["seen"],
+            wide["by"],
+            share.each,
+            sizes.tiles.splits if of_column_sums else sizes.tiles.blocks,
+            sizes.tiles.splits * sizes.tiles.blocks,
+            length,
+            sizes.width,
+            RULE=self.rule.rule,
+            HAS_MOST=self.rule.has_most,
+            **alike,
         )
+        launch(
+            bases.basis_kernel,
+            (sizes.b, share.programs),
+            self.flags["tickets"],
+            wide["rows"],
+            wide["by"],
+            wide["gram"],
+            self.kind["narrow"],
+            wide["q"],
+            wide["again"],
+            share.each,
+            length,
+            sizes.width,
+            **alike,
+        )
+
+
+def warps(rows: int) -> int:
+    """Return how many warps a program needs for some padded rows in float64."""
+    return 4 if rows <= BM else MANY_WARPS

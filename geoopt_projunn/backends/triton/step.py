@@ -3,19 +3,20 @@
 import math
 
 from ...normalization import furthest, noise_floor
-from .kernels import bases, directions, normalization, retractions, turning
+from .kernels import cores, normalization, retractions, turning
 from .launching import bits, by_dot, launch, padded, power_of_two
-from .sketching import BLOCK, BLOCK_OF_BASIS, BM, MANY_WARPS, SketchLaunches
+from .sketching import BM, STAGES, SketchLaunches, warps
 
-_SKETCHES = {"tangent": bases.TANGENT, "lsi": bases.LSI}
+_SKETCHES = {"tangent": cores.TANGENT, "lsi": cores.LSI}
 _RETRACTIONS = {
     "exponential": retractions.EXPONENTIAL,
     "cayley": retractions.CAYLEY,
     "polar": retractions.POLAR,
 }
 _NORMALIZATIONS = {"angle": normalization.ANGLE, "spectral": normalization.SPECTRAL}
-# Of a program that sweeps.
+# Of a program that sweeps: rows, and norms that it adds up at once.
 _ROWS = 32
+_BLOCK = 256
 
 
 class Step(SketchLaunches):
@@ -23,8 +24,6 @@ class Step(SketchLaunches):
 
     def take(self) -> None:
         """Launch all of it."""
-        if self.rule.rule == directions.ADAM_SCALAR:
-            self.square()
         if self.spec.sketch == "tangent":
             self.tangent()
         else:
@@ -43,40 +42,62 @@ class Step(SketchLaunches):
         return self.rate is not None or furthest(self.length, planes, name) > math.pi
 
     def _core(self) -> None:
-        name = self.spec.normalize
-        size = max(16, power_of_two(2 * self.sizes.count))
+        name, sizes, share, wide = self.spec.normalize, self.sizes, self.sizes.core, self.wide
+        alike = {
+            "COUNT": sizes.count,
+            "PADDED": padded(2 * sizes.count),
+            "SKETCH": _SKETCHES[self.spec.sketch],
+            "PARTS": sizes.parts,
+            "BLOCK": share.block,
+            "num_warps": warps(padded(2 * sizes.count)),
+        }
         launch(
-            bases.core_kernel,
-            (self.sizes.b,),
+            cores.collect_kernel,
+            (sizes.b, share.programs),
             self.x,
-            self.wide["q"],
+            wide["q"],
             self.kind["back"],
             self.kind["last"],
-            self.flags["bad"],
             self.counter,
-            self.wide["numbers"],
-            self.wide["rows"],
-            self.wide["firsts"],
-            self.kind["basis"],
-            self.wide["delta"],
+            wide["numbers"],
+            self.flags["tickets"],
+            wide["again"],
+            wide["rows"],
+            wide["gram"],
+            wide["largest"],
+            wide["by"],
             self.kind["own"],
+            share.each,
+            sizes.tiles.blocks,
+            sizes.n,
+            sizes.width,
+            OF_BASIS=padded(sizes.count),
+            SWEEP=sizes.sweep,
+            SWEEP_PADDED=power_of_two(sizes.sweep),
+            **alike,
+        )
+        launch(
+            cores.core_kernel,
+            (sizes.b, share.programs),
+            self.flags["bad"],
+            wide["numbers"],
+            self.flags["tickets"],
+            wide["rows"],
+            wide["by"],
+            wide["gram"],
+            wide["products"],
+            self.kind["basis"],
+            wide["delta"],
             self.flags["finite"],
             bits(0.0 if name is None else noise_floor(self.x)),
-            self.sizes.tiles.blocks,
-            self.sizes.tiles.blocks * self.sizes.tiles.splits,
-            self.sizes.n,
-            self.sizes.width,
-            COUNT=self.sizes.count,
-            PADDED=size,
-            SKETCH=_SKETCHES[self.spec.sketch],
+            share.each,
+            sizes.tiles.blocks * sizes.tiles.splits,
+            sizes.n,
             NORMALIZE=normalization.AS_LONG if name is None else _NORMALIZATIONS[name],
             IS_LIMITED=self._is_limited(),
             RETRACTION=_RETRACTIONS[self.spec.retraction],
-            SWEEP=self.sizes.sweep,
-            SWEEP_PADDED=power_of_two(self.sizes.sweep),
-            PARTS=self.sizes.parts,
-            BLOCK=BLOCK_OF_BASIS // size,
-            num_warps=MANY_WARPS,
+            RULE=self.rule.rule,
+            **alike,
         )
 
     def _turn(self) -> None:
@@ -117,6 +138,7 @@ class Step(SketchLaunches):
             **self.options(self.of_d),
             BM=BM,
             BN=tiles.block,
+            STAGES=STAGES,
         )
 
     def _sweep(self) -> None:
@@ -137,5 +159,5 @@ class Step(SketchLaunches):
             SWEEP_BY_DOT=by_dot(self.sizes.sweep),
             PARTS=self.sizes.parts,
             BM=_ROWS,
-            BLOCK=BLOCK,
+            BLOCK=_BLOCK,
         )

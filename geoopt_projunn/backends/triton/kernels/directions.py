@@ -89,9 +89,8 @@ def direction(
                 # Where nothing is, 0 / 0 would be.
                 return after / tl.where(mask, divisor, 1.0), after, moment, largest
             else:
-                divisor = scale * tl.sqrt(tl.load(numbers + MOST).to(kind)) + least
-                moment = tl.zeros_like(after) + tl.load(numbers + NEXT).to(kind)
-                return after / divisor, after, moment, after
+                # What divides all of it shortens the step, see `prepare_scalar`.
+                return after, after, after, after
 
 
 @triton.jit
@@ -101,33 +100,7 @@ def is_bad(value, mask):
 
 
 @triton.jit
-def squares_kernel(g, squares, count, BLOCK: tl.constexpr):
-    """Write partial sums of squares, (b, programs), float64; ``count`` entries of each matrix."""
-    b, program, programs = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
-    g += b * count
-    total = tl.zeros((BLOCK,), tl.float64)
-    for start in range(program.to(tl.int64) * BLOCK, count, programs * BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        value = tl.load(g + at, mask=at < count, other=0.0).to(tl.float64)
-        total += value * value
-    tl.store(squares + b * programs + program, tl.sum(total, 0))
-
-
-@triton.jit
-def prepare(
-    numbers,
-    taken,
-    length,
-    first,
-    second,
-    third,
-    squares,
-    state_second,
-    state_most,
-    PROGRAMS: tl.constexpr,
-    RULE: tl.constexpr,
-    HAS_MOST: tl.constexpr,
-):
+def prepare(numbers, taken, length, first, second, third, RULE: tl.constexpr):
     """Write the numbers of a matrix that has taken some steps."""
     tl.store(numbers + LENGTH, length)
     if RULE == MOMENTUM or RULE == NESTEROV:
@@ -142,15 +115,36 @@ def prepare(
         tl.store(numbers + SECOND, 1.0 - second)
         tl.store(numbers + SCALE, correction1 / tl.sqrt(correction2))
         tl.store(numbers + LEAST, third * correction1)
-    if RULE == ADAM_SCALAR:
-        before = tl.load(state_second)
-        total = tl.sum(tl.load(squares + tl.arange(0, PROGRAMS)), 0).to(before.dtype)
-        moment = averaged(before, total, (1.0 - second).to(before.dtype))
-        largest = moment
-        if HAS_MOST:
-            largest = tl.maximum(moment, tl.load(state_most))
-        tl.store(numbers + NEXT, moment.to(tl.float64))
-        tl.store(numbers + MOST, largest.to(tl.float64))
+
+
+@triton.jit
+def prepare_scalar(
+    numbers,
+    squares,
+    programs,
+    state_second,
+    state_most,
+    HAS_MOST: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Write the next second moment of a matrix, given sums of squares, and shorten the step by it.
+
+    The direction is divided by one number: a sketch does not depend on it.
+    """
+    square = tl.zeros((BLOCK,), tl.float64)
+    for start in range(0, programs, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        square += tl.load(squares + at, mask=at < programs, other=0.0)
+    before = tl.load(state_second)
+    kind = before.dtype
+    moment = averaged(before, tl.sum(square, 0).to(kind), tl.load(numbers + SECOND).to(kind))
+    largest = moment
+    if HAS_MOST:
+        largest = tl.maximum(moment, tl.load(state_most))
+    tl.store(numbers + NEXT, moment.to(tl.float64))
+    tl.store(numbers + MOST, largest.to(tl.float64))
+    divisor = tl.load(numbers + SCALE) * tl.sqrt(largest.to(tl.float64)) + tl.load(numbers + LEAST)
+    tl.store(numbers + LENGTH, tl.load(numbers + LENGTH) / divisor)
 
 
 @triton.jit

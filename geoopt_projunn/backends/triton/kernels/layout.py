@@ -18,6 +18,12 @@ somebody reads them, in a fixed order: no bit depends on which program is the fi
 import triton
 import triton.language as tl
 
+# Entries that a program fetches at once, of few rows or of many, and of how many partial sums.
+IN_FLIGHT: tl.constexpr = tl.constexpr(2048)
+IN_FLIGHT_OF_MANY: tl.constexpr = tl.constexpr(1024)
+MANY: tl.constexpr = tl.constexpr(512)
+MOST_AT_ONCE: tl.constexpr = tl.constexpr(32)
+
 
 @triton.jit
 def load_left(rows, which, at, inside, n, COUNT: tl.constexpr):
@@ -31,15 +37,12 @@ def load_right(sums, partial, which, cols, inside, width, COUNT: tl.constexpr, P
     """Add up (partial, COUNT, width) column sums and make of them what multiplies an adjoint."""
     mask = (which < COUNT)[:, None] & inside[None, :]
     own = which[:, None] * width + cols[None, :]
-    other = (which ^ 1)[:, None] * width + (cols ^ 1)[None, :]
-    is_plus = ((which[:, None] + cols[None, :]) & 1) == 1
-    total = tl.zeros(own.shape, sums.dtype.element_ty)
-    for _ in range(partial):
-        total += tl.load(sums + own, mask=mask, other=0.0)
-        if PARTS == 2:
-            value = tl.load(sums + other, mask=mask, other=0.0)
-            total += tl.where(is_plus, value, -value)
-        sums += COUNT * width
+    total = add_up(sums, partial, COUNT * width, own, mask, sums.dtype.element_ty)
+    if PARTS == 2:
+        other = (which ^ 1)[:, None] * width + (cols ^ 1)[None, :]
+        value = add_up(sums, partial, COUNT * width, other, mask, sums.dtype.element_ty)
+        is_plus = ((which[:, None] + cols[None, :]) & 1) == 1
+        total += tl.where(is_plus, value, -value)
     return total
 
 
@@ -48,10 +51,22 @@ def load_sum(sums, partial, which, at, inside, n, COUNT: tl.constexpr):
     """Add up (partial, COUNT, n) row sums in float64."""
     mask = (which >= 0)[:, None] & (which < COUNT)[:, None] & inside[None, :]
     offset = which[:, None] * n + at[None, :]
-    total = tl.zeros(offset.shape, tl.float64)
-    for _ in range(partial):
-        total += tl.load(sums + offset, mask=mask, other=0.0).to(tl.float64)
-        sums += COUNT * n
+    return add_up(sums, partial, COUNT * n, offset, mask, tl.float64)
+
+
+@triton.jit
+def add_up(sums, partial, stride, offset, mask, kind: tl.constexpr):
+    """Add up partial sums in a fixed order, several at once: each load takes its time."""
+    entries: tl.constexpr = offset.shape[0] * offset.shape[1]
+    room: tl.constexpr = IN_FLIGHT if entries < MANY else IN_FLIGHT_OF_MANY
+    many: tl.constexpr = room // entries if entries < room else 1
+    few: tl.constexpr = many if many < MOST_AT_ONCE else MOST_AT_ONCE
+    total = tl.zeros(offset.shape, kind)
+    for start in range(0, partial, few):
+        part = start + tl.arange(0, few)[:, None, None]
+        is_there = (part < partial) & mask[None, :, :]
+        value = tl.load(sums + part * stride + offset[None, :, :], mask=is_there, other=0.0)
+        total += tl.sum(value.to(kind), 0)
     return total
 
 
@@ -61,7 +76,8 @@ def product(a, b, BY_DOT: tl.constexpr):
     if BY_DOT:
         return tl.dot(a, b, input_precision="ieee", out_dtype=a.dtype)
     else:
-        return tl.sum(a[:, :, None] * b[None, :, :], 1)
+        # Not a product and a sum of it: the compiler would make a tl.dot in TF32 of these.
+        return tl.sum(tl.fma(a[:, :, None], b[None, :, :], 0.0), 1)
 
 
 @triton.jit

@@ -1,8 +1,13 @@
-"""The test vectors of a sketch: hashed combinations of a few columns or rows of a direction."""
+"""The test vectors of a sketch: hashed combinations of a few columns or rows of a direction.
+
+Programs share out the positions of these vectors. What only all of them know, the length of each,
+is for :mod:`.testing`, which reads what is *mixed* here.
+"""
 
 import triton
 import triton.language as tl
 
+from .arrivals import TICKETS
 from .directions import ADAM_SCALAR, NUMBERS, direction, number, prepare
 from .layout import row_sums
 
@@ -12,7 +17,6 @@ MIX_2: tl.constexpr = tl.constexpr(0x735A2D97)
 MASK: tl.constexpr = tl.constexpr(0xFFFFFFFF)
 SPACING: tl.constexpr = tl.constexpr(2.0**-31)
 OFFSET: tl.constexpr = tl.constexpr(2.0**-32 - 1.0)
-TINY: tl.constexpr = tl.constexpr(2.0**-1022)
 
 # What test vectors are made of.
 ROWS: tl.constexpr = tl.constexpr(0)
@@ -42,6 +46,8 @@ def in_turn(counter, count, index, n):
 def draw(
     rows,
     taken,
+    start,
+    end,
     n,
     K: tl.constexpr,
     K_PADDED: tl.constexpr,
@@ -50,9 +56,9 @@ def draw(
 ):
     """Write K rows of random numbers."""
     which = tl.arange(0, K_PADDED)
-    for start in range(0, n, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        mask = (which < K)[:, None] & (at < n)[None, :]
+    for first in range(start, end, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        mask = (which < K)[:, None] & (at < end)[None, :]
         value = uniform(taken, K * n, which[:, None] * n + at[None, :]).to(rows.dtype.element_ty)
         to = rows + PARTS * which[:, None] * n + at[None, :]
         tl.store(to, value, mask=mask)
@@ -67,10 +73,11 @@ def mix_rows(
     state_second,
     state_most,
     numbers,
-    raw,
-    rows,
+    mixed,
+    sums,
     taken,
-    anywhere,
+    start,
+    end,
     n,
     width,
     count,
@@ -79,36 +86,27 @@ def mix_rows(
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write one vector of length p, as a column sum, made of the next rows of the direction."""
-    kind = rows.dtype.element_ty
+    """Write one vector of length p, both parts in turn, made of the next rows of the direction."""
+    kind = mixed.dtype.element_ty
     total = count + width // PARTS
     square = tl.zeros((BLOCK,), tl.float64)
     sign = tl.zeros((BLOCK,), tl.float64)
-    for start in range(0, width, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        inside = at < width
-        mixed = tl.zeros((BLOCK,), kind)
+    for first in range(start, end, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        inside = at < end
+        value = tl.zeros((BLOCK,), kind)
         for i in range(count):
             offset = in_turn(taken, count, i, n) * width + at
             d, _, _, _ = direction(
                 g, state, state_second, state_most, numbers, offset, inside, RULE, HAS_MOST, PARTS
             )
-            mixed += uniform(taken, total, i + 0 * at).to(kind) * d
-        wide = mixed.to(tl.float64)
+            value += uniform(taken, total, i + 0 * at).to(kind) * d
+        wide = value.to(tl.float64)
         square += wide * wide
         sign += tl.where(at % PARTS == 0, wide, 0.0)
-        tl.store(raw + at, mixed, mask=inside)
-    tl.debug_barrier()
-    norm = tl.maximum(tl.sqrt(tl.sum(square, 0)), TINY)
-    share = (tl.where(tl.sum(sign, 0) < 0.0, -1.0, 1.0) * anywhere).to(kind)
-    for start in range(0, width, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        inside = at < width
-        unit = (tl.load(raw + at, mask=inside, other=0.0).to(tl.float64) / norm).to(kind)
-        noise = uniform(taken, total, count + at // PARTS).to(kind) * share
-        tl.store(rows + at, unit + tl.where(at % PARTS == 0, noise, 0.0), mask=inside)
-        if PARTS == 2:
-            tl.store(rows + width + at, tl.zeros_like(unit), mask=inside)
+        tl.store(mixed + at, value, mask=inside)
+    tl.store(sums, tl.sum(square, 0))
+    tl.store(sums + 1, tl.sum(sign, 0))
 
 
 @triton.jit
@@ -118,10 +116,11 @@ def mix_columns(
     state_second,
     state_most,
     numbers,
-    raw,
-    rows,
+    mixed,
+    sums,
     taken,
-    anywhere,
+    start,
+    end,
     n,
     width,
     count,
@@ -135,7 +134,7 @@ def mix_columns(
     BLOCK: tl.constexpr,
 ):
     """Write K rows of length n, made of the next adjoint columns of the direction."""
-    kind = rows.dtype.element_ty
+    kind = mixed.dtype.element_ty
     which, index = tl.arange(0, K_PADDED), tl.arange(0, COUNT_PADDED)
     total = count + n
     turn = in_turn(taken, count, index, width // PARTS)
@@ -143,39 +142,28 @@ def mix_columns(
     by = tl.where((which < K)[:, None] & (index < count)[None, :], by, 0.0)
     square = tl.zeros((K_PADDED,), tl.float64)
     sign = tl.zeros((K_PADDED,), tl.float64)
-    for start in range(0, n, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        mask = (which < K)[:, None] & (at < n)[None, :]
-        inside = (at < n)[:, None] & (index < count)[None, :]
+    for first in range(start, end, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        mask = (which < K)[:, None] & (at < end)[None, :]
+        inside = (at < end)[:, None] & (index < count)[None, :]
         for part in tl.static_range(PARTS):
             offset = at.to(tl.int64)[:, None] * width + turn[None, :] * PARTS + part
             d, _, _, _ = direction(
                 g, state, state_second, state_most, numbers, offset, inside, RULE, HAS_MOST, PARTS
             )
-            mixed = row_sums(by, d, BY_DOT)
+            value = row_sums(by, d, BY_DOT)
             if part == 1:
-                mixed = -mixed
-            wide = mixed.to(tl.float64)
+                value = -value
+            wide = value.to(tl.float64)
             square += tl.sum(wide * wide, 1)
             if part == 0:
                 sign += tl.sum(wide, 1)
-            tl.store(raw + (PARTS * which + part)[:, None] * n + at[None, :], mixed, mask=mask)
-    tl.debug_barrier()
-    norm = tl.maximum(tl.sqrt(square), TINY)[:, None]
-    share = (tl.where(sign < 0.0, -1.0, 1.0) * anywhere).to(kind)[:, None]
-    for start in range(0, n, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        mask = (which < K)[:, None] & (at < n)[None, :]
-        noise = uniform(taken, K * total, which[:, None] * total + count + at[None, :]).to(kind)
-        for part in tl.static_range(PARTS):
-            to = (PARTS * which + part)[:, None] * n + at[None, :]
-            unit = (tl.load(raw + to, mask=mask, other=0.0).to(tl.float64) / norm).to(kind)
-            if part == 0:
-                unit += noise * share
-            tl.store(rows + to, unit, mask=mask)
+            tl.store(mixed + (PARTS * which + part)[:, None] * n + at[None, :], value, mask=mask)
+    tl.store(sums + 2 * which, square, mask=which < K)
+    tl.store(sums + 2 * which + 1, sign, mask=which < K)
 
 
-@triton.jit(do_not_specialize=["length", "first", "second", "third", "anywhere"])
+@triton.jit(do_not_specialize=["length", "first", "second", "third"])
 def mix_kernel(
     g,
     state,
@@ -183,15 +171,15 @@ def mix_kernel(
     state_most,
     counter,
     rate,
-    squares,
     numbers,
-    raw,
-    rows,
+    tickets,
+    mixed,
+    sums,
     length,
     first,
     second,
     third,
-    anywhere,
+    each,
     n,
     width,
     count,
@@ -201,46 +189,39 @@ def mix_kernel(
     BY_DOT: tl.constexpr,
     OF: tl.constexpr,
     HAS_RATE: tl.constexpr,
-    PROGRAMS: tl.constexpr,
     RULE: tl.constexpr,
     HAS_MOST: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Prepare the numbers of one matrix and draw its test vectors; ``raw`` is memory to work in.
+    """Prepare the numbers of a step, and mix ``each`` entries of its test vectors.
 
-    ``length``, ``first``, ``second``, ``third`` and ``anywhere`` are the bits of float64; with
-    HAS_RATE the length is that of a unit of the learning rate.
+    ``sums``, (b, programs, K, 2), are the squares of what is mixed and its real parts, added up.
+    ``length``, ``first``, ``second`` and ``third`` are the bits of float64; with HAS_RATE the
+    length is that of a unit of the learning rate.
     """
-    b = tl.program_id(0).to(tl.int64)
+    b, program = tl.program_id(0).to(tl.int64), tl.program_id(1)
     g += b * n * width
     state += b * n * width
     of_second = b if RULE == ADAM_SCALAR else b * n * width // PARTS
     state_second += of_second
     state_most += of_second
     numbers += b * NUMBERS
+    sums += (b * tl.num_programs(1) + program) * K * 2
     taken = tl.load(counter + b)
     whole = number(length)
     if HAS_RATE:
         whole *= tl.load(rate).to(tl.float64)
-    squares += b * PROGRAMS
-    prepare(
-        numbers,
-        taken,
-        whole,
-        number(first),
-        number(second),
-        number(third),
-        squares,
-        state_second,
-        state_most,
-        PROGRAMS,
-        RULE,
-        HAS_MOST,
-    )
+    # Every program writes the same, for itself.
+    prepare(numbers, taken, whole, number(first), number(second), number(third), RULE)
+    if program == 0:
+        index = tl.arange(0, TICKETS)
+        tl.store(tickets + b * TICKETS + index, tl.zeros((TICKETS,), tl.int32))
     tl.debug_barrier()
+    start = program * each
     if OF == NOISE:
-        draw(rows + b * K * PARTS * n, taken, n, K, K_PADDED, PARTS, BLOCK)
+        end = tl.minimum(n, start + each)
+        draw(mixed + b * K * PARTS * n, taken, start, end, n, K, K_PADDED, PARTS, BLOCK)
     elif OF == ROWS:
         mix_rows(
             g,
@@ -248,10 +229,11 @@ def mix_kernel(
             state_second,
             state_most,
             numbers,
-            raw + b * PARTS * width,
-            rows + b * PARTS * width,
+            mixed + b * PARTS * width,
+            sums,
             taken,
-            number(anywhere),
+            start,
+            tl.minimum(width, start + each),
             n,
             width,
             count,
@@ -267,10 +249,11 @@ def mix_kernel(
             state_second,
             state_most,
             numbers,
-            raw + b * K * PARTS * n,
-            rows + b * K * PARTS * n,
+            mixed + b * K * PARTS * n,
+            sums,
             taken,
-            number(anywhere),
+            start,
+            tl.minimum(n, start + each),
             n,
             width,
             count,

@@ -53,6 +53,7 @@ def pass_kernel(
     more_sums,
     right_sums,
     bad,
+    squares,
     n,
     width,
     rows_each,
@@ -72,12 +73,14 @@ def pass_kernel(
     PARTS: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Write partial column sums of ``left`` and ``more``, and row sums of ``right``.
 
     A program has BN columns and ``rows_each`` rows. The matrix is a gradient, of which a rule makes
     a direction, or any matrix with the rule GRADIENT. With IS_CHECKED ``bad`` says where the
-    direction or the next state is not finite.
+    direction or the next state is not finite, and of ADAM_SCALAR ``squares`` are the partial sums
+    of squares of the gradient.
     """
     b, block, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     blocks, splits = tl.num_programs(1), tl.num_programs(2)
@@ -104,8 +107,10 @@ def pass_kernel(
         right_sums += (b * blocks + block) * RIGHT * n
     if IS_CHECKED:
         found = tl.zeros((BM, BN), tl.int32)
+        if RULE == ADAM_SCALAR:
+            square = tl.zeros((BN,), tl.float64)
     end = tl.minimum(n, (split + 1) * rows_each)
-    for start in range(split * rows_each, end, BM):
+    for start in tl.range(split * rows_each, end, BM, num_stages=STAGES):
         rows = start + tl.arange(0, BM)
         in_rows = rows < end
         mask = in_rows[:, None] & in_cols[None, :]
@@ -128,6 +133,9 @@ def pass_kernel(
         if IS_CHECKED:
             is_wrong = is_bad(tile, mask) | is_bad(after, mask) | is_bad(moment, mask)
             found = tl.where(is_wrong, 1, found)
+            if RULE == ADAM_SCALAR:
+                grad = tl.load(g + offset, mask=mask, other=0.0).to(tl.float64)
+                square += tl.sum(grad * grad, 0)
     program = b * splits + split
     if LEFT > 0:
         to = left_sums + program * LEFT * width
@@ -137,34 +145,5 @@ def pass_kernel(
         store_sums(to, of_more, which_more, cols, in_cols, width, MORE, MORE_BY_DOT)
     if IS_CHECKED:
         tl.store(bad + program * blocks + block, tl.max(tl.max(found, 1), 0))
-
-
-@triton.jit
-def row_sums_kernel(
-    x,
-    right,
-    sums,
-    n,
-    width,
-    COUNT: tl.constexpr,
-    PADDED: tl.constexpr,
-    PARTS: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-):
-    """Write whole row sums, (b, COUNT, n): a program has BM rows and all columns."""
-    b = tl.program_id(0).to(tl.int64)
-    rows = tl.program_id(1) * BM + tl.arange(0, BM)
-    in_rows, which = rows < n, tl.arange(0, PADDED)
-    x += b * n * width
-    right += b * COUNT * width
-    total = tl.zeros((PADDED, BM, BN), x.dtype.element_ty)
-    for start in range(0, width, BN):
-        cols = start + tl.arange(0, BN)
-        in_cols = cols < width
-        offset = rows.to(tl.int64)[:, None] * width + cols[None, :]
-        tile = tl.load(x + offset, mask=in_rows[:, None] & in_cols[None, :], other=0.0)
-        by = load_right(right, 1, which, cols, in_cols, width, COUNT, PARTS)
-        total += by[:, None, :] * tile[None, :, :]
-    to = sums + (b * COUNT + which[:, None]) * n + rows[None, :]
-    tl.store(to, tl.sum(total, 2), mask=(which < COUNT)[:, None] & in_rows[None, :])
+        if RULE == ADAM_SCALAR:
+            tl.store(squares + program * blocks + block, tl.sum(square, 0))

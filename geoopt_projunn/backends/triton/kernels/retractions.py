@@ -10,9 +10,10 @@ CAYLEY: tl.constexpr = tl.constexpr(1)
 POLAR: tl.constexpr = tl.constexpr(2)
 
 TAYLOR_DEGREE: tl.constexpr = tl.constexpr(8)
-SQUARINGS: tl.constexpr = tl.constexpr(12)
-SHORT: tl.constexpr = tl.constexpr(2.0**-12)
+# Up to this norm what a series of that degree leaves out is rounding.
+SHORT: tl.constexpr = tl.constexpr(2.0**-5)
 LONGEST_EXPONENTIAL: tl.constexpr = tl.constexpr(170.0)
+MOST_SQUARINGS: tl.constexpr = tl.constexpr(13)
 LONGEST_CAYLEY: tl.constexpr = tl.constexpr(1e8)
 NEWTON_ITERATIONS: tl.constexpr = tl.constexpr(10)
 EPSILON: tl.constexpr = tl.constexpr(2.0**-52)
@@ -28,12 +29,17 @@ def shortened(core, longest, PARTS: tl.constexpr):
 
 @triton.jit
 def exponential(core, PARTS: tl.constexpr):
-    """Return exp(S) - I."""
-    a = shortened(core, LONGEST_EXPONENTIAL, PARTS) * SHORT
+    """Return exp(S) - I, squared as often as the length of S asks for."""
+    a = shortened(core, LONGEST_EXPONENTIAL, PARTS)
+    length = tl.sqrt(square_of_norm(a) / PARTS)
+    # What is not a number asks for none, and shows in the result.
+    squarings = tl.where(length > SHORT, tl.ceil(tl.log2(length / SHORT)), 0.0)
+    squarings = tl.minimum(squarings, MOST_SQUARINGS)
+    a *= tl.exp2(-squarings)
     delta = a
     for i in tl.static_range(TAYLOR_DEGREE - 1):
         delta = a + times(a, delta) * (1.0 / (TAYLOR_DEGREE - i))
-    for _ in range(SQUARINGS):
+    for _ in range(squarings.to(tl.int32)):
         delta = 2.0 * delta + times(delta, delta)
     return delta
 

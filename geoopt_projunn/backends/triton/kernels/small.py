@@ -2,12 +2,16 @@ r"""Functions of small real matrices in float64, in one program.
 
 A complex matrix is the real one with the blocks [[Re, -Im], [Im, Re]]: products, adjoints, inverses
 and exponentials of these are those of the complex ones. Sizes are padded with zeros to a power of
-two from 16 on, which tl.dot wants.
+two. The smallest stay in the registers of each thread; from 16 on, which tl.dot wants, tl.dot
+multiplies them.
 """
 
 import triton
 import triton.language as tl
 
+from .layout import product, row_sums
+
+LEAST_FOR_DOT: tl.constexpr = tl.constexpr(16)
 # A remainder below this fraction of its row, squared, is dropped: the second pass can then mend
 # what rounding leaves of the first.
 DEPENDENT: tl.constexpr = tl.constexpr(1e-12)
@@ -15,8 +19,14 @@ DEPENDENT: tl.constexpr = tl.constexpr(1e-12)
 
 @triton.jit
 def times(a, b):
-    """Return ``a @ b``."""
-    return tl.dot(a, b, input_precision="ieee", out_dtype=tl.float64)
+    """Return ``a @ b``, for ``a`` square."""
+    return product(a, b, a.shape[0] >= LEAST_FOR_DOT)
+
+
+@triton.jit
+def inner_products(a, b):
+    """Return ``a @ b.T``, of a few long rows."""
+    return row_sums(a, b, a.shape[0] >= LEAST_FOR_DOT)
 
 
 @triton.jit

@@ -43,6 +43,7 @@ def turn_kernel(
     PARTS: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Add the rotation to x, with the row sums of what is wrong with the columns to be swept.
 
@@ -89,7 +90,7 @@ def turn_kernel(
                 tl.store(norms + b * blocks + block, tl.sum(tl.sum(wide * wide, 1), 0) / PARTS)
             error_sums += (b * blocks + block) * SWEEP * n
         end = tl.minimum(n, (split + 1) * rows_each)
-        for start in range(split * rows_each, end, BM):
+        for start in tl.range(split * rows_each, end, BM, num_stages=STAGES):
             rows = start + tl.arange(0, BM)
             in_rows = rows < end
             mask = in_rows[:, None] & in_cols[None, :]

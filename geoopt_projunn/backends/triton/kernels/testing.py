@@ -1,0 +1,150 @@
+"""Test vectors from what was mixed, and their products with x, in one pass."""
+
+import triton
+import triton.language as tl
+
+from .layout import load_left
+from .mixing import uniform
+from .passes import added, started, store_sums
+
+TINY: tl.constexpr = tl.constexpr(2.0**-1022)
+# Programs that mix.
+MOST_PROGRAMS: tl.constexpr = tl.constexpr(64)
+
+
+@triton.jit
+def lengths(sums, programs, which, anywhere, kind: tl.constexpr, K: tl.constexpr):
+    """Return the lengths of mixed vectors, and the share of noise that each gets."""
+    at = tl.arange(0, MOST_PROGRAMS)
+    mask = (which < K)[:, None] & (at < programs)[None, :]
+    source = sums + 2 * (at[None, :] * K + which[:, None])
+    square = tl.sum(tl.load(source, mask=mask, other=0.0), 1)
+    sign = tl.sum(tl.load(source + 1, mask=mask, other=0.0), 1)
+    share = tl.where(sign < 0.0, -1.0, 1.0) * anywhere
+    return tl.maximum(tl.sqrt(square), TINY), share.to(kind)
+
+
+@triton.jit
+def tested(mixed, length, noise, share):
+    """Return a mixed vector at length one, with some noise."""
+    kind = mixed.dtype
+    return (mixed.to(tl.float64) / length).to(kind) + noise.to(kind) * share
+
+
+@triton.jit(do_not_specialize=["anywhere"])
+def row_sums_kernel(
+    x,
+    mixed,
+    sums,
+    counter,
+    rows,
+    products,
+    anywhere,
+    programs,
+    n,
+    width,
+    count,
+    PARTS: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Write one test vector of length p, and its row sums with x: a program has BM whole rows.
+
+    In memory a complex vector is the row of both its parts in turn and a row of zeros, as column
+    sums are. ``anywhere`` is the bits of a float64.
+    """
+    b, program = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    kind = x.dtype.element_ty
+    at_rows = program * BM + tl.arange(0, BM)
+    in_rows, which = at_rows < n, tl.arange(0, PARTS)
+    x += b * n * width
+    mixed += b * PARTS * width
+    rows += b * PARTS * width
+    taken = tl.load(counter + b)
+    total = count + width // PARTS
+    own = tl.arange(0, 1)
+    anyhow = anywhere.to(tl.int64).to(tl.float64, bitcast=True)
+    length, share = lengths(sums + b * programs * 2, programs, own, anyhow, kind, 1)
+    result = tl.zeros((PARTS, BM, BN), kind)
+    for start in tl.range(0, width, BN, num_stages=STAGES):
+        cols = start + tl.arange(0, BN)
+        inside = cols < width
+        offset = at_rows.to(tl.int64)[:, None] * width + cols[None, :]
+        tile = tl.load(x + offset, mask=in_rows[:, None] & inside[None, :], other=0.0)
+        noise = uniform(taken, total, count + cols // PARTS)
+        noise = tl.where(cols % PARTS == 0, noise, 0.0)
+        row = tested(tl.load(mixed + cols, mask=inside, other=0.0), length, noise, share)
+        if program == 0:
+            tl.store(rows + cols, row, mask=inside)
+            if PARTS == 2:
+                tl.store(rows + width + cols, tl.zeros_like(row), mask=inside)
+        by = row[None, :]
+        if PARTS == 2:
+            # The vector times -i.
+            other = tl.load(mixed + (cols ^ 1), mask=inside, other=0.0)
+            noise = uniform(taken, total, count + cols // PARTS)
+            noise = tl.where(cols % PARTS == 1, noise, 0.0)
+            other = tested(other, length, noise, share)
+            turned = tl.where(cols % 2 == 0, other, -other)
+            by = tl.where(which[:, None] == 0, by, turned[None, :])
+        by = tl.where(inside[None, :], by, 0.0)
+        result += by[:, None, :] * tile[None, :, :]
+    to = products + (b * PARTS + which[:, None]) * n + at_rows[None, :]
+    tl.store(to, tl.sum(result, 2), mask=in_rows[None, :])
+
+
+@triton.jit(do_not_specialize=["anywhere"])
+def column_sums_kernel(
+    x,
+    mixed,
+    sums,
+    counter,
+    rows,
+    products,
+    anywhere,
+    programs,
+    n,
+    width,
+    count,
+    rows_each,
+    K: tl.constexpr,
+    PADDED: tl.constexpr,
+    BY_DOT: tl.constexpr,
+    PARTS: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Write K test vectors of length n, and their partial column sums with x."""
+    b, block, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    kind = x.dtype.element_ty
+    COUNT: tl.constexpr = K * PARTS
+    which = tl.arange(0, PADDED)
+    x += b * n * width
+    mixed += b * COUNT * n
+    rows += b * COUNT * n
+    cols = block * BN + tl.arange(0, BN)
+    in_cols = cols < width
+    taken = tl.load(counter + b)
+    total = count + n
+    anyhow = anywhere.to(tl.int64).to(tl.float64, bitcast=True)
+    length, share = lengths(sums + b * programs * K * 2, programs, which // PARTS, anyhow, kind, K)
+    of_columns = started(kind, PADDED, BM, BN, BY_DOT)
+    end = tl.minimum(n, (split + 1) * rows_each)
+    for start in tl.range(split * rows_each, end, BM, num_stages=STAGES):
+        at = start + tl.arange(0, BM)
+        inside = at < end
+        noise = uniform(taken, K * total, (which // PARTS)[:, None] * total + count + at[None, :])
+        noise = tl.where((which % PARTS == 0)[:, None], noise, 0.0)
+        value = load_left(mixed, which, at, inside, n, COUNT)
+        value = tested(value, length[:, None], noise, share[:, None])
+        mask = (which < COUNT)[:, None] & inside[None, :]
+        value = tl.where(mask, value, 0.0)
+        if block == 0:
+            tl.store(rows + which[:, None] * n + at[None, :], value, mask=mask)
+        offset = at.to(tl.int64)[:, None] * width + cols[None, :]
+        tile = tl.load(x + offset, mask=inside[:, None] & in_cols[None, :], other=0.0)
+        of_columns = added(of_columns, value, tile, BY_DOT)
+    to = products + (b * tl.num_programs(2) + split) * COUNT * width
+    store_sums(to, of_columns, which, cols, in_cols, width, COUNT, BY_DOT)
