@@ -167,7 +167,8 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
 
         Returns
         -------
-        What the closure returned, None without one.
+        Any
+            what the closure returned, None without one
 
         Raises
         ------
