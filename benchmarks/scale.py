@@ -13,7 +13,6 @@ process: Cayley and QR retractions in float32, the Newton-Schulz iteration of Mu
 """
 
 import argparse
-import multiprocessing
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from typing import Any
 
 import matplotlib as mpl
 import torch
-from torch import distributed
+from torch import distributed, multiprocessing
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -93,11 +92,11 @@ def formula(n: int, processes: int, k: int) -> Counter[str]:
     """Return what :func:`counted` has to give on several processes, k > 1; see the step's passes.
 
     4k columns of the gradient are joined; each of the two products with the generator, of k rows,
-    adds up two products and joins two; then the update of 2k rows, and the sweep of one column. A
-    flag says whether all buffers are finite. Parts that are joined are filled up to one width.
+    adds up two products and joins two; then the update of 2k rows, and the sweep of one column.
+    Parts that are joined are filled up to one width.
     """
     width = -(-n // processes) * processes
-    return Counter(added=(6 * k + 1) * n + 1, joined=(8 * k + 2) * width)
+    return Counter(added=(6 * k + 1) * n, joined=(8 * k + 2) * width)
 
 
 def sent(numbers: Counter[str], processes: int) -> float:
@@ -134,20 +133,12 @@ def _real(rank: int, processes: int, n: int, k: int, store: str, answers: Any) -
 
 def measured(n: int, processes: int, k: int) -> list[Counter[str]]:
     """Count them in real processes, in each of them."""
-    context = multiprocessing.get_context("spawn")
-    answers = context.SimpleQueue()
+    answers = multiprocessing.get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder, "store"))
-        started = [
-            context.Process(target=_real, args=(rank, processes, n, k, store, answers))
-            for rank in range(processes)
-        ]
-        for process in started:
-            process.start()
-        counts = [answers.get() for _ in started]
-        for process in started:
-            process.join()
-    return counts
+        # Raises if one of them does, or dies, and ends the others.
+        multiprocessing.spawn(_real, (processes, n, k, store, answers), processes)
+    return [answers.get() for _ in range(processes)]
 
 
 def rows(sizes: list[int], processes: list[int]) -> Iterator[dict[str, Any]]:

@@ -66,7 +66,9 @@ class Rule(Protocol):
     """How a gradient becomes a direction in the ambient space."""
 
     is_linear: bool
-    """Whether the direction of a mean of gradients is the mean of their directions."""
+    """Whether the direction is a linear function of the gradient and the buffers: that of a mean of
+    gradients is the mean of their directions, and it is not finite where a proposed buffer is not.
+    """
 
     def buffer_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the names of the state that this group's hyperparameters ask for."""

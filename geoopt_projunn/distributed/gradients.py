@@ -27,8 +27,9 @@ def sketch_gradients_(
     with "lsi", instead of :math:`n^2`. The step is that of the mean gradient, to rounding.
 
     Call it on each process, on replicas of the same parameters in the same order, before the first
-    step. The first step, and the first one after ``load_state_dict``, gives all of them the values
-    of the group's first process.
+    step. The parameters of a group are numbered in this order, by which processes know which is
+    which; the optimizer must have them in one order on all processes, too. The first step, and the
+    first one after ``load_state_dict``, gives all of them the values of the group's first process.
 
     Parameters
     ----------
@@ -48,7 +49,8 @@ def sketch_gradients_(
     ValueError
         If its rank or its sketch needs the gradient itself, or the group is without this process.
     RuntimeError
-        If there is no process group.
+        If there is no process group. Later, in steps and in ``state_dict()``, if processes do not
+        have the same parameters, see Notes.
 
     Notes
     -----
@@ -63,8 +65,20 @@ def sketch_gradients_(
       it, also if only one of them saves.
     - A gradient that is not finite on one process makes all of them skip the step.
     - All processes must have gradients of the same parameters in a step; one that has none, such as
-      of a part that its batch did not reach, needs ``p.grad = torch.zeros_like(p)``. Else processes
-      wait for each other, or average gradients of two parameters.
+      of a part that its batch did not reach, needs ``p.grad = torch.zeros_like(p)``. Two numbers
+      that each step exchanges tell whether they have. They stand for the numbers of the parameters,
+      their names if the optimizer was made of ``named_parameters()``, shapes, dtypes and manifolds,
+      the names of their state, and whether this is their first step.
+
+      Where they have not, a step on a CPU raises RuntimeError on every process, names the
+      parameters, and changes nothing. So it does if one process finds an error of its own before
+      it steps. On a GPU the host waits for the answer at the first step of a parameter alone, and
+      raises. Later the steps of all parameters in ``group`` are skipped on all processes, counted
+      in ``skipped_steps``, and draw the warning of a skipped step. If a process then has fewer
+      such parameters than another, or an error, what they exchange does not fit: they wait until
+      the time-out of the process group, or fail.
+    - Every process must take every step, also without gradients of these parameters. One that takes
+      none leaves the others waiting until the time-out.
     - ``ZeroRedundancyOptimizer`` lets one process alone step a parameter: it does not go with this.
     - Gradients may be accumulated over several backward passes. To clip them, note that each
       process knows only its own.

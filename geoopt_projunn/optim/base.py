@@ -2,15 +2,17 @@
 
 import functools
 import inspect
+from collections import ChainMap
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import torch
 from geoopt.optim.mixin import OptimMixin
 
-from ..backends.spec import Buffers, Rule
+from ..backends.spec import Rule
 from ..linalg.precision import full_precision
 from ..normalization import NORMALIZATIONS
+from .agreement import Agreement, Rates
 from .capture import check_captured
 from .kinds import Parts, is_low_rank, manifold_of
 from .lost import look_for_lost_manifolds
@@ -18,7 +20,7 @@ from .messages import described
 from .nonfinite import SKIP_NONFINITE, AllOrNothing
 from .options import check_choice, check_have_values, check_range, check_steps, warn_of_misspelt
 from .others import Others
-from .preparing import Preparation
+from .preparing import Preparation, Prepared
 from .printing import printed
 from .rank_k import step_kinds
 from .skips import skipped_by_parameter, total_skipped
@@ -130,9 +132,13 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
 
         Buffers of parameters that :func:`geoopt_projunn.distributed.sketch_gradients_` has marked
         are averaged first: every process has to call this.
+
+        Raises
+        ------
+        RuntimeError
+            If processes have states of different such parameters.
         """
-        for group in self.param_groups:
-            average_buffers(group["params"], self.state)
+        average_buffers(self.param_groups, self.state, self._rule)
         return super().state_dict()
 
     @property
@@ -179,7 +185,8 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
             If a gradient is sparse where it must not be, a dtype is unsupported, or a parameter on
             one of these manifolds was sharded or flattened.
         RuntimeError
-            If a parameter has lost its manifold since the last step.
+            If a parameter has lost its manifold since the last step, or processes have gradients
+            of different parameters of :func:`geoopt_projunn.distributed.sketch_gradients_`.
 
         Warns
         -----
@@ -203,7 +210,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
 
     @full_precision
     def _take_step(self) -> None:
-        parts = self._prepare()
+        parts, rates = self._prepare()
         step = AllOrNothing(self.param_groups, parts, self.state, self._state_of_others)
         self._watch.see_gradients(step.finite, self._described)
         with step.context():
@@ -212,7 +219,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
             for group, part in zip(self.param_groups, parts, strict=True):
                 self._watch.see_angles(part.low_rank_parameters(), group, self._described)
                 with _as_tensors():
-                    step_kinds(part.low_rank.values(), self.state, self._rule, group)
+                    step_kinds(part.low_rank.values(), self.state, self._rule, group, rates)
                 self._stabilize_in_turn(group, skips=step.skips)
         stepped = [members for part in parts for members in part.low_rank.values()]
         self._watch.see_step(stepped, self.state, self._described)
@@ -228,22 +235,35 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         groups = (group for group in self.param_groups if any(q is p for q in group["params"]))
         return described(p, next(groups, {"params": []}))
 
-    def _prepare(self) -> list[Parts]:
+    def _prepare(self) -> tuple[list[Parts], Rates]:
         """Sort the parameters and check all that can go wrong, before anything changes."""
-        fresh: dict[torch.Tensor, Buffers] = {}
-        parts = []
+        agreement = Agreement(self.param_groups)
+        try:
+            prepared = self._sort()
+        except Exception as error:
+            agreement.fail(error)
+            raise
+        parts, fresh, begun = prepared
+        states = ChainMap(fresh, self.state)
+        rates = agreement.on_steps(self.param_groups, parts, states, begun)
+        self._preparation.begin(begun, self.state)
+        for p, buffers in fresh.items():
+            self.state[p].update(buffers)
+        return parts, rates
+
+    def _sort(self) -> Prepared:
+        prepared = Prepared([], {}, {})
         for group in self.param_groups:
             self._validate(group)
             check_have_values(group)
             with _as_tensors():
-                parts.append(self._preparation.sort(group, self.state, fresh))
+                self._preparation.sort(group, self.state, prepared)
+        parts, fresh, _ = prepared
         check_captured(self.param_groups, parts, self.state, fresh, self._state_of_others)
         if not self._looked_for_lost:
             look_for_lost_manifolds(self.param_groups)
             self._looked_for_lost = True
-        for p, buffers in fresh.items():
-            self.state[p].update(buffers)
-        return parts
+        return prepared
 
     @functools.cached_property
     def _others(self) -> Others:

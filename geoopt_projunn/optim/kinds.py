@@ -7,7 +7,7 @@ from typing import Any, TypeGuard
 import torch
 from geoopt.manifolds.base import Manifold
 
-from ..backends.distributed import is_dtensor, is_spread
+from ..backends.distributed import averages_gradients, is_dtensor
 from ..low_rank_manifold import LowRankManifold
 from ..manifolds import LowRankStiefel, LowRankUnitary
 from .messages import described
@@ -72,8 +72,10 @@ def kind_of(
 
     All that :func:`check_kind` looks at is part of it.
     """
-    spread = is_spread(p) or is_dtensor(grad)
-    layout = p.shape, p.stride(), p.is_conj(), grad.stride(), grad.is_conj(), spread
+    over = averages_gradients(p)
+    # Gradients of one parameter may have other strides on other processes.
+    of_grad = over if over is not None else (grad.stride(), grad.is_conj())
+    layout = p.shape, p.stride(), p.is_conj(), is_dtensor(p) or is_dtensor(grad), of_grad
     skipped = state["skipped"]
     return layout, p.dtype, p.device, manifold, grad.dtype, skipped.dtype, skipped.shape, *state
 

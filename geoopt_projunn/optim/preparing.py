@@ -1,12 +1,12 @@
 """Sort parameters, and check all that can go wrong, before anything changes."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ..backends.choice import assert_serves
-from ..backends.distributed import is_dtensor, is_spread, receive_first
+from ..backends.distributed import gives_values, is_dtensor, is_spread, receive_first
 from ..backends.spec import Buffers, Rule
 from ..low_rank_manifold import LowRankManifold
 from .capture import check_has_begun
@@ -26,6 +26,17 @@ from .others import check_plain
 from .spread import check_is_whole, check_spread, first_buffers
 from .state import first_state, probe
 from .watch import Watch
+
+
+class Prepared(NamedTuple):
+    """What a step is about to do; nothing has changed yet."""
+
+    parts: list[Parts]
+    """By group."""
+    fresh: dict[torch.Tensor, Buffers]
+    """State that parameters still need."""
+    begun: dict[torch.Tensor, bool]
+    """Those at their first step, or the first one after a load; whether they have been probed."""
 
 
 class Preparation:
@@ -52,11 +63,9 @@ class Preparation:
         self._watch = watch
         self._to_probe = to_probe
 
-    def sort(
-        self, group: dict[str, Any], states: States, fresh: dict[torch.Tensor, Buffers]
-    ) -> Parts:
-        """Sort the parameters of a group; put the state that they still need into ``fresh``."""
-        part = Parts()
+    def sort(self, group: dict[str, Any], states: States, prepared: Prepared) -> None:
+        """Sort the parameters of a group, check them, and add what is found."""
+        part, fresh = Parts(), prepared.fresh
         for p in group["params"]:
             manifold, grad, state = manifold_of(p), p.grad, states.get(p, {})
             if grad is not None and grad.is_sparse and not self._takes_sparse_of(p, group):
@@ -81,7 +90,7 @@ class Preparation:
             elif grad is not None:
                 is_new = "skipped" not in state
                 if is_new or (self._to_probe and p in self._to_probe):
-                    self._begin(p, manifold, group, state)
+                    prepared.begun[p] = self._check_new(p, manifold, group, state)
                 if is_new:
                     state = fresh[p] = first_state(p, manifold, self._rule, group, state)
                 kind = kind_of(p, grad, manifold, state)
@@ -98,30 +107,35 @@ class Preparation:
                 for p in members:
                     x = stacked(p)
                     fresh[p] = {**first_buffers(x, self._rule, group), **states[p]}
-        return part
+        prepared.parts.append(part)
 
-    def _begin(
+    def begin(self, begun: Mapping[torch.Tensor, bool], states: States) -> None:
+        """Take note of parameters at their first step, whose values all processes now get."""
+        for p, is_probed in begun.items():
+            receive_first(p)
+            self._watch.begin(p, states.get(p, {}).get("skipped"))
+            (self._to_probe.discard if is_probed else self._to_probe.add)(p)
+
+    def _check_new(
         self,
         p: torch.Tensor,
         manifold: LowRankManifold,
         group: dict[str, Any],
         state: Mapping[str, Any],
-    ) -> None:
-        """Look at a parameter before its first step, or the first after a load."""
+    ) -> bool:
+        """Check a parameter before its first step; return whether it has been probed."""
         check_has_begun(p, group)
         manifold.assert_check_point(p)
         if is_spread(p):
             check_spread(p, {}, self._rule, group)
-            receive_first(p)
         if "skipped" in state:
             check_shapes(p, state, self._rule.buffer_names(group), group)
-        self._watch.begin(p, state.get("skipped"))
         # Before they load, distributed checkpoints take a step of length 0 from any values.
         if not p.is_meta and float(group["lr"]) == 0:
-            self._to_probe.add(p)
-        else:
+            return False
+        if gives_values(p):
             probe(p, manifold, group)
-            self._to_probe.discard(p)
+        return True
 
     def _takes_sparse_of(self, p: torch.Tensor, group: dict[str, Any]) -> bool:
         return self._takes_sparse and manifold_of(p) is None and group["weight_decay"] == 0

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 
 from ..backends import choose
-from ..backends.distributed import is_dtensor, like_its_parameter, local_of
+from ..backends.distributed import averages_gradients, is_dtensor, like_its_parameter, local_of
 from ..backends.spec import Buffers, Rule
 from ..geometry.checks import upright
+from .agreement import Rates
 from .kinds import low_rank_of
 from .options import on_device
 
@@ -18,8 +19,9 @@ def step_kinds(
     states: Mapping[torch.Tensor, Buffers],
     rule: Rule,
     group: Mapping[str, Any],
+    rates: Rates,
 ) -> None:
-    """Step parameters, those of one kind together."""
+    """Step parameters, those of one kind together; ``rates`` are those of an agreement."""
     kinds = list(kinds)
     addresses = [_address(p) for members in kinds for p in members]
     points = set(addresses)
@@ -39,9 +41,13 @@ def step_kinds(
             for name in names[2:]:
                 buffers[name] = [upright(buffer) for buffer in buffers[name]]
         lr = on_device(group["lr"], first.device)
+        if rates and (over := averages_gradients(first)) in rates:
+            lr = lr * rates[over]
         unit = rule.unit(group, members[0].shape[-2] * members[0].shape[-1])
         options = {**group, "lr": lr if unit == 1 else lr * unit}
-        spec = manifold.spec._replace(normalize=group["normalize"])
+        spec = manifold.spec
+        if group["normalize"] is not None:
+            spec = spec._replace(normalize=group["normalize"])
         choose(first).step_(members, grads_of_kind, buffers, rule, options, spec)
 
 

@@ -1,22 +1,25 @@
 """Parameters that lie on several processes: what they may be, how their state lies, who agrees."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from geoopt.manifolds.base import Manifold
 
 from ..backends.distributed import (
-    average_over_processes,
     averages_gradients,
+    from_part,
     is_dtensor,
     local_of,
+    mean_over,
     misplacement,
 )
 from ..backends.spec import Buffers, Rule, StepSpec
 from ..sketches.coordinates import COORDINATES
+from .agreement import Agreement, Groups
 from .kinds import low_rank_of
 from .messages import capitalized, described
+from .nonfinite import States
 
 LINEAR_SKETCHES = ("tangent", "lsi")
 """Those whose products with the gradient are linear in it."""
@@ -114,23 +117,24 @@ def full_like(p: torch.Tensor, shape: torch.Size, value: float, dtype: torch.dty
     local, placements = local_of(p), _placements_of(p, shape)
     if placements is None:
         return torch.full(shape, value, dtype=dtype, device=local.device)
-    from torch.distributed.tensor import DTensor
-
     lead = p.dim() - 2
     own = local.shape if shape == p.shape else (*local.shape[:lead], *shape[lead:])
-    part = torch.full(own, value, dtype=dtype, device=local.device)
-    stride = torch.empty(shape, device="meta").stride()
-    mesh: Any = p.device_mesh  # type: ignore[attr-defined]
-    return DTensor.from_local(part, mesh, placements, run_check=False, shape=shape, stride=stride)
+    # One number, which needs no memory of its own.
+    part = torch.full((), value, dtype=dtype, device=local.device).expand(own)
+    whole: torch.Tensor = from_part(part, p, placements, shape)
+    return whole
 
 
-def average_buffers(params: Iterable[torch.Tensor], states: Mapping[torch.Tensor, Any]) -> None:
-    """Average what processes have made of their own gradients, in place."""
-    for p in params:
-        state = states.get(p) or {}
-        for buffer in state.values():
+def average_buffers(groups: Groups, states: States, rule: Rule) -> None:
+    """Average what processes have made of their own gradients, in place, after they have agreed."""
+    groups = [group for group in groups if rule.buffer_names(group)]
+    Agreement(groups).on_states(groups, states)
+    for p in (p for group in groups for p in group["params"]):
+        if (over := averages_gradients(p)) is None or p.is_meta:
+            continue
+        for buffer in states.get(p, {}).values():
             if isinstance(buffer, torch.Tensor) and buffer.numel() == p.numel():
-                average_over_processes(buffer, p)
+                buffer.copy_(mean_over(buffer.clone(), over))
 
 
 def _placements_of(p: torch.Tensor, shape: torch.Size) -> list[Any] | None:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..backends.distributed import local_of
+from ..backends.distributed import averages_gradients, local_of
 from ..normalization import furthest
 from .capture import is_capturing
 from .kinds import is_low_rank, low_rank_of, manifold_of
@@ -49,7 +49,7 @@ class Watch:
         self, finite: Mapping[torch.Tensor, torch.Tensor], described: Described
     ) -> None:
         """Take note of gradients that make whole groups skip a step, before it is taken."""
-        if self._warned_of_skip or is_capturing():
+        if not finite or self._warned_of_skip or is_capturing():
             return
         for p, flag in finite.items():
             if reads_at_once(p):
@@ -135,7 +135,7 @@ class Watch:
         if count > self._skips_before.get(p, 0.0) and not self._warned_of_skip:
             warn(
                 f"A step of {described(p)} was skipped: its gradient, or what was made of it, is "
-                f"not finite. {_FURTHER_SKIPS}"
+                f"not finite{_or_disagreed(p)}. {_FURTHER_SKIPS}"
             )
             self._warned_of_skip = True
 
@@ -165,6 +165,13 @@ _FURTHER_SKIPS = (
     "Further ones are only counted, in `skipped_steps` and `skipped_steps_by_parameter()`. Look "
     "for a loss that overflows, or lower the learning rate."
 )
+
+
+def _or_disagreed(p: torch.Tensor) -> str:
+    # On a GPU; else it is an error.
+    if averages_gradients(p) is None or reads_at_once(p):
+        return ""
+    return ", or processes had gradients of different parameters"
 
 
 def _any(counters: list[torch.Tensor]) -> bool:

@@ -6,7 +6,7 @@ import torch
 from triton.compiler import ASTSource
 
 from geoopt_projunn.backends.spec import NativeRule, StepSpec
-from geoopt_projunn.backends.triton import backend, sketching
+from geoopt_projunn.backends.triton import backend, passing, sketching
 from geoopt_projunn.backends.triton import step as turning
 from tests._triton import compile_ahead
 
@@ -38,7 +38,7 @@ class Launch(NamedTuple):
 def launches(monkeypatch, rule, spec, shape, dtype):
     """Return what a step launches, without data and without running it."""
     found = []
-    for module in (sketching, turning):
+    for module in (passing, sketching, turning):
         monkeypatch.setattr(
             module, "launch", lambda kernel, grid, *a, **o: found.append(Launch(kernel, grid, a, o))
         )

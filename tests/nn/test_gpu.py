@@ -82,9 +82,11 @@ def test_values_and_gradients_are_those_of_a_cpu_in_double_precision(name):
     expected = derivatives(layer, x, weight)
     layer, x = on_gpu(layer, x)
     actual = derivatives(layer, x, weight.to("cuda", torch.float32))
-    # In TF32, which rounds to 10 bits, the errors would be above 1e-3.
+    # In TF32, which rounds to 10 bits, the errors would be above 1e-3. A tanh of cuDNN alone is off
+    # by 8e-6 in single precision, torch's by 1e-7.
+    bound = 1e-4 if name == "OrthogonalRNN tanh" else 2e-5
     for one, other in zip(actual, expected, strict=True):
-        assert (one.cpu() - other).abs().max() <= 2e-5 * other.abs().max()
+        assert (one.cpu() - other).abs().max() <= bound * other.abs().max()
 
 
 @pytest.mark.usefixtures("_setting")

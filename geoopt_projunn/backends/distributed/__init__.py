@@ -1,32 +1,45 @@
 """Steps of parameters that lie on several processes, or whose gradients do."""
 
 from .backend import Distributed
+from .collectives import are_alike, assert_all_are_here, mean_over, objects_of
 from .layout import (
     agreed_by_all,
-    average_gradients_of,
-    average_over_processes,
-    averages_gradients,
+    from_part,
     is_dtensor,
     is_spread,
-    like_its_parameter,
     local_of,
     misplacement,
     place_like,
-    receive_first,
     whole_of,
+)
+from .marks import (
+    any_is_marked,
+    average_gradients_of,
+    averages_gradients,
+    gives_values,
+    like_its_parameter,
+    number_of,
+    receive_first,
 )
 
 __all__ = [
     "Distributed",
     "agreed_by_all",
+    "any_is_marked",
+    "are_alike",
+    "assert_all_are_here",
     "average_gradients_of",
-    "average_over_processes",
     "averages_gradients",
+    "from_part",
+    "gives_values",
     "is_dtensor",
     "is_spread",
     "like_its_parameter",
     "local_of",
+    "mean_over",
     "misplacement",
+    "number_of",
+    "objects_of",
     "place_like",
     "receive_first",
     "whole_of",

@@ -10,7 +10,8 @@ from ...linalg.dense import estimate_errors_of_batch
 from ..batch import Pieces, gather, scatter
 from ..reference import Reference, are_finite, keep
 from ..spec import Buffers, Proposal, Rule, StepSpec
-from .layout import Layout, averages_gradients, layout_of, local_of
+from .layout import Layout, from_part, layout_of, local_of, whole_of
+from .marks import averages_gradients
 from .products import Spread, SpreadProducts
 
 # Above, stacking copies more than the exchanges that it saves are worth.
@@ -86,9 +87,14 @@ class Distributed(Reference):
         taken = kept["step"]
         local = rule.propose(grads, kept, taken, group, layout.total)
 
+        # Then the sketch is not finite on any process where a buffer is not, unless the step takes
+        # something from the buffers after it.
+        sketch_tells = rule.is_linear and not rule.withdrawn(group)
+
         def finite_everywhere() -> torch.Tensor:
-            finite = are_finite(local, taken)
-            return layout.agreed(finite) if local.buffers else finite
+            if sketch_tells:
+                return torch.ones_like(taken, dtype=torch.bool)
+            return layout.agreed(are_finite(local, taken))
 
         # Every process has the whole point where gradients are averaged.
         point = Spread.tensor(points, layout._replace(averaged=None))
@@ -128,11 +134,7 @@ def _joined(t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     lead = x.dim() - 2
     if not any(one.is_shard() and one.dim < lead for one in placements):
         return t
-    from torch.distributed.tensor import DTensor, Replicate
+    from torch.distributed.tensor import Replicate
 
     of_batch = [one if one.is_shard() and one.dim < lead else Replicate() for one in placements]
-    shape = x.shape[:-2]
-    stride = torch.empty(shape, device="meta").stride()
-    mesh: Any = x.device_mesh  # type: ignore[attr-defined]
-    spread = DTensor.from_local(t, mesh, of_batch, run_check=False, shape=shape, stride=stride)
-    return spread.full_tensor()
+    return whole_of(from_part(t, x, of_batch, x.shape[:-2]))

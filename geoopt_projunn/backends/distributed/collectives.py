@@ -46,6 +46,22 @@ def all_over(flags: torch.Tensor, group: "ProcessGroup") -> torch.Tensor:
     return numbers.bool()
 
 
+def are_alike(number: int, group: "ProcessGroup", device: torch.device) -> torch.Tensor:
+    """Return whether all processes give the same number, below 2**63, without waiting for it."""
+    # The least of a number and of its negative tell the least and the largest.
+    both = torch.full((2,), number, device=device)
+    both[1:].neg_()
+    distributed.all_reduce(both, distributed.ReduceOp.MIN, group=group)
+    return both[0] == -both[1]
+
+
+def objects_of(value: Any, group: "ProcessGroup") -> dict[int, Any]:
+    """Return what each process gives, by its rank among all processes; the host waits."""
+    values = [None] * group.size()
+    distributed.all_gather_object(values, value, group=group)
+    return dict(zip(distributed.get_process_group_ranks(group), values, strict=True))
+
+
 def assert_all_are_here(group: "ProcessGroup") -> None:
     """Raise RuntimeError, after the group's time-out, if a process does not call this.
 

@@ -7,30 +7,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from . import collectives
+from .marks import averages_gradients
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-_AVERAGED_OVER = "_gradient_is_averaged_over"
-
-
-class _Mark:
-    """A group of processes, of which copies and pickles of a parameter know nothing."""
-
-    def __init__(self, group: "ProcessGroup") -> None:
-        self.group = group
-
-    def __reduce__(self) -> Any:
-        return _unmarked, ()
-
-
-def _unmarked() -> None:
-    return None
-
 
 def is_spread(t: torch.Tensor) -> bool:
     """Return whether processes hold parts of a tensor, as a DTensor, or parts of its gradient."""
-    return is_dtensor(t) or getattr(t, _AVERAGED_OVER, None) is not None
+    return is_dtensor(t) or averages_gradients(t) is not None
 
 
 def is_dtensor(t: Any) -> bool:
@@ -55,40 +40,22 @@ def place_like(t: torch.Tensor, p: Any) -> torch.Tensor:
     return distribute_tensor(t, p.device_mesh, p.placements)
 
 
-def averages_gradients(p: torch.Tensor) -> "ProcessGroup | None":
-    """Return the group whose gradients of a parameter are averaged in its steps, if any."""
-    mark = getattr(p, _AVERAGED_OVER, None)
-    return None if mark is None else mark.group
+def from_part(part: torch.Tensor, p: Any, placements: list[Any], shape: torch.Size) -> Any:
+    """Return a DTensor on the mesh of another one, with a copy of a part, on its device.
 
+    Parts may be in the memory of the host, and the mesh one of GPUs, to which
+    ``DTensor.from_local`` moves them.
+    """
+    from torch.distributed.tensor import DTensor
 
-def average_gradients_of(p: torch.Tensor, group: "ProcessGroup") -> None:
-    """Let steps of a parameter average products with its gradient over a group."""
-    setattr(p, _AVERAGED_OVER, _Mark(group))
-
-
-def like_its_parameter(view: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
-    """Return a view of a parameter, of which steps average the gradients if they do of it."""
-    group = averages_gradients(p)
-    if group is not None:
-        average_gradients_of(view, group)
-    return view
-
-
-@torch.no_grad()
-def receive_first(p: torch.Tensor) -> None:
-    """Give a parameter the values of the first process of those that average its gradients."""
-    group = averages_gradients(p)
-    if group is not None and not p.is_meta:
-        p.copy_(collectives.first_of(p.detach().clone(), group))
-
-
-@torch.no_grad()
-def average_over_processes(buffer: torch.Tensor, p: torch.Tensor) -> None:
-    """Average a tensor in place over the processes that average the gradients of a parameter."""
-    group = averages_gradients(p)
-    if group is not None and not buffer.is_meta:
-        collectives.assert_all_are_here(group)
-        buffer.copy_(collectives.mean_over(buffer.clone(), group))
+    no_values = torch.empty(part.shape, dtype=part.dtype, device="meta")
+    stride = torch.empty(shape, device="meta").stride()
+    like = DTensor.from_local(
+        no_values, p.device_mesh, placements, run_check=False, shape=shape, stride=stride
+    )
+    whole: Any = torch.empty_like(like, device=part.device)
+    whole.to_local().copy_(part)
+    return whole
 
 
 def agreed_by_all(

@@ -1,13 +1,16 @@
 """The kernels as a backend."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
 from ...linalg.precision import WIDE
+from ...normalization import furthest
 from ..batch import Pieces
+from ..batch_sizes import parts_of_list
 from ..modes import refusal_of_modes
 from ..reference import Reference
 from ..spec import Buffers, NativeRule, Rule, StepSpec
@@ -56,9 +59,18 @@ class Triton(Reference):
         spec: StepSpec,
     ) -> None:
         """Take whole steps; where the kernels serve there is nothing left to compile."""
-        if _knows(x[0], spec) and _native(rule, group) is not None:
-            group = {**group, "compile": False}
-        super().step_(x, grad, buffers, rule, group, spec)
+        native = _native(rule, group) if _knows(x[0], spec) else None
+        if native is None:
+            super().step_(x, grad, buffers, rule, group, spec)
+            return
+        for some in parts_of_list(x):
+            if len(points := x[some]) > 1:
+                of_part = {name: pieces[some] for name, pieces in buffers.items()}
+                options = {**group, "compile": False}
+                super().step_(points, grad[some], of_part, rule, options, spec)
+            else:
+                of_one = {name: pieces[some.start] for name, pieces in buffers.items()}
+                _step_one(points[0], grad[some.start], of_one, native, spec, group)
 
     def _step_batch(
         self,
@@ -71,18 +83,31 @@ class Triton(Reference):
     ) -> None:
         native = _native(rule, group)
         if native is None or not _knows(x, spec):
-            return super()._step_batch(x, grad, buffers, rule, spec, group)
-        if x.numel() == 0:
-            return None
-        own = {name: _plain(buffer) for name, buffer in buffers.items()}
-        point = _plain(x)
-        with _on(x.device):
-            _take(point, _plain(grad), own, native, spec, group)
-        for given, taken in ((x, point), *((buffers[name], own[name]) for name in own)):
-            if taken is not given:
-                given.copy_(taken)
-        torch.autograd.graph.increment_version([x, *buffers.values()])
-        return None
+            super()._step_batch(x, grad, buffers, rule, spec, group)
+        else:
+            _step_one(x, grad, buffers, native, spec, group)
+
+
+def _step_one(
+    x: torch.Tensor,
+    grad: torch.Tensor,
+    buffers: Buffers,
+    native: NativeRule,
+    spec: StepSpec,
+    group: Mapping[str, Any],
+) -> None:
+    """Step the matrices of one tensor, (*, n, p), in place."""
+    if x.numel() == 0:
+        return
+    given = [x, *buffers.values()]
+    taken = [_plain(t) for t in given]
+    own = dict(zip(buffers, taken[1:], strict=True))
+    with _on(x.device):
+        _take(taken[0], _plain(grad), own, native, spec, group)
+    for to, t in zip(given, taken, strict=True):
+        if to is not t:
+            to.copy_(t)
+    torch.autograd.graph.increment_version(given)
 
 
 def _knows(x: torch.Tensor, spec: StepSpec) -> bool:
@@ -110,11 +135,15 @@ def _native(rule: Rule, group: Mapping[str, Any]) -> NativeRule | None:
 
 def _plain(t: torch.Tensor) -> torch.Tensor:
     """Return a tensor that lies in memory in its order, itself if it does."""
+    if t.is_contiguous() and not t.is_conj() and not t.is_neg():
+        return t
     return t.resolve_conj().resolve_neg().contiguous()
 
 
 def _on(device: torch.device) -> AbstractContextManager[None]:
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(device)
 
 
 def _take(
@@ -126,6 +155,7 @@ def _take(
     group: Mapping[str, Any],
 ) -> None:
     from .direction import Direction
+    from .programs import Number, run
     from .step import Step
 
     # Radians are radians, whatever the size of a generator.
@@ -135,4 +165,29 @@ def _take(
     is_on_device = isinstance(rate, torch.Tensor) and rate.device == x.device
     length, factor = (unit, rate) if is_on_device else (unit * float(rate), None)
     d = Direction.of(grad, buffers, native)
-    Step(x, d, buffers["step"], buffers["skipped"], length, factor, spec).take()
+    is_limited = is_on_device or _may_stop(length, x, spec)
+    lead = x.dim() - 2
+
+    def take(numbers: Sequence[Number]) -> None:
+        # The same memory as batches; what is replayed needs addresses alone.
+        point, counter, skipped, *tensors = (
+            t.detach().flatten(0, lead - 1) if lead else t.detach()[None]
+            for t in (x, buffers["step"], buffers["skipped"], *d.tensors)
+        )
+        own, *of_rule = numbers
+        follow = d._replace(tensors=tuple(tensors), numbers=tuple(of_rule))
+        Step(point, follow, counter, skipped, own, factor, spec, is_limited=is_limited).take()
+
+    inputs = [x, grad, *(buffers[name] for name in ("step", "skipped", *native.state))]
+    if factor is not None:
+        inputs.append(factor)
+    key = x.shape, spec, d.rule.value, d.has_most, is_on_device, is_limited
+    run(key, inputs, (length, *d.numbers), take)
+
+
+def _may_stop(length: float, x: torch.Tensor, spec: StepSpec) -> bool:
+    """Return whether a plane might turn further than half a turn."""
+    if spec.normalize is None:
+        return False
+    assert spec.k is not None
+    return furthest(length, 2 * spec.k if x.is_complex() else spec.k, spec.normalize) > math.pi

@@ -18,7 +18,7 @@ class Direction(NamedTuple):
     rule: Any
     """One of those in :mod:`.kernels.directions`."""
     has_most: bool
-    numbers: tuple[float, ...]
+    numbers: tuple[Any, ...]
     """The three of :class:`..spec.NativeRule`."""
 
     @classmethod

@@ -1,13 +1,20 @@
 """Launch kernels, and say what a GPU kernel is told about sizes."""
 
-import struct
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 
-# A tile's row is as long as a warp reads at once.
+from .programs import Number, bits_of, recorder
+
+MANY_WARPS = 8
+"""Of a program that keeps much in registers."""
+BM = 16
+"""Rows of a tile."""
+# A tile's row is as long as a warp reads at once, of a large matrix twice as long
+# where registers have room.
 _TILE_BYTES = 512
+_LARGE = 2**24
 # Programs that keep a large GPU busy, and the most partial sums that are worth that.
 _PROGRAMS = 512
 _MOST_SPLITS = 16
@@ -19,8 +26,15 @@ _ALIGNED = 32
 
 
 def launch(kernel: Any, grid: Sequence[int], *args: Any, **options: Any) -> None:
-    """Run a kernel on a grid of programs."""
-    kernel[tuple(grid)](*args, **options)
+    """Run a kernel on a grid of programs; the next step like this one may run it without this."""
+    named = {name: _plain(value) for name, value in options.items()}
+    compiled = kernel[tuple(grid)](*map(_plain, args), **named)
+    if (record := recorder()) is not None:
+        record.launched(compiled, kernel, tuple(grid), args, options)
+
+
+def _plain(value: Any) -> Any:
+    return value.bits if isinstance(value, Number) else value
 
 
 def power_of_two(count: int) -> int:
@@ -39,10 +53,31 @@ def by_dot(count: int) -> bool:
     return padded(count) >= _LEAST_FOR_DOT
 
 
-def bits(value: float) -> int:
+def warps(rows: int) -> int:
+    """Return how many warps a program needs for some padded rows in float64."""
+    return 4 if rows <= BM else MANY_WARPS
+
+
+def rows_of_tile(dtype: torch.dtype, *, by_dot: bool, is_plain: bool) -> int:
+    """Return as many rows as there is room for beside sums and what a rule makes of a gradient."""
+    is_double = dtype == torch.float64
+    if not by_dot:
+        return BM // 4 if is_double else BM
+    return 2 * BM if is_plain and not is_double else BM
+
+
+def stages(*, is_plain: bool) -> int:
+    """Return how many tiles a program has in work: it fetches the next ones ahead."""
+    return 3 if is_plain else 2
+
+
+@overload
+def bits(value: float) -> int: ...
+@overload
+def bits(value: Number) -> Number: ...
+def bits(value: float | Number) -> int | Number:
     """Return the bits of a number, for Triton would pass it in float32."""
-    (integer,) = struct.unpack("<q", struct.pack("<d", value))
-    return integer
+    return value if isinstance(value, Number) else bits_of((value,))[0]
 
 
 class Tiles(NamedTuple):
@@ -56,13 +91,20 @@ class Tiles(NamedTuple):
     splits: int
 
     @classmethod
-    def of(cls, n: int, width: int, itemsize: int) -> "Tiles":
+    def of(cls, n: int, width: int, itemsize: int, *, has_room: bool) -> "Tiles":
         """Share out a real matrix (n, width)."""
-        block = min(_TILE_BYTES // itemsize, max(_LEAST_FOR_DOT, power_of_two(width)))
+        is_large = has_room and n * width * itemsize >= _LARGE
+        longest = _TILE_BYTES * (1 + is_large) // itemsize
+        block = min(longest, max(_LEAST_FOR_DOT, power_of_two(width)))
         blocks = -(-width // block)
         splits = max(1, min(_MOST_SPLITS, _PROGRAMS // blocks))
         rows_each = max(_FEWEST_ROWS, -(-n // (splits * _FEWEST_ROWS)) * _FEWEST_ROWS)
         return cls(block, blocks, rows_each, -(-n // rows_each))
+
+    @classmethod
+    def one(cls, n: int, width: int) -> "Tiles":
+        """Leave a real matrix (n, width) whole."""
+        return cls(max(_LEAST_FOR_DOT, power_of_two(width)), 1, n, 1)
 
 
 class Share(NamedTuple):
@@ -88,5 +130,7 @@ def carve(
     """Return memory for ``count`` times some numbers of entries, by one allocation."""
     # Addresses that 16 divides, which the compiler makes use of.
     whole = [max(1, -(-size * count // _ALIGNED)) * _ALIGNED for size in sizes.values()]
-    parts = torch.empty(sum(whole), dtype=dtype, device=device).split(whole)
-    return dict(zip(sizes, parts, strict=True))
+    memory = torch.empty(sum(whole), dtype=dtype, device=device)
+    if (record := recorder()) is not None:
+        record.allocated(memory)
+    return dict(zip(sizes, memory.split(whole), strict=True))

@@ -16,6 +16,9 @@ from .launching import Share, Tiles, carve, padded
 _OF_A_VECTOR = 256
 _OF_VECTORS = {4: 32, 8: 16}
 _SMALL = 8
+# Rows of matrices, and of bases, that are small enough for a single program.
+_WHOLE = 64
+_FEW = 16
 _OF_BASIS = {1: 64, 2: 64, 4: 64, 16: 32, 32: 16, 64: 16}
 
 Memory = dict[str, torch.Tensor]
@@ -31,6 +34,8 @@ class Sizes:
     parts: int
     """2 for complex matrices."""
     k: int
+    is_whole: bool
+    """Whether a program has a whole matrix, and takes all of a step."""
     tiles: Tiles
     width: int
     """Of rows in memory, parts p."""
@@ -60,13 +65,19 @@ class Sizes:
         mixing = Share.of(width if of_rows else n, block, MOST_THAT_MIX.value)
         # One program reads the small matrices of all: fewer where these are not small.
         most = MOST_PROGRAMS.value if count <= _SMALL else MOST_PROGRAMS.value // 2
+        tiles = Tiles.of(n, width, itemsize, has_room=count == 1 and itemsize == 4)
+        is_whole = n <= _WHOLE and width <= 2 * _WHOLE and padded(2 * count) <= _FEW
+        if is_whole:
+            most, tiles = 1, Tiles.one(n, width)
+            mixing = Share.of(max(n, width), block, most)
         return cls(
             b,
             n,
             p,
             parts,
             spec.k,
-            Tiles.of(n, width, itemsize),
+            is_whole,
+            tiles,
             width,
             count,
             parts * min(spec.sweep, p),

@@ -6,58 +6,26 @@ from typing import Any
 import torch
 
 from ...sketches.tangent import ANYWHERE, IN_TURN
-from ..spec import StepSpec
-from .direction import Direction
-from .kernels import bases, directions, mixing, passes, testing
-from .launching import bits, by_dot, launch, padded, power_of_two
-from .sizes import Sizes, as_real
+from .kernels import bases, mixing, testing
+from .launching import (
+    BM,
+    bits,
+    by_dot,
+    launch,
+    padded,
+    power_of_two,
+    rows_of_tile,
+    stages,
+    warps,
+)
+from .passing import Passes
 
-MANY_WARPS = 8
-"""Of a program that keeps much in registers."""
-BM = 16
-"""Rows of a tile."""
-STAGES = 2
-"""Tiles that a program fetches ahead of its work."""
 # From here on there are enough of these to keep a GPU busy.
 _TALL = 4096
 
 
-class SketchLaunches:
-    """What a step launches before it turns anything; its methods only write to memory of its own.
-
-    Parameters
-    ----------
-    x : torch.Tensor
-        points
-    d : Direction
-        what to follow
-    counter, skipped : torch.Tensor
-        (b,), the number of the step and the steps that were skipped
-    length : float
-        of the step along the direction, of a unit of the learning rate if there is a ``rate``
-    rate : torch.Tensor, optional
-        learning rate, of one number on the device
-    spec : StepSpec
-        rank, sketch, retraction and drift control
-    """
-
-    def __init__(
-        self,
-        x: torch.Tensor,
-        d: Direction,
-        counter: torch.Tensor,
-        skipped: torch.Tensor,
-        length: float,
-        rate: torch.Tensor | None,
-        spec: StepSpec,
-    ) -> None:
-        self.spec, self.rule, self.sizes = spec, d, Sizes.of(x, spec)
-        self.x, self.of_d = as_real(x), tuple(map(as_real, d.tensors))
-        self.of_x = (self.x,) * 4
-        self.counter, self.skipped, self.length, self.rate = counter, skipped, length, rate
-        self.kind = self.sizes.memory(self.x.dtype, x.device)
-        self.wide = self.sizes.wide_memory(x.device)
-        self.flags = self.sizes.flags(x.device)
+class SketchLaunches(Passes):
+    """What a step launches before it turns anything: it only writes to memory of its own."""
 
     def tangent(self) -> None:
         """Sketch as geoopt_projunn.sketches.tangent does."""
@@ -102,17 +70,18 @@ class SketchLaunches:
         self.pass_over(self.of_d, right=kind["narrow"], partial=1, right_sums=kind["back"])
         self.pass_over(self.of_x, right=kind["narrow"], partial=1, right_sums=kind["last"])
 
-    def _few(self) -> int:
+    def few(self) -> int:
         """Return how many rows or columns of the direction are mixed."""
         sizes = self.sizes
         return min(IN_TURN * sizes.k, sizes.n if sizes.k == 1 else sizes.p)
 
-    def _anywhere(self) -> int:
+    def anywhere(self) -> int:
+        """Return the bits of the share of noise in test vectors."""
         length = self.sizes.p if self.sizes.k == 1 else self.sizes.n
         return bits(ANYWHERE * math.sqrt(3 / length))
 
     def _mix(self, of: Any) -> None:
-        sizes, few = self.sizes, self._few()
+        sizes, few = self.sizes, self.few()
         launch(
             mixing.mix_kernel,
             (sizes.b, sizes.mixing.programs),
@@ -138,67 +107,6 @@ class SketchLaunches:
             BLOCK=sizes.mixing.block,
         )
 
-    def options(self, source: tuple[torch.Tensor, ...]) -> dict[str, Any]:
-        """Return what kernels are told of a matrix to read: it may be what a rule makes."""
-        is_plain = source is self.of_x
-        return {
-            "RULE": directions.GRADIENT if is_plain else self.rule.rule,
-            "HAS_MOST": self.rule.has_most and not is_plain,
-            "PARTS": self.sizes.parts,
-        }
-
-    def pass_over(
-        self,
-        source: tuple[torch.Tensor, ...],
-        *,
-        left: torch.Tensor | None = None,
-        left_sums: torch.Tensor | None = None,
-        left_count: int = 0,
-        more: torch.Tensor | None = None,
-        right: torch.Tensor | None = None,
-        partial: int = 1,
-        right_sums: torch.Tensor | None = None,
-        is_checked: bool = False,
-    ) -> None:
-        """Write column sums of ``left`` and of ``more``, row sums of ``right``; check if asked."""
-        tiles, unused = self.sizes.tiles, self.x
-        counts = {
-            "LEFT": 0 if left is None else left_count or self.sizes.count,
-            "MORE": 0 if more is None else self.sizes.sweep,
-            "RIGHT": 0 if right is None else self.sizes.count,
-        }
-        is_short = not any(map(by_dot, counts.values()))
-        is_wide = min(counts["LEFT"], counts["RIGHT"]) > 0 and by_dot(self.sizes.count)
-        launch(
-            passes.pass_kernel,
-            (self.sizes.b, tiles.blocks, tiles.splits),
-            *source,
-            self.wide["numbers"],
-            *(unused if t is None else t for t in (left, more, right, left_sums)),
-            self.kind["own_sums"],
-            unused if right_sums is None else right_sums,
-            self.flags["bad"],
-            self.wide["squares"],
-            self.sizes.n,
-            self.sizes.width,
-            tiles.rows_each,
-            partial,
-            **counts,
-            **{f"{name}_PADDED": padded(count) for name, count in counts.items()},
-            **{f"{name}_BY_DOT": by_dot(count) for name, count in counts.items()},
-            IS_CHECKED=is_checked,
-            **self.options(source),
-            BM=self._rows(is_short=is_short),
-            BN=tiles.block,
-            STAGES=STAGES,
-            num_warps=MANY_WARPS if is_wide else 4,
-        )
-
-    def _rows(self, *, is_short: bool) -> int:
-        """Return the rows of a tile: in float64 fewer are all that fits into registers."""
-        # tl.dot wants 16.
-        return BM // 4 if is_short and self.x.dtype == torch.float64 else BM
-
     def _row_sums(self) -> None:
         sizes = self.sizes
         rows = BM if sizes.n >= _TALL else BM // 4
@@ -211,15 +119,16 @@ class SketchLaunches:
             self.counter,
             self.kind["vectors"],
             self.kind["test"],
-            self._anywhere(),
+            self.anywhere(),
             sizes.mixing.programs,
             sizes.n,
             sizes.width,
-            self._few(),
+            self.few(),
+            rows,
             PARTS=sizes.parts,
             BM=rows,
             BN=sizes.tiles.block,
-            STAGES=STAGES,
+            STAGES=stages(is_plain=True),
         )
 
     def _column_sums(self) -> None:
@@ -233,19 +142,19 @@ class SketchLaunches:
             self.counter,
             self.kind["vectors"],
             self.kind["sums"],
-            self._anywhere(),
+            self.anywhere(),
             sizes.mixing.programs,
             sizes.n,
             sizes.width,
-            self._few(),
+            self.few(),
             sizes.tiles.rows_each,
             K=sizes.k,
             PADDED=padded(sizes.count),
             BY_DOT=by_dot(sizes.count),
             PARTS=sizes.parts,
-            BM=self._rows(is_short=not by_dot(sizes.count)),
+            BM=rows_of_tile(self.x.dtype, by_dot=by_dot(sizes.count), is_plain=True),
             BN=sizes.tiles.block,
-            STAGES=STAGES,
+            STAGES=stages(is_plain=True),
         )
 
     def _basis(self, plus: torch.Tensor, minus: torch.Tensor) -> None:
@@ -298,8 +207,3 @@ class SketchLaunches:
             sizes.width,
             **alike,
         )
-
-
-def warps(rows: int) -> int:
-    """Return how many warps a program needs for some padded rows in float64."""
-    return 4 if rows <= BM else MANY_WARPS

@@ -1,11 +1,9 @@
 """The launches of a step."""
 
-import math
-
-from ...normalization import furthest, noise_floor
-from .kernels import cores, normalization, retractions, turning
-from .launching import bits, by_dot, launch, padded, power_of_two
-from .sketching import BM, STAGES, SketchLaunches, warps
+from ...normalization import noise_floor
+from .kernels import cores, directions, normalization, retractions, turning, whole
+from .launching import BM, bits, by_dot, launch, padded, power_of_two, rows_of_tile, stages, warps
+from .sketching import SketchLaunches
 
 _SKETCHES = {"tangent": cores.TANGENT, "lsi": cores.LSI}
 _RETRACTIONS = {
@@ -24,6 +22,9 @@ class Step(SketchLaunches):
 
     def take(self) -> None:
         """Launch all of it."""
+        if self.sizes.is_whole:
+            self._whole()
+            return
         if self.spec.sketch == "tangent":
             self.tangent()
         else:
@@ -32,14 +33,6 @@ class Step(SketchLaunches):
         self._turn()
         if self.sizes.sweep:
             self._sweep()
-
-    def _is_limited(self) -> bool:
-        """Return whether a plane might turn further than half a turn."""
-        name, sizes = self.spec.normalize, self.sizes
-        if name is None:
-            return False
-        planes = 2 * sizes.k if sizes.parts == 2 else sizes.k
-        return self.rate is not None or furthest(self.length, planes, name) > math.pi
 
     def _core(self) -> None:
         name, sizes, share, wide = self.spec.normalize, self.sizes, self.sizes.core, self.wide
@@ -94,7 +87,7 @@ class Step(SketchLaunches):
             sizes.tiles.blocks * sizes.tiles.splits,
             sizes.n,
             NORMALIZE=normalization.AS_LONG if name is None else _NORMALIZATIONS[name],
-            IS_LIMITED=self._is_limited(),
+            IS_LIMITED=self.is_limited,
             RETRACTION=_RETRACTIONS[self.spec.retraction],
             RULE=self.rule.rule,
             **alike,
@@ -102,6 +95,8 @@ class Step(SketchLaunches):
 
     def _turn(self) -> None:
         kind, tiles, count = self.kind, self.sizes.tiles, 2 * self.sizes.count
+        options = self.options(self.of_d)
+        is_plain = options["RULE"] == directions.GRADIENT
         self.pass_over(
             self.of_x,
             left=kind["basis"],
@@ -135,10 +130,10 @@ class Step(SketchLaunches):
             SWEEP=self.sizes.sweep,
             SWEEP_PADDED=padded(self.sizes.sweep),
             SWEEP_BY_DOT=by_dot(self.sizes.sweep),
-            **self.options(self.of_d),
-            BM=BM,
+            **options,
+            BM=rows_of_tile(self.x.dtype, by_dot=True, is_plain=is_plain) if by_dot(count) else BM,
             BN=tiles.block,
-            STAGES=STAGES,
+            STAGES=stages(is_plain=is_plain),
         )
 
     def _sweep(self) -> None:
@@ -160,4 +155,56 @@ class Step(SketchLaunches):
             PARTS=self.sizes.parts,
             BM=_ROWS,
             BLOCK=_BLOCK,
+        )
+
+    def _whole(self) -> None:
+        sizes, kind, wide, flags = self.sizes, self.kind, self.wide, self.flags
+        name, few, both = self.spec.normalize, self.few(), 2 * sizes.count
+
+        def rows(count: int) -> int:
+            return BM if by_dot(count) else BM // self.x.element_size() * 2
+
+        launch(
+            whole.whole_kernel,
+            (sizes.b,),
+            self.x,
+            *self.of_d,
+            self.counter,
+            self.skipped,
+            self.x if self.rate is None else self.rate,
+            *kind.values(),
+            *wide.values(),
+            *flags.values(),
+            *map(bits, (self.length, *self.rule.numbers)),
+            self.anywhere(),
+            bits(0.0 if name is None else noise_floor(self.x)),
+            sizes.n,
+            sizes.p,
+            sizes.width,
+            few,
+            K=sizes.k,
+            K_PADDED=padded(sizes.k),
+            K_BY_DOT=by_dot(sizes.k),
+            FEW_PADDED=padded(few) if by_dot(sizes.k) else power_of_two(few),
+            COUNT=sizes.count,
+            PADDED=padded(sizes.count),
+            BY_DOT=by_dot(sizes.count),
+            BOTH_PADDED=padded(both),
+            BOTH_BY_DOT=by_dot(both),
+            SWEEP=sizes.sweep,
+            SWEEP_PADDED=padded(sizes.sweep),
+            SWEEP_BY_DOT=by_dot(sizes.sweep),
+            SKETCH=_SKETCHES[self.spec.sketch],
+            NORMALIZE=normalization.AS_LONG if name is None else _NORMALIZATIONS[name],
+            IS_LIMITED=self.is_limited,
+            RETRACTION=_RETRACTIONS[self.spec.retraction],
+            HAS_RATE=self.rate is not None,
+            **self.options(self.of_d),
+            BLOCK_OF_MIX=sizes.mixing.block,
+            BLOCK_OF_BASIS=sizes.basis.block,
+            BLOCK_OF_CORE=sizes.core.block,
+            BM=rows(sizes.count),
+            BM_OF_BOTH=rows(both),
+            BN=sizes.tiles.block,
+            N_PADDED=power_of_two(sizes.n),
         )

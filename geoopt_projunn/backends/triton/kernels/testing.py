@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from .directions import number
 from .layout import load_left
 from .mixing import uniform
 from .passes import added, started, store_sums
@@ -44,54 +45,55 @@ def row_sums_kernel(
     n,
     width,
     count,
+    rows_each,
     PARTS: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Write one test vector of length p, and its row sums with x: a program has BM whole rows.
+    """Write one test vector of length p, and its row sums with x: a program has whole rows.
 
     In memory a complex vector is the row of both its parts in turn and a row of zeros, as column
     sums are. ``anywhere`` is the bits of a float64.
     """
     b, program = tl.program_id(0).to(tl.int64), tl.program_id(1)
     kind = x.dtype.element_ty
-    at_rows = program * BM + tl.arange(0, BM)
-    in_rows, which = at_rows < n, tl.arange(0, PARTS)
+    which = tl.arange(0, PARTS)
     x += b * n * width
     mixed += b * PARTS * width
     rows += b * PARTS * width
     taken = tl.load(counter + b)
     total = count + width // PARTS
     own = tl.arange(0, 1)
-    anyhow = anywhere.to(tl.int64).to(tl.float64, bitcast=True)
-    length, share = lengths(sums + b * programs * 2, programs, own, anyhow, kind, 1)
-    result = tl.zeros((PARTS, BM, BN), kind)
-    for start in tl.range(0, width, BN, num_stages=STAGES):
-        cols = start + tl.arange(0, BN)
-        inside = cols < width
-        offset = at_rows.to(tl.int64)[:, None] * width + cols[None, :]
-        tile = tl.load(x + offset, mask=in_rows[:, None] & inside[None, :], other=0.0)
-        noise = uniform(taken, total, count + cols // PARTS)
-        noise = tl.where(cols % PARTS == 0, noise, 0.0)
-        row = tested(tl.load(mixed + cols, mask=inside, other=0.0), length, noise, share)
-        if program == 0:
-            tl.store(rows + cols, row, mask=inside)
-            if PARTS == 2:
-                tl.store(rows + width + cols, tl.zeros_like(row), mask=inside)
-        by = row[None, :]
-        if PARTS == 2:
-            # The vector times -i.
-            other = tl.load(mixed + (cols ^ 1), mask=inside, other=0.0)
+    length, share = lengths(sums + b * programs * 2, programs, own, number(anywhere), kind, 1)
+    end = tl.minimum(n, (program + 1) * rows_each)
+    for first in range(program * rows_each, end, BM):
+        at = first + tl.arange(0, BM)
+        in_rows = at < end
+        result = tl.zeros((PARTS, BM, BN), kind)
+        for start in tl.range(0, width, BN, num_stages=STAGES):
+            cols = start + tl.arange(0, BN)
+            inside = cols < width
+            offset = at.to(tl.int64)[:, None] * width + cols[None, :]
+            tile = tl.load(x + offset, mask=in_rows[:, None] & inside[None, :], other=0.0)
             noise = uniform(taken, total, count + cols // PARTS)
-            noise = tl.where(cols % PARTS == 1, noise, 0.0)
-            other = tested(other, length, noise, share)
-            turned = tl.where(cols % 2 == 0, other, -other)
-            by = tl.where(which[:, None] == 0, by, turned[None, :])
-        by = tl.where(inside[None, :], by, 0.0)
-        result += by[:, None, :] * tile[None, :, :]
-    to = products + (b * PARTS + which[:, None]) * n + at_rows[None, :]
-    tl.store(to, tl.sum(result, 2), mask=in_rows[None, :])
+            row = tl.load(mixed + cols, mask=inside, other=0.0)
+            row = tested(row, length, tl.where(cols % PARTS == 0, noise, 0.0), share)
+            if first == 0:
+                tl.store(rows + cols, row, mask=inside)
+                if PARTS == 2:
+                    tl.store(rows + width + cols, tl.zeros_like(row), mask=inside)
+            by = row[None, :]
+            if PARTS == 2:
+                # The vector times -i.
+                other = tl.load(mixed + (cols ^ 1), mask=inside, other=0.0)
+                other = tested(other, length, tl.where(cols % PARTS == 1, noise, 0.0), share)
+                turned = tl.where(cols % 2 == 0, other, -other)
+                by = tl.where(which[:, None] == 0, by, turned[None, :])
+            by = tl.where(inside[None, :], by, 0.0)
+            result += by[:, None, :] * tile[None, :, :]
+        to = products + (b * PARTS + which[:, None]) * n + at[None, :]
+        tl.store(to, tl.sum(result, 2), mask=in_rows[None, :])
 
 
 @triton.jit(do_not_specialize=["anywhere"])
@@ -128,8 +130,9 @@ def column_sums_kernel(
     in_cols = cols < width
     taken = tl.load(counter + b)
     total = count + n
-    anyhow = anywhere.to(tl.int64).to(tl.float64, bitcast=True)
-    length, share = lengths(sums + b * programs * K * 2, programs, which // PARTS, anyhow, kind, K)
+    length, share = lengths(
+        sums + b * programs * K * 2, programs, which // PARTS, number(anywhere), kind, K
+    )
     of_columns = started(kind, PADDED, BM, BN, BY_DOT)
     end = tl.minimum(n, (split + 1) * rows_each)
     for start in tl.range(split * rows_each, end, BM, num_stages=STAGES):

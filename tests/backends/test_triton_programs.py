@@ -1,0 +1,228 @@
+"""Launches that are replayed: real compiled kernels, and a launcher that only takes notes."""
+
+from functools import partial
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="there is no Triton")
+
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction, mangle_type
+
+from geoopt_projunn.backends.triton import programs, support
+from geoopt_projunn.backends.triton.launching import bits, carve, launch
+
+if support.INTERPRETED:
+    pytest.skip("interpreted kernels are not compiled", allow_module_level=True)
+
+
+@triton.jit
+def first_kernel(x, y, out, n, SIZE: tl.constexpr, number, SHIFT: tl.constexpr = 2):
+    """Read and write all that it is given."""
+    at = tl.arange(0, SIZE)
+    value = tl.load(x + at, mask=at < n) + tl.load(y + at, mask=at < n)
+    tl.store(out + at, value + number + SHIFT, mask=at < n)
+
+
+@triton.jit
+def second_kernel(out, x, n, SIZE: tl.constexpr):
+    """Read what the first one has written."""
+    at = tl.arange(0, SIZE)
+    tl.store(x + at, tl.load(out + at, mask=at < n), mask=at < n)
+
+
+class Launcher:
+    """Note what a driver would launch."""
+
+    seen: list
+
+    def __init__(self, source, metadata):
+        pass
+
+    def __call__(self, *args):
+        given = [arg.data_ptr() if isinstance(arg, torch.Tensor) else arg for arg in args[9:]]
+        # The grid, the stream, the function and how it is launched; then what hooks are told.
+        self.seen.append((list(args[:3]), *args[3:6], given))
+
+
+class Driver:
+    """A GPU that is not there."""
+
+    launcher_cls = Launcher
+    stream = 7
+    loaded = 0
+
+    @property
+    def utils(self):
+        return self
+
+    def get_device_properties(self, device):
+        return {"max_shared_mem": 2**17}
+
+    def load_binary(self, *_):
+        self.loaded += 1
+        return 1, self.loaded, 0, 0, 1024
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return self.stream
+
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Compile for a GPU and launch nothing; count what Triton binds."""
+    own = Driver()
+    own.bound = 0
+    run = JITFunction.run
+
+    def counted(self, *args, **kwargs):
+        own.bound += 1
+        return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(JITFunction, "run", counted)
+    monkeypatch.setattr(programs, "_programs", {})
+    monkeypatch.setattr(Launcher, "seen", [], raising=False)
+    for kernel in (first_kernel, second_kernel):
+        monkeypatch.setattr(
+            kernel, "device_caches", type(kernel.device_caches)(kernel.create_binder)
+        )
+    driver.set_active(own)
+    yield own
+    driver.set_active(None)
+
+
+def take(x, y, number=0.1, n=None, key=()):
+    """Take a step of two kernels; return what was launched."""
+    n = len(x) if n is None else n
+    start = len(Launcher.seen)
+
+    def both(numbers):
+        memory = carve({"unused": 40, "out": n}, 1, x.dtype, x.device)
+        (own,) = numbers
+        out = memory["out"]
+        launch(first_kernel, (2,), x, y, out, n, number=bits(own), SIZE=16, num_warps=2)
+        launch(second_kernel, (1, 3), out, x, n, SIZE=16)
+
+    programs.run((n, *key), [x, y], [number], both)
+    return Launcher.seen[start:]
+
+
+def tensors(dtype=torch.float32, offset=0):
+    return [torch.zeros(64, dtype=dtype)[offset : offset + 20] for _ in range(2)]
+
+
+def plain(monkeypatch, *args, **kwargs):
+    """Launch as Triton does it."""
+    with monkeypatch.context() as context:
+        context.setattr(programs, "_programs", {})
+        return take(*args, **kwargs)
+
+
+def test_the_second_step_launches_what_triton_would_without_binding_anything(gpu, monkeypatch):
+    take(*tensors())
+    assert gpu.bound == 2
+    gpu.stream, (x, y) = 9, tensors()
+    found = take(x, y, number=0.7)
+    assert gpu.bound == 2
+    expected = plain(monkeypatch, x, y, number=0.7)
+    assert gpu.bound == 4
+    # They differ in where they work.
+    out = [launches[0][-1][2] for launches in (found, expected)]
+    assert out[0] % 16 == out[1] % 16 == 0
+    for own, theirs in zip(found, expected, strict=True):
+        assert own[:-1] == theirs[:-1]
+        assert len(own[-1]) == len(theirs[-1])
+        for one, other in zip(own[-1], theirs[-1], strict=True):
+            assert one == other or (one, other) == tuple(out)
+    assert found[0][:2] == ([2, 1, 1], 9)
+    assert found[1][:2] == ([1, 3, 1], 9)
+    assert found[0][-1][:2] == [x.data_ptr(), y.data_ptr()]
+    assert found[0][-1][5] == bits(0.7)
+
+
+@pytest.mark.parametrize(
+    ("change", "is_special"),
+    [
+        ({"offset": 1}, True),
+        ({"offset": 4}, False),
+        ({"dtype": torch.float64}, True),
+        # Of float64; 1 and 2**-1074 are one as integers, and 0.0 has 32 bits.
+        ({"number": 2.0}, True),
+        ({"number": 5e-324}, True),
+        ({"number": 0.0}, True),
+        ({"number": -0.3}, False),
+        ({"n": 16}, True),
+        ({"n": 1}, True),
+    ],
+)
+def test_where_triton_compiles_anew_nothing_is_replayed(gpu, monkeypatch, change, is_special):
+    def step(take, **change):
+        kinds = {name: change.pop(name) for name in ("offset", "dtype") if name in change}
+        return take(*tensors(**kinds), **change)
+
+    functions = [launched[2] for launched in step(take)]
+    bound = gpu.bound
+    found = [launched[2] for launched in step(take, **change)]
+    assert (gpu.bound > bound) == is_special
+    expected = step(partial(plain, monkeypatch), **change)
+    assert found == [launched[2] for launched in expected]
+    assert (found != functions) == is_special
+    # And back.
+    bound = gpu.bound
+    assert [launched[2] for launched in step(take)] == functions
+    assert [launched[2] for launched in step(take, **change)] == found
+    assert gpu.bound == bound
+
+
+def test_all_that_triton_specializes_is_part_of_the_key():
+    numbers = [-(2**63), -(2**31) - 1, -(2**31), -16, -1, 0, 1, 2, 16, 17, 2**31 - 1, 2**31]
+    numbers += [2**31 + 1, 2**32, 2**62 + 1, 2**63 - 1]
+    for one in numbers:
+        for other in numbers:
+            if mangle_type(one, True) != mangle_type(other, True):
+                assert programs.specialized(one) != programs.specialized(other), (one, other)
+
+
+@pytest.mark.parametrize("why", ["hooks", "version", "shared", "unknown"])
+def test_what_cannot_be_replayed_is_bound_each_time(gpu, monkeypatch, why):
+    x, y = tensors()
+    if why == "hooks":
+        monkeypatch.setattr(triton.knobs.runtime, "launch_enter_hook", lambda metadata: None)
+    elif why == "version":
+        monkeypatch.setattr(programs, "_REPLAYS", False)
+    elif why == "shared":
+        y = x[:16]
+    else:
+        monkeypatch.setattr(programs.Recorder, "allocated", lambda self, memory: None)
+    for count in (2, 4, 6):
+        take(x, y)
+        assert gpu.bound == count
+
+
+def test_steps_of_another_kind_are_programs_of_their_own(gpu):
+    x, y = tensors()
+    for key in ("a", "b"):
+        before = gpu.bound
+        take(x, y, key=key)
+        take(x, y, key=key)
+        assert gpu.bound == before + 2
+
+
+def test_programs_are_not_kept_without_end(gpu, monkeypatch):
+    monkeypatch.setattr(programs, "_MOST_PROGRAMS", 3)
+    x, y = tensors()
+    for key in "abcde":
+        take(x, y, key=key)
+        assert len(programs._programs) <= 3
+    bound = gpu.bound
+    take(x, y, key="e")
+    assert gpu.bound == bound
