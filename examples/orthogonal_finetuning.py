@@ -116,6 +116,7 @@ def main(arguments: list[str] | None = None) -> list[tuple]:
     def accuracy(model: Reader, turns: int) -> float:
         return float((model(x_test.rot90(turns, (1, 2))).argmax(1) == y_test).float().mean())
 
+    @torch.no_grad()
     def error(adapted: Reader) -> float:
         pairs = zip(model.matrices(), adapted.matrices(), strict=True)
         grams = ((w.weight @ w.weight.mT, v.weight @ v.weight.mT) for w, v in pairs)
