@@ -27,7 +27,7 @@ $(READY): pyproject.toml constraints.txt setup.py $(wildcard geoopt_projunn/back
 	touch $(READY)
 
 demo: $(READY)
-	$(BIN)/python examples/permuted_digits.py
+	$(BIN)/python examples/learn_a_rotation.py
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal

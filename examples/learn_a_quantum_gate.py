@@ -138,7 +138,8 @@ def main(arguments: list[str] | None = None) -> list[Record]:
                 records.append(r)
         axes.set(xlabel="step", ylabel="infidelity", title=task)
         axes.legend()
-    print("\ntask        method              seed  steps  seconds  infidelity")
+    print("\nInfidelity: how far the gate is from the hidden one; 0 is exact, 1e-14 is rounding")
+    print("task        method              seed  steps  seconds  infidelity")
     print("\n".join(lines))
     save_picture(figure, options.output / "learn_a_quantum_gate.png")
     return records

@@ -133,7 +133,8 @@ def main(arguments: list[str] | None = None) -> list[tuple]:
         merge(adapted)
         numbers = accuracy(adapted, 0), accuracy(adapted, 1), error(adapted), seconds
         rows.append((name, count, *numbers))
-    print(f"\n{'method':<31}trained numbers  upright  on its side    error  seconds")
+    print("\nAccuracy on the old and on the new task; error: 0 if weights were only rotated")
+    print(f"{'method':<31}trained numbers  upright  on its side    error  seconds")
     for row in rows:
         print("{:<31}{:>15}{:>9.1%}{:>13.1%}{:>9.0e}{:>9.1f}".format(*row))
     figure, axes = plt.subplots(layout="constrained")

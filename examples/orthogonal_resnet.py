@@ -249,6 +249,7 @@ def main(arguments: list[str] | None = None) -> list[Record]:
             f"{name:<22}{last.test_accuracy:>14.1%}{first.gain:>14.3g}{last.gain:>14.3g}"
             f"{last.seconds:>14.1f}"
         )
+    print("\nGain: by how much all convolutions together may enlarge a change of the image")
     return records
 
 
