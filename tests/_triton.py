@@ -1,5 +1,6 @@
 """What the tests of Triton kernels share: kernels run interpreted, and compile without a GPU."""
 
+import ctypes
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from geoopt_projunn.backends.triton import support
 
@@ -65,3 +67,26 @@ def assert_runs(compiled, architecture, name):
     """Assert that a GPU has room for a program, and that it works in full precision."""
     assert compiled.shared <= SHARED_BYTES[architecture], name
     assert not compiled.in_tf32, name
+
+
+class InterpretedAsCompiled:
+    """An interpreted kernel that is launched as a compiled one: with addresses."""
+
+    function = packed_metadata = None
+
+    def __init__(self, kernel, args):
+        self.kernel = kernel
+        self.dtypes = [arg.dtype if isinstance(arg, torch.Tensor) else None for arg in args]
+
+    def run(self, x, y, z, stream, function, packed, metadata, enter, leave, *args):
+        of_tensors = self.dtypes + [None] * (len(args) - len(self.dtypes))
+        own = [
+            arg if dtype is None else at_address(arg, dtype)
+            for arg, dtype in zip(args, of_tensors, strict=True)
+        ]
+        self.kernel[(x, y, z)](*own)
+
+
+def at_address(address, dtype):
+    memory = (ctypes.c_char * dtype.itemsize).from_address(address)
+    return torch.frombuffer(memory, dtype=dtype)

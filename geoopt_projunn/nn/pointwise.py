@@ -6,10 +6,15 @@ twentieth to a third of the product beside it, which is what their choice is abo
 operation is a launch, which is why there a modReLU is one kernel.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from .kernels.launching import serve
+
+if TYPE_CHECKING:
+    from ..backends.triton.repeated import Repeated
 
 
 class Pointwise:
@@ -130,13 +135,23 @@ class _ModReLUInKernels(ModReLU):
         from .kernels import modrelu
 
         self._kernels = modrelu
+        self._forward: Repeated | None = None
+        self._backward: Repeated | None = None
+
+    def watch_offset(self, h: Tensor) -> None:
+        super().watch_offset(h)
+        self._backward = None
 
     def forward_(self, z: Tensor) -> None:
-        assert self.offset is not None
-        self._kernels.forward_(z, self.offset)
+        if self._forward is None:
+            assert self.offset is not None
+            self._forward = self._kernels.forward(z, self.offset)
+        self._forward(z)
 
     def backward_(self, grad: Tensor, h: Tensor) -> None:
-        self._kernels.backward_(grad, h, self.offset, self._along)
+        if self._backward is None:
+            self._backward = self._kernels.backward(grad, h, self.offset, self._along)
+        self._backward(grad, h)
 
 
 def _modulus(z: Tensor) -> Tensor:

@@ -55,13 +55,11 @@ class Order(NamedTuple):
 
     def steps(self) -> Iterator[Step]:
         """Yield the time steps in the order in which they run."""
-        previous, shared = None, 0
         times = range(len(self.batch_sizes))
-        for now in reversed(times) if self.reverse else times:
-            if previous is not None:
-                shared = min(self.batch_sizes[previous], self.batch_sizes[now])
-            yield Step(now, previous, shared)
-            previous = now
+        order = list(reversed(times) if self.reverse else times)
+        sizes = [self.batch_sizes[now] for now in order]
+        shared = map(min, sizes, sizes[1:])
+        return map(Step, order, [None, *order], [0, *shared])
 
 
 def unrolled(

@@ -9,12 +9,12 @@ pytest.importorskip("triton", reason="there is no Triton")
 
 import triton
 import triton.language as tl
-from triton.backends.compiler import GPUTarget
-from triton.runtime.driver import driver
-from triton.runtime.jit import JITFunction, mangle_type
+from triton.runtime.jit import mangle_type
 
 from geoopt_projunn.backends.triton import programs, support
 from geoopt_projunn.backends.triton.launching import bits, carve, launch
+
+from ._no_gpu import Launcher, no_gpu
 
 if support.INTERPRETED:
     pytest.skip("interpreted kernels are not compiled", allow_module_level=True)
@@ -35,69 +35,11 @@ def second_kernel(out, x, n, SIZE: tl.constexpr):
     tl.store(x + at, tl.load(out + at, mask=at < n), mask=at < n)
 
 
-class Launcher:
-    """Note what a driver would launch."""
-
-    seen: list
-
-    def __init__(self, source, metadata):
-        pass
-
-    def __call__(self, *args):
-        given = [arg.data_ptr() if isinstance(arg, torch.Tensor) else arg for arg in args[9:]]
-        # The grid, the stream, the function and how it is launched; then what hooks are told.
-        self.seen.append((list(args[:3]), *args[3:6], given))
-
-
-class Driver:
-    """A GPU that is not there."""
-
-    launcher_cls = Launcher
-    stream = 7
-    loaded = 0
-
-    @property
-    def utils(self):
-        return self
-
-    def get_device_properties(self, device):
-        return {"max_shared_mem": 2**17}
-
-    def load_binary(self, *_):
-        self.loaded += 1
-        return 1, self.loaded, 0, 0, 1024
-
-    def get_current_device(self):
-        return 0
-
-    def get_current_stream(self, device):
-        return self.stream
-
-    def get_current_target(self):
-        return GPUTarget("cuda", 90, 32)
-
-
 @pytest.fixture
 def gpu(monkeypatch):
-    """Compile for a GPU and launch nothing; count what Triton binds."""
-    own = Driver()
-    own.bound = 0
-    run = JITFunction.run
-
-    def counted(self, *args, **kwargs):
-        own.bound += 1
-        return run(self, *args, **kwargs)
-
-    monkeypatch.setattr(JITFunction, "run", counted)
-    monkeypatch.setattr(programs, "_programs", {})
-    monkeypatch.setattr(Launcher, "seen", [], raising=False)
-    for kernel in (first_kernel, second_kernel):
-        monkeypatch.setattr(
-            kernel, "device_caches", type(kernel.device_caches)(kernel.create_binder)
-        )
-    driver.set_active(own)
-    yield own
-    driver.set_active(None)
+    with no_gpu(monkeypatch, first_kernel, second_kernel) as own:
+        monkeypatch.setattr(programs, "_programs", {})
+        yield own
 
 
 def take(x, y, number=0.1, n=None, key=()):

@@ -1,11 +1,13 @@
 """The kernels of modules; test_kernels.py runs this in a process in which Triton interprets."""
 
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
+from geoopt_projunn.backends.triton import programs, repeated
 from geoopt_projunn.nn import (
     OrthogonalConv2d,
     OrthogonalConv3d,
@@ -17,6 +19,7 @@ from geoopt_projunn.nn import (
 from geoopt_projunn.nn.kernels import frequencies as moving
 from geoopt_projunn.nn.kernels import modrelu
 from tests._asserts import assert_same_to_rounding
+from tests._triton import InterpretedAsCompiled
 from tests.nn._oracles import scattered
 from tests.nn.test_costs import Count
 
@@ -33,7 +36,7 @@ def launches(monkeypatch):
     def launch(kernel, *_, **__):
         counts[kernel.fn.__name__.strip("_")] += 1
 
-    monkeypatch.setattr(modrelu, "launch", launch)
+    monkeypatch.setattr(modrelu, "Repeated", lambda kernel, *_, **__: partial(launch, kernel))
     monkeypatch.setattr(moving, "launch", launch)
     return counts
 
@@ -94,9 +97,46 @@ def test_so_are_its_gradients(dtype):
         assert_same_to_rounding(ours[known], expected[known])
 
 
+class Replayable:
+    """An interpreted kernel, of which launches can be replayed with addresses."""
+
+    def __init__(self, kernel):
+        self.kernel, self.fn = kernel, kernel.fn
+
+    def __getitem__(self, grid):
+        def launch(*args, **options):
+            self.kernel[grid](*args, **options)
+            return InterpretedAsCompiled(self.kernel, args)
+
+        return launch
+
+
+@pytest.fixture
+def replays(monkeypatch):
+    """Let interpreted kernels be replayed; return how often that was."""
+    counts = Counter()
+
+    def made(kernel, *args, **options):
+        return repeated.Repeated(Replayable(kernel), *args, **options)
+
+    def arguments(*args):
+        counts["prepared"] += 1
+        return programs.arguments(*args)
+
+    monkeypatch.setattr(repeated, "can_replay", lambda compiled: True)
+    monkeypatch.setattr(repeated, "stream_of", lambda device: 0)
+    monkeypatch.setattr(repeated, "arguments", arguments)
+    monkeypatch.setattr(modrelu, "Repeated", made)
+    return counts
+
+
 @pytest.mark.parametrize("kind", [OrthogonalRNN, UnitaryRNN, OrthogonalGRU])
 @pytest.mark.parametrize("batch_sizes", [[3] * 5, [4, 2, 2, 1]], ids=str)
-def test_a_layer_has_the_gradients_of_the_loop_of_operations(kind, batch_sizes, monkeypatch):
+@pytest.mark.parametrize("is_replayed", [False, True], ids=["", "replayed"])
+def test_a_layer_has_the_gradients_of_the_loop_of_operations(
+    kind, batch_sizes, is_replayed, monkeypatch, request
+):
+    replays = request.getfixturevalue("replays") if is_replayed else None
     dtype = torch.complex128 if kind is UnitaryRNN else torch.float64
     layer = scattered(kind(2, 6, 2, nonlinearity="modrelu", bidirectional=True, dtype=dtype))
     x = torch.randn(sum(batch_sizes), 2, dtype=dtype, requires_grad=True)
@@ -108,6 +148,8 @@ def test_a_layer_has_the_gradients_of_the_loop_of_operations(kind, batch_sizes, 
         return loss, *torch.autograd.grad(loss, [x, *layer.parameters()])
 
     ours = gradients()
+    # Both ways, of two layers and two directions.
+    assert replays is None or replays["prepared"] >= 8
     monkeypatch.setattr("geoopt_projunn.nn.untaped.needs_plain_operations", lambda *_: True)
     for actual, expected in zip(ours, gradients(), strict=True):
         assert_same_to_rounding(actual, expected)

@@ -24,7 +24,7 @@ from triton.compiler import CompiledKernel
 # With others nothing is replayed.
 _REPLAYS = (3, 4) <= tuple(map(int, triton.__version__.split(".")[:2])) <= (3, 7)
 # What Triton may assume of addresses and of integers when it compiles a kernel.
-_DIVISOR = 16
+DIVISOR = 16
 # Of parts of one allocation, as of allocations.
 _ALIGNED = 512
 _MOST_PROGRAMS = 1024
@@ -61,7 +61,7 @@ class Program(NamedTuple):
     def run(self, values: Sequence[int], device: torch.device) -> None:
         """Launch all of it, with the addresses and the bits of the numbers of one step."""
         memory = torch.empty(self.memory, dtype=torch.uint8, device=device)
-        values = (*values, memory.data_ptr(), _stream(device))
+        values = (*values, memory.data_ptr(), stream_of(device))
         table = [values[number] + offset for number, offset in self.places]
         table += self.constants
         for start, pick in self.launches:
@@ -108,18 +108,12 @@ class Recorder:
         options: Mapping[str, Any],
     ) -> None:
         """Take note of a launch and of what Triton returned."""
-        if not self._is_complete or not isinstance(compiled, CompiledKernel):
+        if not self._is_complete or not can_replay(compiled):
             self._is_complete = False
             return
-        signature = inspect.signature(kernel.fn)
-        named = {name: value for name, value in options.items() if name in signature.parameters}
-        bound = signature.bind(*args, **named)
-        bound.apply_defaults()
-        start, stream = compiled.run, _Place(self._own + 1, 0)
-        # No hooks, and nothing to tell them.
-        how = (stream, compiled.function, compiled.packed_metadata, None, None, None)
-        given = (self._place(value) for value in bound.args)
-        self._launches.append((start, [*(*grid, 1, 1)[:3], *how, *given]))
+        how = arguments(compiled, grid, _Place(self._own + 1, 0))
+        given = map(self._place, in_order(kernel, args, options))
+        self._launches.append((compiled.run, [*how, *given]))
 
     def _place(self, value: Any) -> Any:
         """Return where an argument comes from, or itself if it is a constant."""
@@ -183,7 +177,7 @@ def run(
     values = (*(t.data_ptr() for t in inputs), *bits_of(numbers))
     key = key, device, *(t.dtype for t in inputs), *map(specialized, values)
     program = _programs.get(key)
-    if program is not None and not _has_hooks():
+    if program is not None and not has_hooks():
         program.run(values, device)
         return
     own = [Number(value) for value in values[len(inputs) :]]
@@ -198,7 +192,7 @@ def run(
 
 def specialized(value: int) -> tuple[bool, bool, bool]:
     """Return what of an address or an integer makes Triton compile a kernel of its own."""
-    return value % _DIVISOR == 0, value == 1, -(2**31) <= value < 2**31
+    return value % DIVISOR == 0, value == 1, -(2**31) <= value < 2**31
 
 
 def bits_of(numbers: Sequence[float]) -> tuple[int, ...]:
@@ -220,14 +214,35 @@ def _span(t: torch.Tensor) -> tuple[int, int]:
     return t.data_ptr(), t.data_ptr() + t.numel() * t.element_size()
 
 
-def _stream(device: torch.device) -> int:
-    # Where Triton itself launches.
+def stream_of(device: torch.device) -> int:
+    """Return where Triton itself launches."""
     stream: int = triton.runtime.driver.active.get_current_stream(device.index)
     return stream
 
 
-def _has_hooks() -> bool:
+def can_replay(compiled: Any) -> bool:
+    """Return whether what Triton returned of a launch is launched again as here."""
+    return _REPLAYS and isinstance(compiled, CompiledKernel)
+
+
+def has_hooks() -> bool:
     """Return whether somebody, such as a profiler, wants to be told of launches."""
     runtime = triton.knobs.runtime
     hooks = runtime.launch_enter_hook, runtime.launch_exit_hook
     return any(hook is not None and getattr(hook, "calls", True) for hook in hooks)
+
+
+def arguments(compiled: Any, grid: Sequence[int], stream: Any) -> tuple[Any, ...]:
+    """Return what ``compiled.run`` is given before the arguments of its kernel."""
+    # No hooks, and nothing to tell them.
+    how = (stream, compiled.function, compiled.packed_metadata, None, None, None)
+    return *(*grid, 1, 1)[:3], *how
+
+
+def in_order(kernel: Any, args: Sequence[Any], options: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the arguments of a kernel as it declares them, without the compiler's options."""
+    signature = inspect.signature(kernel.fn)
+    named = {name: value for name, value in options.items() if name in signature.parameters}
+    bound = signature.bind(*args, **named)
+    bound.apply_defaults()
+    return bound.args

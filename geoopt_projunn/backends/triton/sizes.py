@@ -16,8 +16,8 @@ from .launching import Share, Tiles, carve, padded
 _OF_A_VECTOR = 256
 _OF_VECTORS = {4: 32, 8: 16}
 _SMALL = 8
-# Rows of matrices, and of bases, that are small enough for a single program.
-_WHOLE = 64
+WHOLE = 64
+"""Rows of matrices that are small enough for a single program, as are bases of a few."""
 _FEW = 16
 _OF_BASIS = {1: 64, 2: 64, 4: 64, 16: 32, 32: 16, 64: 16}
 
@@ -66,7 +66,7 @@ class Sizes:
         # One program reads the small matrices of all: fewer where these are not small.
         most = MOST_PROGRAMS.value if count <= _SMALL else MOST_PROGRAMS.value // 2
         tiles = Tiles.of(n, width, itemsize, has_room=count == 1 and itemsize == 4)
-        is_whole = n <= _WHOLE and width <= 2 * _WHOLE and padded(2 * count) <= _FEW
+        is_whole = n <= WHOLE and width <= 2 * WHOLE and padded(2 * count) <= _FEW
         if is_whole:
             most, tiles = 1, Tiles.one(n, width)
             mixing = Share.of(max(n, width), block, most)

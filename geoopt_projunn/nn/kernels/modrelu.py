@@ -4,57 +4,52 @@ The formulas, and what becomes of values that are not finite, are those of
 :mod:`~geoopt_projunn.nn.pointwise`.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...backends.triton.repeated import Repeated
 from . import interleaved
-from .launching import launch
 
 _BLOCK = 256
 
 
-def forward_(z: Tensor, offset: Tensor) -> None:
-    """Replace z, (rows, n), by its modReLU. Rows may be apart, here and below."""
-    if z.is_complex():
-        _launch(_forward_complex, (z,), (offset,), TINY=_tiny(z))
-    else:
-        _launch(_forward_real, (z,), (offset,))
+def forward(z: Tensor, offset: Tensor) -> Repeated:
+    """Return what replaces arguments (rows, n) like z by their modReLU, in a loop.
 
-
-def backward_(grad: Tensor, h: Tensor, offset: Tensor | None, along: Tensor | None) -> None:
-    """Replace the gradient of h, (rows, n), by that of z; real ones need no offset.
-
-    The gradient of the offset is added to ``along``, row by row, if there is such a tensor.
+    Rows may be apart in memory, here and below.
     """
-    watch = along is not None
-    into = along if along is not None else h
-    if grad.is_complex():
-        assert offset is not None
-        options = {"TINY": _tiny(grad), "EPS": torch.finfo(grad.dtype).eps}
-        _launch(_backward_complex, (grad, h), (offset, into), WATCH=watch, **options)
-    else:
-        _launch(_backward_real, (grad, h), (into,), WATCH=watch)
+    assert offset.is_contiguous()
+    if z.is_complex():
+        return Repeated(_forward_complex, _share, (offset,), BLOCK=_BLOCK, TINY=_tiny(z))
+    return Repeated(_forward_real, _share, (offset,), BLOCK=_BLOCK)
 
 
-def _launch(
-    kernel: Any, apart: tuple[Tensor, ...], together: tuple[Tensor, ...], **constants: Any
-) -> None:
-    """Launch with tensors whose rows may be apart, and with contiguous ones."""
-    first = apart[0]
-    # The kernels count entries in 32 bits.
-    assert first.shape[0] * max(t.stride(0) for t in apart) <= 2**30
-    assert first.shape[1] == 1 or all(t.stride(1) == 1 for t in apart)
-    assert constants.get("WATCH") is False or all(t.is_contiguous() for t in together)
-    entries = [torch.view_as_real(t) if t.is_complex() else t for t in (*apart, *together)]
+def backward(grad: Tensor, h: Tensor, offset: Tensor | None, along: Tensor | None) -> Repeated:
+    """Return what replaces gradients of h like ``grad``, given h, by those of z, in a loop.
+
+    The gradient of the offset is added to ``along``, row by row, if there is such a tensor. Real
+    ones need no offset.
+    """
+    assert along is None or along.is_contiguous()
+    into, options = h if along is None else along, {"BLOCK": _BLOCK, "WATCH": along is not None}
+    if not grad.is_complex():
+        return Repeated(_backward_real, _share, (into,), **options)
+    assert offset is not None
+    assert offset.is_contiguous()
+    ends = {"TINY": _tiny(grad), "EPS": torch.finfo(grad.dtype).eps}
+    return Repeated(_backward_complex, _share, (offset, into), **options, **ends)
+
+
+def _share(*apart: Tensor) -> tuple[int, tuple[int, ...]]:
+    """Return how many programs there are, the strides of rows, and the sizes."""
+    rows, n = apart[0].shape
     strides = [t.stride(0) for t in apart]
-    blocks = triton.cdiv(first.numel(), _BLOCK)
-    launch(
-        kernel, blocks, *entries, *strides, first.numel(), first.shape[1], BLOCK=_BLOCK, **constants
-    )
+    # The kernels count entries in 32 bits.
+    assert rows * max(strides) <= 2**30
+    assert n == 1 or all(t.stride(1) == 1 for t in apart)
+    return triton.cdiv(rows * n, _BLOCK), (*strides, rows * n, n)
 
 
 def _tiny(z: Tensor) -> float:

@@ -1,88 +1,16 @@
 """A whole step of a small matrix in one program: the kernels of a large one, one after the other.
 
-Called from here they are functions. There is one program of a matrix, so that each has all of it,
-and what one writes the next reads from the same multiprocessor.
+What one writes the next reads from the same multiprocessor.
 """
 
 import triton
 import triton.language as tl
 
-from .bases import basis_kernel, gather_kernel
+from .alone import STAGES, orthonormalize, pass_over, turn
 from .cores import TANGENT, collect_kernel, core_kernel
 from .directions import GRADIENT
 from .mixing import COLUMNS, NOISE, ROWS, mix_kernel
-from .passes import pass_kernel
 from .testing import column_sums_kernel, row_sums_kernel
-from .turning import sweep_kernel, turn_kernel
-
-# Nothing is fetched ahead: it is near.
-STAGES: tl.constexpr = tl.constexpr(1)
-BLOCK_OF_NORMS: tl.constexpr = tl.constexpr(16)
-
-
-@triton.jit
-def pass_over(
-    g,
-    state,
-    state_second,
-    state_most,
-    numbers,
-    left,
-    right,
-    left_sums,
-    right_sums,
-    bad,
-    squares,
-    n,
-    width,
-    LEFT: tl.constexpr,
-    RIGHT: tl.constexpr,
-    PADDED: tl.constexpr,
-    BY_DOT: tl.constexpr,
-    IS_CHECKED: tl.constexpr,
-    RULE: tl.constexpr,
-    HAS_MOST: tl.constexpr,
-    PARTS: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-):
-    """Multiply rows with a matrix, when all of this program have written what that needs."""
-    tl.debug_barrier()
-    pass_kernel(
-        g,
-        state,
-        state_second,
-        state_most,
-        numbers,
-        left,
-        left,
-        right,
-        left_sums,
-        left_sums,
-        right_sums,
-        bad,
-        squares,
-        n,
-        width,
-        n,
-        1,
-        LEFT,
-        0,
-        RIGHT,
-        PADDED if LEFT > 0 else 1,
-        1,
-        PADDED if RIGHT > 0 else 1,
-        BY_DOT if LEFT > 0 else False,
-        False,
-        BY_DOT if RIGHT > 0 else False,
-        IS_CHECKED,
-        RULE,
-        HAS_MOST,
-        PARTS,
-        BM,
-        BN,
-        STAGES,
-    )
 
 
 @triton.jit(do_not_specialize=["length", "first", "second", "third", "anywhere", "floor"])
@@ -97,7 +25,7 @@ def whole_kernel(
     rate,
     mixed,
     vectors,
-    test,
+    of_rows,
     narrow,
     basis,
     sums,
@@ -163,9 +91,18 @@ def whole_kernel(
     N_PADDED: tl.constexpr,
 ):
     """Take a step."""
-    BOTH: tl.constexpr = 2 * COUNT
     IS_TANGENT: tl.constexpr = SKETCH == TANGENT
     OF_TEST: tl.constexpr = (ROWS if K == 1 else COLUMNS) if IS_TANGENT else NOISE
+    RULES: tl.constexpr = (RULE, HAS_MOST)
+    PLAIN: tl.constexpr = (GRADIENT, False)
+    PADS: tl.constexpr = (PADDED, BY_DOT)
+    TILE: tl.constexpr = (PARTS, BM, BN)
+    COUNTS: tl.constexpr = (COUNT, PADDED, PARTS, BLOCK_OF_BASIS)
+    TILE_OF_BOTH: tl.constexpr = (PARTS, BM_OF_BOTH, BN)
+    IS_CHECKED: tl.constexpr = True
+    d, point = (g, state, state_second, state_most), (x, x, x, x)
+    found = (numbers, bad, squares, n, width)
+    work, bases = (rows, gram, largest, seen, by), (narrow, q, again)
     mix_kernel(
         g,
         state,
@@ -199,13 +136,14 @@ def whole_kernel(
     tl.debug_barrier()
     if IS_TANGENT:
         if K == 1:
+            test, right = of_rows, vectors
             row_sums_kernel(
                 x,
                 mixed,
                 lengths,
                 counter,
                 vectors,
-                test,
+                of_rows,
                 anywhere,
                 1,
                 n,
@@ -218,6 +156,7 @@ def whole_kernel(
                 STAGES,
             )
         else:
+            test, right = vectors, sums
             column_sums_kernel(
                 x,
                 mixed,
@@ -239,216 +178,18 @@ def whole_kernel(
                 BN,
                 STAGES,
             )
-        # The generator, of test vectors and then of their basis.
-        for round in tl.static_range(2):
-            left = narrow if round == 1 else (test if K == 1 else vectors)
-            right = vectors if round == 0 and K == 1 else sums
-            if round == 1:
-                orthonormalize(
-                    back,
-                    last,
-                    numbers,
-                    tickets,
-                    squares,
-                    state_second,
-                    state_most,
-                    rows,
-                    gram,
-                    largest,
-                    seen,
-                    by,
-                    narrow,
-                    q,
-                    again,
-                    n,
-                    n,
-                    width,
-                    COUNT,
-                    PADDED,
-                    False,
-                    RULE,
-                    HAS_MOST,
-                    PARTS,
-                    BLOCK_OF_BASIS,
-                )
-                pass_over(
-                    x,
-                    x,
-                    x,
-                    x,
-                    numbers,
-                    narrow,
-                    narrow,
-                    sums,
-                    sums,
-                    bad,
-                    squares,
-                    n,
-                    width,
-                    COUNT,
-                    0,
-                    PADDED,
-                    BY_DOT,
-                    False,
-                    GRADIENT,
-                    False,
-                    PARTS,
-                    BM,
-                    BN,
-                )
-            pass_over(
-                g,
-                state,
-                state_second,
-                state_most,
-                numbers,
-                left,
-                right,
-                along,
-                back,
-                bad,
-                squares,
-                n,
-                width,
-                COUNT,
-                COUNT,
-                PADDED,
-                BY_DOT,
-                round == 0,
-                RULE,
-                HAS_MOST,
-                PARTS,
-                BM,
-                BN,
-            )
-            pass_over(
-                x,
-                x,
-                x,
-                x,
-                numbers,
-                along,
-                along,
-                sums,
-                last,
-                bad,
-                squares,
-                n,
-                width,
-                0,
-                COUNT,
-                PADDED,
-                BY_DOT,
-                False,
-                GRADIENT,
-                False,
-                PARTS,
-                BM,
-                BN,
-            )
+        # Twice the generator, of test vectors and then of their basis.
+        pass_over(d, found, test, right, along, back, COUNT, COUNT, PADS, RULES, TILE, IS_CHECKED)
+        pass_over(point, found, x, along, x, last, 0, COUNT, PADS, PLAIN, TILE)
+        orthonormalize((back, last), d, found, tickets, work, bases, n, COUNTS, False, RULES)
+        pass_over(point, found, narrow, x, sums, x, COUNT, 0, PADS, PLAIN, TILE)
+        pass_over(d, found, narrow, sums, along, back, COUNT, COUNT, PADS, RULES, TILE)
+        pass_over(point, found, x, along, x, last, 0, COUNT, PADS, PLAIN, TILE)
     else:
-        pass_over(
-            g,
-            state,
-            state_second,
-            state_most,
-            numbers,
-            mixed,
-            mixed,
-            sums,
-            sums,
-            bad,
-            squares,
-            n,
-            width,
-            COUNT,
-            0,
-            PADDED,
-            BY_DOT,
-            True,
-            RULE,
-            HAS_MOST,
-            PARTS,
-            BM,
-            BN,
-        )
-        orthonormalize(
-            sums,
-            sums,
-            numbers,
-            tickets,
-            squares,
-            state_second,
-            state_most,
-            rows,
-            gram,
-            largest,
-            seen,
-            by,
-            narrow,
-            q,
-            again,
-            p,
-            n,
-            width,
-            COUNT,
-            PADDED,
-            True,
-            RULE,
-            HAS_MOST,
-            PARTS,
-            BLOCK_OF_BASIS,
-        )
-        pass_over(
-            g,
-            state,
-            state_second,
-            state_most,
-            numbers,
-            narrow,
-            narrow,
-            along,
-            back,
-            bad,
-            squares,
-            n,
-            width,
-            0,
-            COUNT,
-            PADDED,
-            BY_DOT,
-            False,
-            RULE,
-            HAS_MOST,
-            PARTS,
-            BM,
-            BN,
-        )
-        pass_over(
-            x,
-            x,
-            x,
-            x,
-            numbers,
-            narrow,
-            narrow,
-            sums,
-            last,
-            bad,
-            squares,
-            n,
-            width,
-            0,
-            COUNT,
-            PADDED,
-            BY_DOT,
-            False,
-            GRADIENT,
-            False,
-            PARTS,
-            BM,
-            BN,
-        )
+        pass_over(d, found, mixed, x, sums, x, COUNT, 0, PADS, RULES, TILE, IS_CHECKED)
+        orthonormalize((sums, sums), d, found, tickets, work, bases, p, COUNTS, True, RULES)
+        pass_over(d, found, x, narrow, x, back, 0, COUNT, PADS, RULES, TILE)
+        pass_over(point, found, x, narrow, x, last, 0, COUNT, PADS, PLAIN, TILE)
     tl.debug_barrier()
     collect_kernel(
         x,
@@ -503,169 +244,25 @@ def whole_kernel(
         PARTS,
         BLOCK_OF_CORE,
     )
-    tl.debug_barrier()
-    pass_kernel(
+    turn(
         x,
-        x,
-        x,
-        x,
-        numbers,
-        basis,
-        own,
-        x,
-        sums,
-        own_sums,
-        last,
-        bad,
-        squares,
-        n,
-        width,
-        n,
-        1,
-        BOTH,
-        SWEEP,
-        0,
-        BOTH_PADDED,
-        SWEEP_PADDED,
-        1,
-        BOTH_BY_DOT,
-        SWEEP_BY_DOT,
-        False,
-        False,
-        GRADIENT,
-        False,
-        PARTS,
-        BM_OF_BOTH,
-        BN,
-        STAGES,
-    )
-    tl.debug_barrier()
-    turn_kernel(
-        x,
-        g,
-        state,
-        state_second,
-        state_most,
-        numbers,
+        d,
+        found,
         finite,
         basis,
         delta,
+        own,
         sums,
         own_sums,
-        errors,
-        norms,
-        error_sums,
-        counter,
-        skipped,
-        n,
-        width,
-        n,
-        1,
-        BOTH,
+        (errors, norms, error_sums),
+        (counter, skipped),
+        2 * COUNT,
         BOTH_PADDED,
         BOTH_BY_DOT,
         SWEEP,
         SWEEP_PADDED,
         SWEEP_BY_DOT,
-        RULE,
-        HAS_MOST,
-        PARTS,
-        BM_OF_BOTH,
-        BN,
-        STAGES,
-    )
-    if SWEEP > 0:
-        tl.debug_barrier()
-        sweep_kernel(
-            x,
-            numbers,
-            finite,
-            errors,
-            norms,
-            error_sums,
-            n,
-            width,
-            1,
-            SWEEP,
-            SWEEP_PADDED,
-            SWEEP_BY_DOT,
-            PARTS,
-            N_PADDED,
-            BLOCK_OF_NORMS,
-        )
-
-
-@triton.jit
-def orthonormalize(
-    plus,
-    minus,
-    numbers,
-    tickets,
-    squares,
-    state_second,
-    state_most,
-    rows,
-    gram,
-    largest,
-    seen,
-    by,
-    narrow,
-    q,
-    again,
-    length,
-    n,
-    width,
-    COUNT: tl.constexpr,
-    PADDED: tl.constexpr,
-    OF_COLUMN_SUMS: tl.constexpr,
-    RULE: tl.constexpr,
-    HAS_MOST: tl.constexpr,
-    PARTS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Write the basis of a sketch."""
-    tl.debug_barrier()
-    gather_kernel(
-        plus,
-        minus,
-        numbers,
-        tickets,
-        squares,
-        state_second,
-        state_most,
-        rows,
-        gram,
-        largest,
-        seen,
-        by,
-        length,
-        1,
-        1,
-        length,
-        width,
-        COUNT,
-        PADDED,
-        OF_COLUMN_SUMS,
-        RULE,
-        HAS_MOST,
-        PARTS,
-        BLOCK,
-    )
-    tl.debug_barrier()
-    basis_kernel(
-        tickets,
-        rows,
-        by,
-        gram,
-        narrow,
-        q,
-        again,
-        length,
-        length,
-        width,
-        COUNT,
-        PADDED,
-        OF_COLUMN_SUMS,
-        PARTS,
-        BLOCK,
+        RULES,
+        TILE_OF_BOTH,
+        N_PADDED,
     )

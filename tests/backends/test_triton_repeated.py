@@ -1,0 +1,127 @@
+"""Launches of a loop: real compiled kernels, and a launcher that only takes notes."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="there is no Triton")
+
+import triton
+import triton.language as tl
+
+from geoopt_projunn.backends.triton import programs, repeated, support
+from geoopt_projunn.backends.triton.repeated import Repeated
+
+from ._no_gpu import Launcher, no_gpu
+
+if support.INTERPRETED:
+    pytest.skip("interpreted kernels are not compiled", allow_module_level=True)
+
+DTYPES = (torch.float32, torch.float64, torch.complex64)
+
+
+@triton.jit
+def kernel(z, h, out, stride, count, SIZE: tl.constexpr, SHIFT: tl.constexpr = 2):
+    """Read and write all that it is given."""
+    at = tl.arange(0, SIZE)
+    value = tl.load(z + at, mask=at < count) + tl.load(h + at * stride, mask=at < count)
+    tl.store(out + at, value + SHIFT, mask=at < count)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    with no_gpu(monkeypatch, kernel) as own:
+        yield own
+
+
+def share(z, h):
+    return -(-z.numel() // 64), (h.stride(0), z.numel())
+
+
+def loop(out):
+    return Repeated(kernel, share, (out,), SIZE=16, num_warps=2)
+
+
+def by_triton(z, h, out):
+    """Return what Triton launches itself."""
+    count, integers = share(z, h)
+    start = len(Launcher.seen)
+    entries = [torch.view_as_real(t) if t.is_complex() else t for t in (z, h, out)]
+    kernel[(count,)](*entries, *integers, SIZE=16, num_warps=2)
+    return Launcher.seen[start:]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n", [3, 16], ids=str)
+def test_each_step_launches_what_triton_would_whatever_its_alignment_and_size(gpu, dtype, n):
+    sizes = [9, 9, 9, 9, 9, 8, 8, 5, 5, 4, 1, 1, 9, 16]
+    z, h = (torch.zeros(sum(sizes), n, dtype=dtype).split(sizes) for _ in range(2))
+    wide = torch.zeros(sum(sizes), 2 * n, dtype=dtype)[:, :n].split(sizes)
+    out = torch.zeros(9, n, dtype=dtype)
+    own, bound = loop(out), 0
+    for _ in range(2):
+        for others in (h, wide, reversed(h)):
+            for step in zip(z, others, strict=True):
+                before, start = gpu.bound, len(Launcher.seen)
+                own(*step)
+                launched = Launcher.seen[start:]
+                bound += gpu.bound - before
+                assert launched == by_triton(*step, out)
+                assert len(launched) == 1
+    assert bound == len({seen[2] for seen in Launcher.seen}) < len(sizes)
+    # In a loop of its own Triton compiles nothing anew.
+    loaded = gpu.loaded
+    loop(out)(z[0], h[0])
+    assert gpu.loaded == loaded
+
+
+def test_equal_steps_are_bound_once_and_run_on_the_stream_of_their_loop(gpu):
+    z, h = (torch.zeros(20, 4, 16).unbind(0) for _ in range(2))
+    for stream in (7, 9):
+        gpu.stream, gpu.bound = stream, 0
+        own, start = loop(z[0]), len(Launcher.seen)
+        for step in zip(z, h, strict=True):
+            own(*step)
+        assert gpu.bound == 1
+        assert {seen[1] for seen in Launcher.seen[start:]} == {stream}
+        assert len(Launcher.seen[start:]) == 20
+
+
+def test_a_loop_takes_tensors_of_several_dtypes(gpu):
+    steps = [[torch.zeros(4, 16, dtype=dtype) for _ in range(2)] for dtype in DTYPES]
+    out = torch.zeros(4, 16)
+    own = loop(out)
+    for step in (*steps, *steps):
+        own(*step)
+        assert Launcher.seen[-1:] == by_triton(*step, out)
+
+
+@pytest.mark.parametrize("why", ["hooks", "version"])
+def test_what_cannot_be_replayed_is_bound_each_time(gpu, monkeypatch, why):
+    if why == "hooks":
+        monkeypatch.setattr(triton.knobs.runtime, "launch_enter_hook", lambda metadata: None)
+    else:
+        monkeypatch.setattr(programs, "_REPLAYS", False)
+    z, h, out = torch.zeros(3, 4, 16)
+    own = loop(out)
+    for count in (1, 2, 3):
+        own(z, h)
+        assert gpu.bound == count
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_launch_is_on_the_device_of_its_tensors(number, monkeypatch):
+    entered = []
+
+    @contextmanager
+    def entering(device):
+        entered.append(device)
+        yield
+        entered.append("left")
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", entering)
+    device = torch.device("cuda", number)
+    repeated._started_on(device, lambda *args: entered.append(args))(1, 2)
+    assert entered == ([device, (1, 2), "left"] if number else [(1, 2)])
