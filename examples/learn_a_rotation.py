@@ -7,8 +7,9 @@ orthogonal, learns Q from batches of 32:
 - geoopt: a parameter on EuclideanStiefel, by geoopt's RiemannianSGD;
 - torch: torch.nn.utils.parametrizations.orthogonal, Cayley's, by torch's SGD.
 
-All have momentum 0.9 and a rate that falls to zero as the time runs out; those of geoopt and torch
-are the best of some. The more steps a method takes in the time, the further it gets.
+All have momentum 0.9 and a rate that falls to zero as the time runs out. Those of geoopt and torch
+are the best of four, at the default size. The more steps a method takes in the
+time, the further it gets.
 """
 
 import argparse
@@ -52,7 +53,7 @@ def of_torch(start: Tensor) -> Built:
     return layer, torch.optim.SGD(layer.parameters(), lr=RATES["torch"], momentum=0.9)
 
 
-RATES = {"geoopt": 0.1, "torch": 0.1}
+RATES = {"geoopt": 0.006, "torch": 0.003}
 METHODS: dict[str, Callable[[Tensor], Built]] = {
     "this package, k = 8": ours,
     "geoopt, EuclideanStiefel": of_geoopt,
