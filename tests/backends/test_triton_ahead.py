@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from geoopt_projunn.backends.triton import support
+from geoopt_projunn.backends.triton import backend, support
 from tests._modes import Recorder
 
 pytest.importorskip("triton", reason="there is no Triton")
@@ -56,6 +56,19 @@ def test_a_step_is_fourteen_launches_or_one_whatever_its_size(monkeypatch, dtype
     for launch in found:
         # What CUDA allows.
         assert all(size < 2**16 for size in launch.grid[1:])
+
+
+@pytest.mark.parametrize("shape", [(1, 2**22, 8), (2**20, 2, 2)])
+def test_cuda_takes_the_grids_of_tall_matrices_and_of_many(monkeypatch, shape):
+    for k in (1, shape[-1] // 2):
+        for launch in launches(monkeypatch, "adam", spec(k), shape, torch.float32):
+            assert launch.grid[0] < 2**31
+            assert all(size < 2**16 for size in launch.grid[1:])
+
+
+def test_rows_that_32_bits_do_not_count_are_left_to_the_reference():
+    assert backend._knows(torch.empty(2**26, 16, device="meta"), spec(16))
+    assert not backend._knows(torch.empty(2**26 + 1, 16, device="meta"), spec(16))
 
 
 @pytest.mark.parametrize("k", [1, 16])

@@ -5,6 +5,8 @@ anything imports Triton. It is slow, so these are few cases: together they have 
 retraction, dtype and layout, sizes of one tile, of several and of parts of tiles.
 """
 
+import itertools
+
 import geoopt
 import pytest
 import torch
@@ -26,6 +28,33 @@ if not support.INTERPRETED:
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 F32, F64, C64, C128 = torch.float32, torch.float64, torch.complex64, torch.complex128
+
+# Entries around each piece of memory.
+_AROUND = 64
+
+
+@pytest.fixture(autouse=True)
+def _memory(monkeypatch):
+    """Give steps memory full of what nobody may read, and see what they write beside it."""
+    # NaN shows in sums, and is lost in comparisons.
+    fill = itertools.cycle((torch.nan, 1e30))
+    pieces = []
+
+    def carve(sizes, count, dtype, device):
+        value = next(fill) if dtype.is_floating_point else 2**30
+        made = {}
+        for name, size in sizes.items():
+            whole = torch.full((size * count + 2 * _AROUND,), value, dtype=dtype, device=device)
+            pieces.append((name, whole, whole[0].clone()))
+            made[name] = whole[_AROUND : _AROUND + size * count]
+        return made
+
+    monkeypatch.setattr(sizes, "carve", carve)
+    yield
+    for name, whole, value in pieces:
+        beside = torch.cat((whole[:_AROUND], whole[-_AROUND:]))
+        assert torch.equal(beside.isnan(), value.isnan().expand_as(beside)), name
+        assert value.isnan() or (beside == value).all(), name
 
 
 @pytest.fixture(autouse=True)
@@ -113,21 +142,41 @@ def test_so_they_are_for_any_size(shape, dtype, spec, rule, taken):
 
 
 @pytest.mark.parametrize(
-    ("normalize", "lr", "k", "sketch", "dtype"),
+    ("normalize", "lr", "k", "sketch", "dtype", "rule"),
     [
-        ("angle", 0.3, 2, "tangent", C128),
-        ("angle", torch.tensor(0.3, dtype=F64), 1, "tangent", F64),
-        ("angle", 40.0, 2, "lsi", F64),  # which is more than half a turn
-        ("spectral", 0.3, 2, "tangent", C128),
-        ("spectral", -4.0, 2, "lsi", F64),
+        ("angle", 0.3, 2, "tangent", C128, "gradient"),
+        ("angle", torch.tensor(0.3, dtype=F64), 1, "tangent", F64, "scalar"),
+        ("angle", 40.0, 2, "lsi", F64, "gradient"),  # which is more than half a turn
+        ("spectral", 0.3, 2, "tangent", C128, "scalar amsgrad"),
+        ("spectral", -4.0, 2, "lsi", F64, "scalar"),
     ],
 )
-def test_so_they_are_in_radians(normalize, lr, k, sketch, dtype):
+def test_so_they_are_in_radians(normalize, lr, k, sketch, dtype, rule):
     x, grad = unitary(8, 8, dtype=dtype), torch.randn(8, 8, dtype=dtype)
     spec = StepSpec(k, sketch, "exponential", 1, 2.0, normalize)
-    actual, expected = (step(name, x, grad, spec, lr=lr)[0] for name in ("triton", "reference"))
+    actual, expected = (
+        step(name, x, grad, spec, lr=lr, rule=rule)[0] for name in ("triton", "reference")
+    )
     assert_within(actual, expected, 1e-11)
     assert (actual - x).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("size", "k", "sketch"), [(1e-200, 2, "lsi"), (1e200, 1, "tangent"), (1e305, 2, "tangent")]
+)
+def test_so_they_are_in_radians_where_squares_leave_float64(size, k, sketch):
+    x, grad = unitary(8, 8), size * torch.randn(8, 8, dtype=F64)
+    spec = StepSpec(k, sketch, "exponential", 0, 1.0, "angle")
+    actual, expected = (step(name, x, grad, spec)[0] for name in ("triton", "reference"))
+    assert_within(actual, expected, 1e-14)
+    assert (actual - x).abs().max() > 0.01
+
+
+def test_gradients_that_vanish_skip_no_step():
+    x, grad = unitary(8, 8), 1e-310 * torch.randn(8, 8, dtype=F64)
+    actual, buffers = step("triton", x, grad, StepSpec(2, "tangent", "exponential", 1))
+    assert_within(actual, x, 1e-14)
+    assert buffers["skipped"] == 0
 
 
 def test_a_normal_direction_is_not_followed_in_radians():

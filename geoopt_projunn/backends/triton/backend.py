@@ -18,6 +18,8 @@ from . import support
 
 _LARGEST_RANK = 16
 _LARGEST_SWEEP = 8
+# Of rows and of their partial sums, which kernels count in 32 bits.
+_MOST_ENTRIES = 2**31
 _SKETCHES = ("tangent", "lsi")
 _NORMALIZATIONS = (None, "angle", "spectral")
 _RULES = ("gradient", "momentum", "adam")
@@ -118,8 +120,15 @@ def _knows(x: torch.Tensor, spec: StepSpec) -> bool:
         and spec.sketch in _SKETCHES
         and spec.retraction in _RETRACTIONS
         and min(spec.sweep, x.shape[-1]) <= _LARGEST_SWEEP
+        and _entries(x, spec.k) <= _MOST_ENTRIES
         and spec.normalize in _NORMALIZATIONS
     )
+
+
+def _entries(x: torch.Tensor, k: int) -> int:
+    """Return how many entries the partial row sums of a matrix have, or twice its rows."""
+    partial = x.shape[-1] * x.element_size() // support.TILE_BYTES + 1
+    return (1 + x.is_complex()) * k * x.shape[-2] * max(2, partial)
 
 
 def _native(rule: Rule, group: Mapping[str, Any]) -> NativeRule | None:

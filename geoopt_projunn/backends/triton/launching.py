@@ -6,14 +6,15 @@ from typing import Any, NamedTuple, overload
 import torch
 
 from .programs import Number, bits_of, recorder
+from .support import TILE_BYTES
 
 MANY_WARPS = 8
 """Of a program that keeps much in registers."""
 BM = 16
 """Rows of a tile."""
-# A tile's row is as long as a warp reads at once, of a large matrix twice as long
-# where registers have room.
-_TILE_BYTES = 512
+MOST_IN_GRID = 2**16 - 1
+"""Programs along all axes of a grid but the first, as CUDA allows them."""
+# From this size on, where registers have room, the row of a tile is twice as long.
 _LARGE = 2**24
 # Programs that keep a large GPU busy, and the most partial sums that are worth that.
 _PROGRAMS = 512
@@ -94,7 +95,7 @@ class Tiles(NamedTuple):
     def of(cls, n: int, width: int, itemsize: int, *, has_room: bool) -> "Tiles":
         """Share out a real matrix (n, width)."""
         is_large = has_room and n * width * itemsize >= _LARGE
-        longest = _TILE_BYTES * (1 + is_large) // itemsize
+        longest = TILE_BYTES * (1 + is_large) // itemsize
         block = min(longest, max(_LEAST_FOR_DOT, power_of_two(width)))
         blocks = -(-width // block)
         splits = max(1, min(_MOST_SPLITS, _PROGRAMS // blocks))

@@ -9,6 +9,7 @@ from ...sketches.tangent import ANYWHERE, IN_TURN
 from .kernels import bases, mixing, testing
 from .launching import (
     BM,
+    MOST_IN_GRID,
     bits,
     by_dot,
     launch,
@@ -110,6 +111,7 @@ class SketchLaunches(Passes):
     def _row_sums(self) -> None:
         sizes = self.sizes
         rows = BM if sizes.n >= _TALL else BM // 4
+        rows = max(rows, power_of_two(-(-sizes.n // MOST_IN_GRID)))
         launch(
             testing.row_sums_kernel,
             (sizes.b, -(-sizes.n // rows)),

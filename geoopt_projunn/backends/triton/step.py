@@ -139,7 +139,7 @@ class Step(SketchLaunches):
     def _sweep(self) -> None:
         launch(
             turning.sweep_kernel,
-            (self.sizes.b, -(-self.sizes.n // _ROWS)),
+            (self.sizes.b * -(-self.sizes.n // _ROWS),),
             self.x,
             self.wide["numbers"],
             self.flags["finite"],

@@ -9,6 +9,8 @@ import torch
 
 OLDEST = (8, 0)
 """Compute capability of the oldest GPUs for which the kernels are compiled in the tests."""
+TILE_BYTES = 512
+"""Of the row of a tile, unless a matrix is narrower: what a warp reads at once."""
 INSTALLED = importlib.util.find_spec("triton") is not None
 INTERPRETED = INSTALLED and os.environ.get("TRITON_INTERPRET") == "1"
 """Whether kernels run in Python on a CPU, which is for tests; Triton reads it as it is imported."""

@@ -12,14 +12,24 @@ import triton.language as tl
 from .arrivals import TICKETS, is_last
 from .directions import ADAM_SCALAR, NUMBERS, SEEN, prepare_scalar
 from .gram import (
+    MOST_PROGRAMS,
     load_square,
     orthonormalizing,
+    scale_of,
     store_gram,
     store_square,
     total_of,
 )
 from .layout import load_left, load_sum
-from .small import gram_schmidt, inner_products, of_complex, times
+from .small import HALF, gram_schmidt, inner_products, of_complex, times
+
+
+@triton.jit
+def norm_of_row(row):
+    """Return the norm of positive numbers of any size, whose squares may leave float64."""
+    largest = tl.max(row, 0)
+    scaled = row * scale_of(largest)
+    return largest * tl.sqrt(tl.sum(scaled * scaled, 0))
 
 
 @triton.jit
@@ -64,7 +74,9 @@ def gather_kernel(
     start = program * each
     end = tl.minimum(n, start + each)
     most = tl.zeros((PADDED,), tl.float64)
-    square = tl.zeros((BLOCK,), tl.float64)
+    # Of what a generator is the difference of: the largest entries, and squares divided by theirs.
+    longest = tl.zeros((PADDED,), tl.float64)
+    square = tl.zeros((PADDED,), tl.float64)
     for first in range(start, end, BLOCK):
         at = first + tl.arange(0, BLOCK)
         inside = at < end
@@ -81,7 +93,11 @@ def gather_kernel(
         else:
             of_matrix = b * partial * COUNT * n
             y = load_sum(plus + of_matrix, partial, which, at, inside, n, COUNT)
-            square += tl.sum(y * y, 0)
+            before = longest
+            longest = tl.maximum(before, tl.max(tl.abs(y), 1))
+            scale = scale_of(longest)
+            shorter, scaled = before * scale, y * scale[:, None]
+            square = square * shorter * shorter + tl.sum(scaled * scaled, 1)
             y -= load_sum(minus + of_matrix, partial, which, at, inside, n, COUNT)
         most = tl.maximum(most, tl.max(tl.abs(y), 1))
         tl.store(rows + which[:, None] * n + at[None, :], y, mask=mask)
@@ -99,14 +115,12 @@ def gather_kernel(
         PARTS,
         BLOCK,
     )
-    tl.store(seen + program, tl.sum(square, 0))
+    tl.store(seen + program, norm_of_row(longest * tl.sqrt(square)))
     if is_last(tickets + b * TICKETS, programs):
-        square = tl.zeros((BLOCK,), tl.float64)
-        for first in range(0, programs, BLOCK):
-            at = first + tl.arange(0, BLOCK)
-            square += tl.load(seen + at, mask=at < programs, other=0.0)
+        at = tl.arange(0, MOST_PROGRAMS)
         numbers += b * NUMBERS
-        tl.store(numbers + SEEN, tl.sqrt(tl.sum(square, 0)))
+        of_all = tl.load(seen + at, mask=at < programs, other=0.0)
+        tl.store(numbers + SEEN, norm_of_row(of_all))
         made = orthonormalizing(gram, largest, programs, COUNT, PADDED, PARTS)
         store_square(by + b * PADDED * PADDED, made, PADDED)
         if RULE == ADAM_SCALAR:
@@ -169,5 +183,5 @@ def basis_kernel(
     store_square(gram + program * PADDED * PADDED, products, PADDED)
     if is_last(tickets + b * TICKETS + 1, programs):
         products = of_complex(total_of(gram, programs, PADDED), PARTS, PADDED)
-        made = gram_schmidt(products, COUNT, PADDED, PARTS)
+        made = gram_schmidt(products, HALF, COUNT, PADDED, PARTS)
         store_square(again + b * PADDED * PADDED, made, PADDED)

@@ -4,13 +4,23 @@ import triton
 import triton.language as tl
 
 from .arrivals import TICKETS, is_last
-from .directions import ADAM_SCALAR, COLUMN, LENGTH, MOST, NEXT, NUMBERS, SEEN, number
+from .directions import (
+    ADAM_SCALAR,
+    COLUMN,
+    DIVISOR,
+    LENGTH,
+    MOST,
+    NEXT,
+    NUMBERS,
+    SEEN,
+    number,
+)
 from .gram import load_square, orthonormalizing, store_gram, store_square, total_of
 from .layout import entry_of, load_left, load_sum
 from .mixing import in_turn
-from .normalization import AS_LONG, norm_of, normalized, skew
+from .normalization import AS_LONG, length_of, normalized, skew
 from .retractions import retracted
-from .small import gram_schmidt, inner_products, of_complex, times
+from .small import HALF, gram_schmidt, inner_products, of_complex, times
 
 TANGENT: tl.constexpr = tl.constexpr(0)
 LSI: tl.constexpr = tl.constexpr(1)
@@ -174,17 +184,24 @@ def core_kernel(
     store_square(products + program * PADDED * PADDED, with_rows, PADDED)
     if is_last(tickets + b * TICKETS + 3, programs):
         of_basis = of_complex(total_of(gram, programs, PADDED), PARTS, PADDED)
-        mending = gram_schmidt(of_basis, BOTH, PADDED, PARTS)
+        mending = gram_schmidt(of_basis, HALF, BOTH, PADDED, PARTS)
         with_rows = of_complex(total_of(products, programs, PADDED), PARTS, PADDED)
         core = core_of(times(mending, with_rows), SKETCH, COUNT, PADDED)
         numbers += b * NUMBERS
+        if RULE == ADAM_SCALAR:
+            core /= tl.load(numbers + DIVISOR)
         length = tl.load(numbers + LENGTH)
         if NORMALIZE == AS_LONG:
             core *= length
         else:
-            seen = tl.load(numbers + SEEN) if SKETCH == TANGENT else norm_of(core, PARTS)
+            if SKETCH == TANGENT:
+                seen = tl.load(numbers + SEEN)
+                if RULE == ADAM_SCALAR:
+                    seen /= tl.load(numbers + DIVISOR)
+            else:
+                seen = length_of(core, PARTS)
             # Rounding of a normal direction; what is not a number stays one.
-            is_rounding = norm_of(skew(core), PARTS) <= seen * number(floor)
+            is_rounding = length_of(skew(core), PARTS) <= seen * number(floor)
             core = tl.where(is_rounding, 0.0, core)
             core = normalized(core, length, NORMALIZE, IS_LIMITED, BOTH, PARTS)
         turn = retracted(core, RETRACTION, BOTH, PADDED, PARTS)

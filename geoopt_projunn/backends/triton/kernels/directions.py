@@ -24,7 +24,9 @@ MOST: tl.constexpr = tl.constexpr(6)
 COLUMN: tl.constexpr = tl.constexpr(7)
 # The length of what a generator is the difference of.
 SEEN: tl.constexpr = tl.constexpr(8)
-NUMBERS: tl.constexpr = tl.constexpr(9)
+# What divides all of a direction of Adam with one second moment.
+DIVISOR: tl.constexpr = tl.constexpr(9)
+NUMBERS: tl.constexpr = tl.constexpr(10)
 
 
 @triton.jit
@@ -89,7 +91,7 @@ def direction(
                 # Where nothing is, 0 / 0 would be.
                 return after / tl.where(mask, divisor, 1.0), after, moment, largest
             else:
-                # What divides all of it shortens the step, see `prepare_scalar`.
+                # What divides all of it divides the core, see `prepare_scalar`.
                 return after, after, after, after
 
 
@@ -127,9 +129,10 @@ def prepare_scalar(
     HAS_MOST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write the next second moment of a matrix, given sums of squares, and shorten the step by it.
+    """Write the next second moment of a matrix, given sums of squares, and what it divides by.
 
-    The direction is divided by one number: a sketch does not depend on it.
+    The direction is divided by one number: the basis of a sketch does not depend on it, and the
+    core is divided instead.
     """
     square = tl.zeros((BLOCK,), tl.float64)
     for start in range(0, programs, BLOCK):
@@ -144,7 +147,7 @@ def prepare_scalar(
     tl.store(numbers + NEXT, moment.to(tl.float64))
     tl.store(numbers + MOST, largest.to(tl.float64))
     divisor = tl.load(numbers + SCALE) * tl.sqrt(largest.to(tl.float64)) + tl.load(numbers + LEAST)
-    tl.store(numbers + LENGTH, tl.load(numbers + LENGTH) / divisor)
+    tl.store(numbers + DIVISOR, divisor)
 
 
 @triton.jit

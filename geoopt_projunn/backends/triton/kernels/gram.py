@@ -8,6 +8,7 @@ from .small import gram_schmidt, inner_products, of_complex
 
 # Programs that share out the positions of rows.
 MOST_PROGRAMS: tl.constexpr = tl.constexpr(64)
+NOTHING: tl.constexpr = tl.constexpr(2.0**-960)
 
 
 @triton.jit
@@ -23,8 +24,11 @@ def paired(largest, PADDED: tl.constexpr, PARTS: tl.constexpr):
 
 @triton.jit
 def scale_of(largest):
-    """Return what takes rows to entries of at most one: squares would leave float64 early."""
-    return 1.0 / tl.where(largest == 0.0, 1.0, largest)
+    """Return what takes rows to entries of at most one: squares would leave float64 early.
+
+    Rows of which it would leave float64 itself are nothing.
+    """
+    return 1.0 / tl.where(largest < NOTHING, float("inf"), largest)
 
 
 @triton.jit
@@ -96,7 +100,7 @@ def orthonormalizing(
         own = largest + part[:, None] * PADDED + which[None, :]
         by = tl.load(own, mask=inside[:, None], other=0.0) * scale[None, :]
         products += tl.sum(value * by[:, :, None] * by[:, None, :], 0)
-    by = gram_schmidt(of_complex(products, PARTS, PADDED), COUNT, PADDED, PARTS)
+    by = gram_schmidt(of_complex(products, PARTS, PADDED), 0.0, COUNT, PADDED, PARTS)
     return by * scale[None, :]
 
 

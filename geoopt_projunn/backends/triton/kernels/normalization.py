@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .small import square_of_norm, times
+from .small import divided, square_of_norm, times
 
 AS_LONG: tl.constexpr = tl.constexpr(0)
 ANGLE: tl.constexpr = tl.constexpr(1)
@@ -28,10 +28,10 @@ def norm_of(a, PARTS: tl.constexpr):
 
 
 @triton.jit
-def divided(a, by):
-    """Return ``a`` divided by a number, zero where that is zero."""
-    is_zero = by == 0.0
-    return tl.where(is_zero, 0.0, a / tl.where(is_zero, 1.0, by))
+def length_of(a, PARTS: tl.constexpr):
+    """Return the Frobenius norm of entries of any size, whose squares may leave float64."""
+    largest = tl.max(tl.max(tl.abs(a), 1), 0)
+    return largest * norm_of(divided(a, largest), PARTS)
 
 
 @triton.jit

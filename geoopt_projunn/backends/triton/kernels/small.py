@@ -15,6 +15,9 @@ LEAST_FOR_DOT: tl.constexpr = tl.constexpr(16)
 # A remainder below this fraction of its row, squared, is dropped: the second pass can then mend
 # what rounding leaves of the first.
 DEPENDENT: tl.constexpr = tl.constexpr(1e-12)
+# Rows are of length one after the first pass. The remainder of a shorter one, by its square, was
+# rounding, which a second pass cannot mend.
+HALF: tl.constexpr = tl.constexpr(0.25)
 
 
 @triton.jit
@@ -43,6 +46,13 @@ def square_of_norm(a):
 
 
 @triton.jit
+def divided(a, by):
+    """Return ``a`` divided by a number, zero where that is zero."""
+    is_zero = by == 0.0
+    return tl.where(is_zero, 0.0, a / tl.where(is_zero, 1.0, by))
+
+
+@triton.jit
 def times_i(PADDED: tl.constexpr):
     """Return the matrix of a product with i, [[0, -1], [1, 0]] along the diagonal."""
     i, j = tl.arange(0, PADDED)[:, None], tl.arange(0, PADDED)[None, :]
@@ -60,8 +70,17 @@ def of_complex(products, PARTS: tl.constexpr, PADDED: tl.constexpr):
 
 
 @triton.jit
-def gram_schmidt(gram, COUNT: tl.constexpr, PADDED: tl.constexpr, PARTS: tl.constexpr):
-    """Return T such that the rows of T Y are orthonormal or zero, for rows Y with a Gram matrix."""
+def gram_schmidt(
+    gram,
+    LEAST: tl.constexpr,
+    COUNT: tl.constexpr,
+    PADDED: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """Return T such that the rows of T Y are orthonormal or zero, for rows Y with a Gram matrix.
+
+    Zero where less than ``LEAST`` is left of the square of a row, or next to nothing of it.
+    """
     index = tl.arange(0, PADDED)
     basis = tl.zeros((PADDED, PADDED), tl.float64)
     for row in range(0, COUNT, PARTS):
@@ -72,6 +91,8 @@ def gram_schmidt(gram, COUNT: tl.constexpr, PADDED: tl.constexpr, PARTS: tl.cons
         fresh = tl.where(index == row, 1.0, 0.0) - tl.sum(basis * along[:, None], 0)
         # Also where the rest is not a number, which has to show.
         is_nothing = rest <= size * DEPENDENT
+        if LEAST > 0.0:
+            is_nothing = is_nothing | (rest <= LEAST)
         fresh *= tl.where(is_nothing, 0.0, 1.0 / tl.sqrt(tl.where(is_nothing, 1.0, rest)))
         basis += tl.where((index == row)[:, None], fresh[None, :], 0.0)
         if PARTS == 2:

@@ -146,9 +146,13 @@ def sweep_kernel(
     BM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Correct the columns whose turn it is, unless they are too far off."""
-    b = tl.program_id(0).to(tl.int64)
-    rows = tl.program_id(1) * BM + tl.arange(0, BM)
+    """Correct the columns whose turn it is, unless they are too far off.
+
+    The programs of all matrices are in one row, for only there CUDA takes more than 65535.
+    """
+    program, programs = tl.program_id(0), tl.cdiv(n, BM)
+    b = (program // programs).to(tl.int64)
+    rows = program % programs * BM + tl.arange(0, BM)
     in_rows, index = rows < n, tl.arange(0, SWEEP_PADDED)
     square = tl.zeros((BLOCK,), tl.float64)
     for start in range(0, blocks, BLOCK):
