@@ -13,6 +13,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,8 +35,10 @@ LEVELS = (1.5, 1.0, 0.5)
 OTHERS_LR = 3e-3
 BATCH = 64
 NEVER = float("inf")
-# Adam's direction has entries of size one elementwise, and length one with a scalar moment.
-ELEMENTWISE, SCALAR = (3e-4, 1e-3, 3e-3, 1e-2), (0.01, 0.03, 0.1, 0.3)
+# Adam's direction has entries of size one, or length one with geoopt.
+ENTRIES, SCALAR = (3e-4, 1e-3, 3e-3, 1e-2), (0.01, 0.03, 0.1, 0.3)
+# The matrix acts 64 times for a sequence.
+RADIANS = (0.003, 0.01, 0.03, 0.1)
 
 Optimizer = Callable[..., torch.optim.Optimizer]
 
@@ -73,14 +76,20 @@ def parametrized(hidden: int) -> torch.nn.RNN:
     return rnn
 
 
+elementwise = partial(ProjUNNRiemannianAdam, second_moment="elementwise")
+in_radians = partial(ProjUNNRiemannianAdam, normalize="angle")
+
 METHODS = {
-    f"{sketch}, k = {k}": Method(low_rank(k, sketch), ProjUNNRiemannianAdam, ELEMENTWISE)
+    f"{sketch}, k = {k}": Method(low_rank(k, sketch), elementwise, ENTRIES)
     for sketch in ("tangent", "lsi", "column")
     for k in (1, 4, 16)
 } | {
-    "full rank": Method(low_rank(None), ProjUNNRiemannianAdam, ELEMENTWISE),
+    "mean, k = 8": Method(low_rank(8), ProjUNNRiemannianAdam, ENTRIES),
+    "mean, k = 1": Method(low_rank(1), ProjUNNRiemannianAdam, ENTRIES),
+    "angle, k = 8": Method(low_rank(8), in_radians, RADIANS),
+    "full rank": Method(low_rank(None), elementwise, ENTRIES),
     "geoopt Stiefel": Method(on_stiefel, geoopt.optim.RiemannianAdam, SCALAR),
-    "torch parametrization": Method(parametrized, torch.optim.Adam, ELEMENTWISE),
+    "torch parametrization": Method(parametrized, torch.optim.Adam, ENTRIES),
 }
 
 

@@ -66,13 +66,14 @@ def methods() -> Iterator[Method]:
     """Yield all methods, family by family."""
     sgd, adam = ProjUNNRiemannianSGD, ProjUNNRiemannianAdam
     nesterov = {"momentum": 0.9, "nesterov": True}
+    elementwise = {"second_moment": "elementwise"}
     full, stiefel = LowRankUnitary(None), geoopt.EuclideanStiefel()
 
     for sketch, k in product(("tangent", "lsi", "column"), RANKS):
         manifold, variant = LowRankUnitary(k, sketch=sketch), f"{sketch}, k = {k}"
         yield Method("sgd", variant, on_manifold(manifold, sgd))
         yield Method("momentum", f"nesterov, {variant}", on_manifold(manifold, sgd, **nesterov))
-        yield Method("adam", variant, on_manifold(manifold, adam))
+        yield Method("adam", variant, on_manifold(manifold, adam, **elementwise))
     for k, feedback in product((1, 4), (None, 0.0, 0.99)):
         variant = "heavy ball" if feedback is None else f"feedback {feedback:g}"
         options = {"momentum": 0.9, "error_feedback": feedback}
@@ -85,7 +86,7 @@ def methods() -> Iterator[Method]:
     yield Method("sgd", "full rank", on_manifold(full, sgd))
     yield Method("momentum", "heavy ball, full rank", on_manifold(full, sgd, momentum=0.9))
     yield Method("momentum", "nesterov, full rank", on_manifold(full, sgd, **nesterov))
-    yield Method("adam", "full rank", on_manifold(full, adam))
+    yield Method("adam", "full rank", on_manifold(full, adam, **elementwise))
     theirs = geoopt.optim.RiemannianSGD, geoopt.optim.RiemannianAdam
     yield Method("sgd", "geoopt Stiefel", on_manifold(stiefel, theirs[0]), False)
     yield Method("adam, scalar", "geoopt Stiefel", on_manifold(stiefel, theirs[1]), False)

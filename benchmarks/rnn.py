@@ -98,10 +98,10 @@ def of_package(name: str, make: Callable, size: Size) -> tuple:
 METHODS: dict[str, Callable[[Size], tuple[torch.nn.Module, torch.optim.Optimizer]]] = {
     BASELINE: lambda s: adam(torch.nn.RNN(s.inputs, s.hidden, nonlinearity="relu")),
     "OrthogonalRNN, relu, k = 1": lambda s: projunn(
-        OrthogonalRNN(s.inputs, s.hidden, nonlinearity="relu")
+        OrthogonalRNN(s.inputs, s.hidden, nonlinearity="relu", k=1)
     ),
-    "OrthogonalRNN, modrelu, k = 1": lambda s: projunn(OrthogonalRNN(s.inputs, s.hidden)),
-    "UnitaryRNN, modrelu, k = 1": lambda s: projunn(UnitaryRNN(s.inputs, s.hidden)),
+    "OrthogonalRNN, modrelu, k = 1": lambda s: projunn(OrthogonalRNN(s.inputs, s.hidden, k=1)),
+    "UnitaryRNN, modrelu, k = 1": lambda s: projunn(UnitaryRNN(s.inputs, s.hidden, k=1)),
     "loop, parametrizations.orthogonal": lambda s: adam(Loop(s, parametrizations.orthogonal)),
     "loop, geotorch.orthogonal": lambda s: of_package(
         "geotorch", lambda package, s: Loop(s, package.orthogonal), s
@@ -111,9 +111,9 @@ METHODS: dict[str, Callable[[Size], tuple[torch.nn.Module, torch.optim.Optimizer
     ),
     "torch.nn.GRU": lambda s: adam(torch.nn.GRU(s.inputs, s.hidden)),
     "OrthogonalGRU, tanh, k = 1": lambda s: projunn(
-        OrthogonalGRU(s.inputs, s.hidden, nonlinearity="tanh")
+        OrthogonalGRU(s.inputs, s.hidden, nonlinearity="tanh", k=1)
     ),
-    "OrthogonalGRU, modrelu, k = 1": lambda s: projunn(OrthogonalGRU(s.inputs, s.hidden)),
+    "OrthogonalGRU, modrelu, k = 1": lambda s: projunn(OrthogonalGRU(s.inputs, s.hidden, k=1)),
     "torch.nn.LSTM": lambda s: adam(torch.nn.LSTM(s.inputs, s.hidden)),
 }
 

@@ -106,18 +106,24 @@ class Model(torch.nn.Module):
 
 
 def adam(
-    model: Model, lr: float, recurrent_lr: float, betas: tuple[float, float]
+    model: Model,
+    lr: float,
+    recurrent_lr: float,
+    betas: tuple[float, float],
+    angle: float | None = None,
+    second_moment: str = "mean",
 ) -> ProjUNNRiemannianAdam:
     """Return one optimizer for everything trained, with a rate of its own for the recurrent matrix.
 
-    An elementwise Adam direction of an n x n matrix has a norm of about n, so that the rate that
-    suits the other weights turns the recurrent matrix too far.
+    Adam's direction of an n x n matrix has a norm of about n, so that the rate that suits the other
+    weights turns the recurrent matrix too far. With an angle its steps are in radians.
     """
     recurrent = model.layer.weight_hh_l0
     rest = [p for p in model.parameters() if p is not recurrent]
-    return ProjUNNRiemannianAdam(
-        [{"params": rest, "lr": lr}, {"params": [recurrent], "lr": recurrent_lr}], betas=betas
-    )
+    turned: Row = {"params": [recurrent], "lr": recurrent_lr, "second_moment": second_moment}
+    if angle is not None:
+        turned.update(lr=angle, normalize="angle")
+    return ProjUNNRiemannianAdam([{"params": rest, "lr": lr}, turned], betas=betas)
 
 
 def networks(options: argparse.Namespace, inputs: int, outputs: int, last: bool) -> list[Network]:
@@ -131,7 +137,8 @@ def networks(options: argparse.Namespace, inputs: int, outputs: int, last: bool)
 
     def at_rank(layer: type, readout: type, k: int | None) -> tuple[Model, torch.optim.Optimizer]:
         model = Model(layer(inputs, hidden, k=k, **kind), readout(hidden, outputs), last)
-        return model, adam(model, options.lr, options.recurrent_lr, betas)
+        kinds = options.angle, options.second_moment
+        return model, adam(model, options.lr, options.recurrent_lr, betas, *kinds)
 
     def torchs(layer: type) -> tuple[Model, torch.optim.Optimizer]:
         model = Model(layer(inputs, hidden), torch.nn.Linear(hidden, outputs), last)
@@ -379,7 +386,7 @@ def parser(name: str, description: str, **defaults: Any) -> argparse.ArgumentPar
     parser = argparse.ArgumentParser(prog=f"{name}.py", description=description)
     add = parser.add_argument
     add("--networks", nargs="+", choices=NETWORKS, default=["orthogonal"])
-    add("--k", nargs="+", type=rank, default=[1], help="ranks of a step, or 'full'")
+    add("--k", nargs="+", type=rank, default=[8], help="ranks of a step, or 'full'")
     add("--iterations", type=int, help="0 draws what the folder holds")
     add("--seeds", nargs="+", type=int, default=[0])
     add("--output", type=Path, default=Path("outputs"), help="folder to write to")
@@ -392,6 +399,8 @@ def parser(name: str, description: str, **defaults: Any) -> argparse.ArgumentPar
         add("--batch", type=positive),
         add("--lr", type=float, default=1e-3, help="learning rate of all but the recurrent matrix"),
         add("--recurrent-lr", type=float, default=1e-4, help="learning rate of the recurrent one"),
+        add("--angle", type=float, help="in radians, of its steps, in place of its learning rate"),
+        add("--second-moment", choices=("mean", "elementwise"), default="mean"),
         add("--momentum", type=float, default=0.0, help="Adam's first beta"),
         add("--smoothing", type=float, default=0.9, help="Adam's second beta"),
         add("--clip", type=float, help="largest norm of a gradient (default: any)"),

@@ -6,7 +6,7 @@ shows a marker eleven places before its end. The ten symbols are to be repeated 
 and blanks to be given before. A network without memory says blanks and then guesses, at a mean
 cross-entropy of 10 log 8 / (T + 20).
 
-    python examples/copy_memory.py                                  # T = 1000, k = 1
+    python examples/copy_memory.py                                  # T = 1000, k = 8
     python examples/copy_memory.py --T 1000 2000 --k 1 4 --networks orthogonal lstm
     python examples/copy_memory.py --T 100 --networks "orthogonal gru" gru      # gated ones
     python examples/copy_memory.py --smoke                          # seconds, for a test

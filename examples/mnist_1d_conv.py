@@ -79,7 +79,7 @@ def build(name: str, options: argparse.Namespace) -> tuple[Model, torch.optim.Op
     if name == "plain":
         return model, torch.optim.Adam(model.parameters(), options.lr)
     groups = param_groups(model, lr=options.lr, angle=options.angle)
-    return model, ProjUNNRiemannianAdam(groups, second_moment="mean")
+    return model, ProjUNNRiemannianAdam(groups)
 
 
 def main(arguments: list[str] | None = None) -> list[Row]:

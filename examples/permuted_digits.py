@@ -3,8 +3,8 @@
 Three recurrent networks of the same size see each digit of scikit-learn's bundled data set as
 64 pixels in a fixed random order, and name it after the last one:
 
-- orthogonal: an OrthogonalRNN, whose recurrent matrix ProjUNNRiemannianAdam steps at rank k
-  together with all other weights;
+- orthogonal: an OrthogonalRNN, whose recurrent matrix ProjUNNRiemannianAdam steps at rank k and in
+  radians, together with all other weights;
 - unconstrained: torch.nn.RNN and torch.optim.Adam, from the same initial weights;
 - unconstrained, torch's init: the same with torch's own initial weights.
 
@@ -27,34 +27,36 @@ from _runs import Model, Network, Row, Task, cosine, explain, plt, positive, ran
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from geoopt_projunn import ProjUNNRiemannianAdam
+from geoopt_projunn import ProjUNNRiemannianAdam, param_groups
 from geoopt_projunn.nn import OrthogonalRNN
 
 LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 PERMUTATION_SEED = 92916
 EPOCHS = {"digits": 100, "mnist": 20}
+PIXELS = {"digits": 64, "mnist": 784}
 TITLES = {"digits": "Digits", "mnist": "MNIST"}
 
 Split = tuple[torch.Tensor, torch.Tensor]
 
 
-def orthogonal(hidden: int, k: int | None, lr: float) -> tuple[Model, torch.optim.Optimizer]:
-    layer = OrthogonalRNN(1, hidden, nonlinearity="relu", k=k)
-    model = Model(layer, torch.nn.Linear(hidden, 10), last=True)
-    return model, ProjUNNRiemannianAdam(model.parameters(), lr=lr)
+def orthogonal(options: argparse.Namespace, lr: float) -> tuple[Model, torch.optim.Optimizer]:
+    layer = OrthogonalRNN(1, options.hidden, nonlinearity="relu", k=options.k)
+    model = Model(layer, torch.nn.Linear(options.hidden, 10), last=True)
+    groups = param_groups(model, lr=lr, angle=options.angle)
+    return model, ProjUNNRiemannianAdam(groups)
 
 
-def unconstrained(hidden: int, k: int | None, lr: float) -> tuple[Model, torch.optim.Optimizer]:
-    model, _ = orthogonal(hidden, k, lr)
+def unconstrained(options: argparse.Namespace, lr: float) -> tuple[Model, torch.optim.Optimizer]:
+    model, _ = orthogonal(options, lr)
     weights = model.layer.state_dict()
-    model.layer = torch.nn.RNN(1, hidden, nonlinearity="relu")
+    model.layer = torch.nn.RNN(1, options.hidden, nonlinearity="relu")
     model.layer.load_state_dict(weights)
     return model, torch.optim.Adam(model.parameters(), lr=lr)
 
 
-def torch_init(hidden: int, k: int | None, lr: float) -> tuple[Model, torch.optim.Optimizer]:
-    layer = torch.nn.RNN(1, hidden, nonlinearity="relu")
-    model = Model(layer, torch.nn.Linear(hidden, 10), last=True)
+def torch_init(options: argparse.Namespace, lr: float) -> tuple[Model, torch.optim.Optimizer]:
+    layer = torch.nn.RNN(1, options.hidden, nonlinearity="relu")
+    model = Model(layer, torch.nn.Linear(options.hidden, 10), last=True)
     return model, torch.optim.Adam(model.parameters(), lr=lr)
 
 
@@ -156,7 +158,7 @@ def train_one(
     """Train one network and return its history, a row for each epoch."""
     history = train(
         task,
-        Network(name, partial(NETWORKS[name][0], options.hidden, options.k, lr)),
+        Network(name, partial(NETWORKS[name][0], options, lr)),
         options.seed,
         options.epochs * in_epoch,
         every=in_epoch,
@@ -165,7 +167,7 @@ def train_one(
         folder=options.output if options.dataset == "mnist" and not options.tune else None,
         settings={
             "lr": lr,
-            **{key: getattr(options, key) for key in ("hidden", "k", "batch", "epochs")},
+            **{key: getattr(options, key) for key in ("hidden", "k", "angle", "batch", "epochs")},
         },
     )
     return list(history)
@@ -219,7 +221,10 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of MNIST")
     parser.add_argument("--epochs", type=positive, help="100 for digits, 20 for mnist")
     parser.add_argument("--hidden", type=positive, default=128, help="size of the recurrent matrix")
-    parser.add_argument("--k", type=rank, default=1, help="rank of a step, or 'full'")
+    parser.add_argument("--k", type=rank, default=8, help="rank of a step, or 'full'")
+    parser.add_argument(
+        "--angle", type=float, help="of its steps, in radians (default: one over the pixels)"
+    )
     parser.add_argument("--lr", type=float, help="one learning rate for all networks")
     parser.add_argument("--batch", type=positive, default=64)
     parser.add_argument("--seed", type=int, default=0)
@@ -228,6 +233,8 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     parser.add_argument("--smoke", action="store_true", help="a few seconds, for a test")
     options = parser.parse_args(arguments)
     options.epochs = options.epochs or EPOCHS[options.dataset]
+    # The matrix acts once for each pixel.
+    options.angle = options.angle or 1 / PIXELS[options.dataset]
     if options.smoke:
         options.epochs, options.hidden = 2, 16
     task, in_epoch = reading(options)

@@ -64,7 +64,8 @@ def kept_fraction(
     for k in ks:
         LowRankUnitary(k)  # raises what is wrong with a rank
         if k <= _highest_rank(manifold, points):
-            shares[int(k)] = _kept(_spec(manifold, k), points, grads, whole)
+            spec = _spec(manifold, points, k)
+            shares[int(k)] = _kept(spec, points, grads, whole)
     return shares
 
 
@@ -161,20 +162,21 @@ def diagnose(model: torch.nn.Module, *, lr: float = 1.0) -> Diagnosis:
 @torch.no_grad()
 def _diagnosed(name: str, p: torch.Tensor, lr: float) -> ParameterDiagnosis:
     manifold = _manifold_of(p)
+    k = manifold.rank(p)
     error = float(manifold.orthogonality_error(p).max())
     if p.grad is None:
         nan = math.nan
-        return ParameterDiagnosis(name, tuple(p.shape), manifold.k, nan, nan, error, None)
+        return ParameterDiagnosis(name, tuple(p.shape), k, nan, nan, error, None)
     points, grads = _batches(manifold, p, p.grad)
     whole, highest = _squared_length(points, grads), _highest_rank(manifold, points)
-    spec = _spec(manifold, manifold.k)
+    spec = _spec(manifold, points, k)
     kept = _kept(spec, points, grads, whole)
     length = float(_squared_lengths(spec, points, grads).mean()) ** 0.5
-    angle = lr * manifold.spec.scale * length / math.sqrt(2 * (manifold.k or highest))
+    angle = lr * manifold.spec(points).scale * length / math.sqrt(2 * (k or highest))
     ranks = [2**i for i in range(highest.bit_length()) if 2**i < highest] + [highest]
-    enough = (k for k in ranks if _kept(_spec(manifold, k), points, grads, whole) >= 0.5)
-    half = next(enough, None)
-    return ParameterDiagnosis(name, tuple(p.shape), manifold.k, kept, angle, error, half)
+    shares = ((rank, _kept(_spec(manifold, points, rank), points, grads, whole)) for rank in ranks)
+    half = next((rank for rank, share in shares if share >= 0.5), None)
+    return ParameterDiagnosis(name, tuple(p.shape), k, kept, angle, error, half)
 
 
 def _cells(one: ParameterDiagnosis) -> tuple[str, ...]:
@@ -205,9 +207,9 @@ def _batches(
     return tuple(t.reshape(-1, *t.shape[-2:]) for t in (points, grads))  # type: ignore[return-value]
 
 
-def _spec(manifold: LowRankManifold, k: int | None) -> StepSpec:
+def _spec(manifold: LowRankManifold, points: torch.Tensor, k: int | None) -> StepSpec:
     # Without the factor of the metric, which the whole has not either.
-    return manifold.spec._replace(k=k, scale=1.0)
+    return manifold.spec(points)._replace(k=k, scale=1.0)
 
 
 def _highest_rank(manifold: LowRankManifold, points: torch.Tensor) -> int:

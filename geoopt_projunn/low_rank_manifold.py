@@ -3,7 +3,7 @@ r"""Steps of rank k on matrices with orthonormal columns, and geoopt's contract 
 import functools
 from collections.abc import Callable
 from numbers import Integral
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from geoopt.manifolds.base import Manifold
@@ -19,6 +19,10 @@ from .sketches import SKETCHES, Sketched
 from .sketches.coordinates import COORDINATES
 
 T = TypeVar("T")
+Rank = int | Literal["auto"] | None
+AUTO: Literal["auto"] = "auto"
+"""The k of a manifold that takes the rank of a step from the size of each point."""
+_MOST_BY_DEFAULT = 8
 
 
 def _step(method: Callable[..., T]) -> Callable[..., T]:
@@ -46,7 +50,7 @@ class LowRankManifold(OrthonormalGeometry):
 
     def __init__(
         self,
-        k: int | None = 1,
+        k: Rank = AUTO,
         *,
         retraction: str = "exponential",
         sketch: str = "tangent",
@@ -54,13 +58,13 @@ class LowRankManifold(OrthonormalGeometry):
         blocks: int = 1,
     ) -> None:
         super().__init__()
-        if k is not None:
+        if k is not None and k != AUTO:
             _check_integer("k", k, least=1, remedy="use k=None for full rank")
         _check_integer("sweep", sweep, least=0, remedy="use sweep=0 to turn drift control off")
         _check_integer("blocks", blocks, least=1, remedy="use blocks=1 for one matrix")
         _check_name("retraction", retraction, RETRACTIONS)
         _check_name("sketch", sketch, {**SKETCHES, COORDINATES: None})
-        self.k = k if k is None else int(k)
+        self.k: Rank = AUTO if k == AUTO else k if k is None else int(k)
         self.retraction = retraction
         self.sketch = sketch
         self.sweep = int(sweep)
@@ -71,7 +75,7 @@ class LowRankManifold(OrthonormalGeometry):
         """Whether ``retr_transp`` undoes itself: only without truncation."""
         return self.k is None
 
-    def _config(self) -> tuple[int | None, str, str, int, int]:
+    def _config(self) -> tuple[Rank, str, str, int, int]:
         return self.k, self.retraction, self.sketch, self.sweep, self.blocks
 
     def __eq__(self, other: object) -> bool:
@@ -81,16 +85,33 @@ class LowRankManifold(OrthonormalGeometry):
         # Once a step for each parameter: not by _config, which costs as much again.
         return hash((self.k, self.retraction, self.sketch, self.sweep, self.blocks))
 
-    def extra_repr(self) -> str:
-        """Return what tells two of these manifolds apart."""
+    def extra_repr(self, x: torch.Tensor | None = None) -> str:
+        """Return what tells two of these manifolds apart, with the rank of a point if given."""
+        k = self.k if x is None else self.rank(x)
         swept = "" if self.sweep == 1 else f", sweep={self.sweep}"
         stacked = "" if self.blocks == 1 else f", blocks={self.blocks}"
-        return f"k={self.k}, retraction={self.retraction}, sketch={self.sketch}{swept}{stacked}"
+        return f"k={k}, retraction={self.retraction}, sketch={self.sketch}{swept}{stacked}"
 
-    @property
-    def spec(self) -> StepSpec:
-        """What a backend has to know about steps."""
-        return StepSpec(self.k, self.sketch, self.retraction, self.sweep, scale=self._factor)
+    def rank(self, x: torch.Tensor) -> int | None:
+        """Return how many planes a step of a point turns, None for all of them.
+
+        Parameters
+        ----------
+        x : torch.Tensor
+            (*, blocks n, p), a point; only its shape counts
+        """
+        return self._rank(x.shape[-2] // self.blocks, x.shape[-1])
+
+    def _rank(self, n: int, p: int) -> int | None:
+        if self.k != AUTO:
+            return self.k
+        # Matrices of one row have no plane.
+        return min(_MOST_BY_DEFAULT, self._highest_rank(n, p)[0]) or None
+
+    def spec(self, points: torch.Tensor) -> StepSpec:
+        """Return what a backend has to know about steps of points, viewed as :meth:`points`."""
+        k = self._rank(*points.shape[-2:])
+        return StepSpec(k, self.sketch, self.retraction, self.sweep, scale=self._factor)
 
     @full_precision
     def sketch_direction(self, x: torch.Tensor, d: torch.Tensor, counter: torch.Tensor) -> Sketched:
@@ -108,13 +129,15 @@ class LowRankManifold(OrthonormalGeometry):
         Sketched
             basis and core of the generator, for :meth:`rotation`
         """
-        return choose(x).sketch(x, d, self.spec, counter)
+        return choose(x).sketch(x, d, self.spec(x), counter)
 
     def rotation(
         self, sketched: Sketched, step: float | torch.Tensor, dtype: torch.dtype
     ) -> Rotation:
         """Retract a sketched generator times ``step``, a number or a (b, 1, 1) tensor."""
-        return choose(sketched.core).rotation(sketched, step, self.spec, dtype)
+        # A rotation has the rank of its core, whatever the manifold says.
+        spec = self.spec(sketched.core)
+        return choose(sketched.core).rotation(sketched, step, spec, dtype)
 
     # -- geoopt's contract -------------------------------------------------------------
 
@@ -138,11 +161,11 @@ class LowRankManifold(OrthonormalGeometry):
             tangent at x
         """
         (x, u), shape = self._flatten(x=x, u=u)
-        if self.k is None:
+        if self._rank(*x.shape[-2:]) is None:
             return self._shaped((u - x @ (u.mH @ x)) * (self._factor / 2), shape)
         # No step is numbered here; the bits of u change from one gradient to the next.
         backend = choose(x)
-        sketched = backend.sketch(x, u, self.spec, bits_of_row(u))
+        sketched = backend.sketch(x, u, self.spec(x), bits_of_row(u))
         assert sketched.rows is not None
         velocity = sketched.velocity(x, backend.products)
         return self._shaped(sketched.rows.to(x.dtype).mH @ velocity, shape)
@@ -204,14 +227,14 @@ class LowRankManifold(OrthonormalGeometry):
 
     def _turned(self, x: torch.Tensor, u: torch.Tensor, *vs: torch.Tensor) -> list[torch.Tensor]:
         """Turn some vectors as the step along u turns x."""
-        backend = choose(x)
-        sketched = backend.sketch_tangent(x, u, self.spec)
-        rotation = backend.rotation(sketched, 1.0, self.spec, x.dtype)
+        backend, spec = choose(x), self.spec(x)
+        sketched = backend.sketch_tangent(x, u, spec)
+        rotation = backend.rotation(sketched, 1.0, spec, x.dtype)
         return [rotation(v, backend.products) for v in vs]
 
     def _check_shape(self, shape: tuple[int, ...], name: str) -> tuple[bool, str | None]:
         ok, reason = super()._check_shape(shape, name)
-        if ok and self.k is not None:
+        if ok and isinstance(self.k, int):
             highest, rule = self._highest_rank(shape[-2] // self.blocks, shape[-1])
             if self.k > highest:
                 return False, (

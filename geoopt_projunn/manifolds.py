@@ -27,9 +27,10 @@ class LowRankUnitary(LowRankManifold, UnitaryGeometry):
 
     Parameters
     ----------
-    k : int or None
-        How many planes a step turns, 1 <= k <= n // 2: it moves a subspace of dimension 2k. Take
-        min(8, n // 2) unless you know better. None: all planes, the ordinary manifold at
+    k : int, "auto" or None
+        How many planes a step turns, 1 <= k <= n // 2: it moves a subspace of dimension 2k. "auto",
+        the default: min(8, n // 2), by the size of each point, see :meth:`rank`; a matrix with
+        n = 1 has no plane, and counts as None. None: all planes, the ordinary manifold at
         :math:`O(n^3)` a step.
     retraction : {"exponential", "polar", "cayley"}
         How a step returns to the manifold: along the geodesic (projUNN-T), to the nearest
@@ -74,10 +75,12 @@ class LowRankUnitary(LowRankManifold, UnitaryGeometry):
     Examples
     --------
     >>> import geoopt, torch
-    >>> manifold = LowRankUnitary(k=1)
+    >>> manifold = LowRankUnitary()
     >>> weight = geoopt.ManifoldParameter(manifold.random(8, 8), manifold=manifold)
     >>> weight.manifold
-    LowRankUnitary(k=1, retraction=exponential, sketch=tangent) manifold
+    LowRankUnitary(k=auto, retraction=exponential, sketch=tangent) manifold
+    >>> weight.manifold.rank(weight)
+    4
     """
 
     name = "LowRankUnitary"
@@ -111,9 +114,10 @@ class LowRankStiefel(LowRankManifold, StiefelGeometry):
 
     Parameters
     ----------
-    k : int or None
+    k : int, "auto" or None
         How many planes a step turns, 1 <= k <= min(p, n // 2), n the longer side: it moves a
-        subspace of dimension 2k. Take min(8, p, n // 2) unless you know better. None: all planes.
+        subspace of dimension 2k. "auto", the default: min(8, p, n // 2), as of
+        :class:`LowRankUnitary`. None: all planes.
     retraction, sketch, sweep
         as of :class:`LowRankUnitary`; the sweep is of columns, for wide x of rows
     blocks : int

@@ -70,6 +70,24 @@ def test_an_experiment_draws_every_length_and_seed(tmp_path):
     assert rows[0]["loss"] != rows[2]["loss"]
 
 
+@pytest.mark.parametrize("k", ["1", "4"])
+def test_an_angle_is_how_far_the_recurrent_matrix_turns(k):
+    options = _runs.parser("copy_memory", "", hidden=16, batch=8, iterations=0, every=2)
+    options = options.parse_args(["--k", k, "--angle", "0.1", "--lr", "1e-3"])
+    [chosen] = _runs.networks(options, 10, 9, last=False)
+    model, optimizer = chosen.build()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    turn = model.layer.weight_hh_l0.detach() @ before["layer.weight_hh_l0"].mT
+    angles = torch.linalg.eigvals(turn.double()).angle()
+    assert float(angles.square().sum() / (2 * int(k))) ** 0.5 == pytest.approx(0.1, rel=1e-3)
+    # All other weights by the learning rate: Adam's first step has entries of this size.
+    moved = model.readout.weight.detach() - before["readout.weight"]
+    assert float(moved.abs().max()) == pytest.approx(1e-3, rel=1e-3)
+
+
 @pytest.mark.parametrize("network", ["orthogonal", "orthogonal gru", "lstm"])
 def test_a_run_that_was_cut_off_continues_bit_for_bit(network, tmp_path, capsys):
     copy_memory = load("copy_memory")
@@ -99,7 +117,7 @@ def test_an_experiment_redraws_earlier_runs_without_training(tmp_path):
     arguments = ["--smoke", "--output", str(tmp_path)]
     rows = copy_memory.main([*arguments, "--networks", "lstm"])
     both = copy_memory.main(arguments)
-    assert [row["network"] for row in both] == ["LSTM"] * 2 + ["orthogonal, k = 1"] * 2
+    assert [row["network"] for row in both] == ["LSTM"] * 2 + ["orthogonal, k = 8"] * 2
     assert both[:2] == rows
 
 
@@ -236,9 +254,10 @@ def test_permuted_digits_tuning_prints_every_learning_rate(capsys):
 def test_a_constrained_network_starts_like_the_unconstrained_one():
     example = load("permuted_digits")
     states = []
+    options = types.SimpleNamespace(hidden=16, k=1, angle=0.01)
     for make in (example.orthogonal, example.unconstrained):
         torch.manual_seed(0)
-        states.append(make(16, 1, 1e-3)[0].state_dict())
+        states.append(make(options, 1e-3)[0].state_dict())
     for name, value in states[0].items():
         assert torch.equal(value, states[1][name])
 

@@ -37,6 +37,7 @@ ranks = pytest.mark.parametrize("k", [1, None])
 
 def variants():
     return [
+        LowRankUnitary(),
         LowRankUnitary(1),
         LowRankUnitary(2),
         LowRankUnitary(None),
@@ -46,9 +47,9 @@ def variants():
     ]
 
 
-def test_the_defaults_are_rank_one_tangent_steps_along_geodesics():
+def test_the_defaults_are_tangent_steps_along_geodesics():
     manifold = LowRankUnitary()
-    assert manifold == LowRankUnitary(1, retraction="exponential", sketch="tangent", sweep=1)
+    assert manifold == LowRankUnitary("auto", retraction="exponential", sketch="tangent", sweep=1)
     assert (manifold.name, manifold.ndim) == ("LowRankUnitary", 2)
 
 
@@ -71,6 +72,7 @@ def test_parameters_accept_tensors_of_an_equal_manifold_only():
 
 def test_the_representation_shows_rank_retraction_and_sketch():
     assert [repr(manifold) for manifold in variants()] == [
+        "LowRankUnitary(k=auto, retraction=exponential, sketch=tangent) manifold",
         "LowRankUnitary(k=1, retraction=exponential, sketch=tangent) manifold",
         "LowRankUnitary(k=2, retraction=exponential, sketch=tangent) manifold",
         "LowRankUnitary(k=None, retraction=exponential, sketch=tangent) manifold",

@@ -2,11 +2,14 @@
 
 import torch
 
+from geoopt_projunn import ProjUNNRiemannianAdam
 from tests._benchmarks import load
 
 problems = load("problems")
 radians = load("radians")
 stalls = load("stalls")
+load("methods")
+defaults = load("defaults")
 
 
 def test_the_table_of_angles(capsys):
@@ -36,6 +39,25 @@ def test_the_table_of_stalls(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 + len(stalls.METHODS)
     assert all(" of 2" in line for line in lines[2:])
+
+
+def test_the_table_of_defaults(tmp_path, capsys):
+    names = ["regression, batch 8", "random unitary"]
+    arguments = ["--smoke", "--output", str(tmp_path), "--problems", *names]
+    runs = defaults.main(arguments)
+    text = capsys.readouterr().out
+    assert (tmp_path / "defaults.md").read_text() in text
+    assert (tmp_path / "defaults.png").read_bytes().startswith(b"\x89PNG")
+    assert all(0 < end < 10 for run in runs for end in run.ends)
+    assert {run.method for run in runs} == {one.variant for one in defaults.methods()}
+    before = (tmp_path / "defaults.jsonl").read_bytes()
+    assert defaults.main(arguments) == runs
+    assert (tmp_path / "defaults.jsonl").read_bytes() == before
+
+
+def test_the_default_of_adam_has_no_false_fixed_points(monkeypatch):
+    monkeypatch.setitem(stalls.METHODS, "default", (ProjUNNRiemannianAdam, 0.03, {}))
+    assert stalls.stalled("default", 4, 1, steps=2000, starts=24) == 0
 
 
 def test_one_second_moment_for_a_matrix_has_no_false_fixed_points():

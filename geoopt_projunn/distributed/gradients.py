@@ -124,7 +124,7 @@ def _check(name: str, p: torch.Tensor) -> None:
             f"`{name}` must be on LowRankUnitary or LowRankStiefel, got a {type(p).__name__} of "
             f"shape {tuple(p.shape)} that is not; leave its gradient to DistributedDataParallel."
         )
-    if manifold.k is None or manifold.sketch not in LINEAR_SKETCHES:
+    if manifold.rank(p) is None or manifold.sketch not in LINEAR_SKETCHES:
         known = " or ".join(repr(sketch) for sketch in LINEAR_SKETCHES)
         raise ValueError(
             f"`{name}` must have a finite k and the sketch {known}, which are linear in the "

@@ -94,7 +94,7 @@ def keep_manifolds(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
             )
     for place, p in successors:
         if is_dtensor(p) and isinstance(place.manifold, LowRankManifold):
-            reason = misplacement(p, place.manifold.k, place.manifold.blocks)
+            reason = misplacement(p, place.manifold.rank(p), place.manifold.blocks)
             if reason is not None:
                 raise ValueError(
                     f"`{place.path}` on the {place.manifold} {reason}, got {p.placements}; build "

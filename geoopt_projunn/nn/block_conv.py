@@ -44,8 +44,8 @@ class BlockOrthogonalConv2d(BlockConv):
         With more outputs than inputs the outputs that are left over start at zero. Steps do not
         change the sign of the determinant of a square R.
     k, retraction, sketch
-        of the manifolds; k=None for full rank. A larger k than a parameter allows is cut to what
-        it allows.
+        Of the manifolds, with their defaults; ``k=None`` for full rank. A larger k than a
+        parameter allows is cut to what it allows.
     device, dtype
         of the parameters; ``dtype`` is that of the input
 

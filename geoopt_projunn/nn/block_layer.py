@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import geoopt
 import torch
 
-from ..low_rank_manifold import LowRankManifold
+from ..low_rank_manifold import AUTO, LowRankManifold, Rank
 from .arguments import (
     assert_dtype_of_layer,
     assert_known,
@@ -48,7 +48,7 @@ class BlockConv(KeepsManifolds):
         bias: bool = True,
         *,
         init: str = "haar",
-        k: int | None = 1,
+        k: Rank = AUTO,
         retraction: str = "exponential",
         sketch: str = "tangent",
         device: torch.device | str | None = None,
@@ -227,10 +227,10 @@ class BlockConv(KeepsManifolds):
             )
 
 
-def _manifold(shape: Sequence[int], k: int | None, **options: Any) -> LowRankManifold:
+def _manifold(shape: Sequence[int], k: Rank, **options: Any) -> LowRankManifold:
     """Return the manifold of one parameter, with k cut to what its shape allows."""
     manifold = manifold_for(shape, k, **options)
     highest, _ = manifold._highest_rank(*shape)
-    if k is None or k <= highest:
+    if not isinstance(k, int) or k <= highest:
         return manifold
     return manifold_for(shape, highest or None, **options)

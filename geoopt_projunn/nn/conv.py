@@ -82,7 +82,8 @@ class OrthogonalConv2d(_RealConv):
         kernel of noise as wide as the image; see :mod:`geoopt_projunn.init`. Steps do not change
         the sign of the determinant of a real matrix: from the identity all stay at 1.
     k, retraction, sketch
-        of the manifold, :class:`~geoopt_projunn.LowRankUnitary`; k=None for full rank
+        Of the manifold, :class:`~geoopt_projunn.LowRankUnitary`, with its defaults; ``k=None`` for
+        full rank.
     device, dtype
         of the parameters; ``dtype`` is that of the input
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from ..low_rank_manifold import AUTO, Rank
 from ..manifolds import LowRankUnitary
 from .cell import RecurrentCell
 from .gated import GatedWeights, gated_step
@@ -85,8 +86,8 @@ class OrthogonalGRU(_Gated, RecurrentLayer, torch.nn.GRU):
     nonlinearity : {"modrelu", "relu", "tanh"}
         :math:`\varphi`. modReLU has learned offsets ``offset_l0``, …, which start at 0, where it
         is the identity.
-    k : int or None
-        rank of a step, 1 <= k <= n // 2; None for full rank
+    k : int, "auto" or None
+        How many planes a step turns, 1 <= k <= n // 2; "auto": min(8, n // 2); None: all.
     retraction, sketch : str
         of :class:`LowRankUnitary`
     init : {"henaff", "cayley", "identity", "haar"}
@@ -143,7 +144,7 @@ class OrthogonalGRU(_Gated, RecurrentLayer, torch.nn.GRU):
     >>> states.shape, last.shape
     (torch.Size([5, 2, 8]), torch.Size([1, 2, 8]))
     >>> layer.weight_hh_l0.manifold
-    LowRankUnitary(k=1, retraction=exponential, sketch=tangent) manifold
+    LowRankUnitary(k=auto, retraction=exponential, sketch=tangent) manifold
     """
 
     _DIMENSIONS = "GRU: Expected input to be 2D or 3D, got {}D instead"
@@ -161,7 +162,7 @@ class OrthogonalGRU(_Gated, RecurrentLayer, torch.nn.GRU):
         dtype: torch.dtype | None = None,
         *,
         nonlinearity: str = "modrelu",
-        k: int | None = 1,
+        k: Rank = AUTO,
         retraction: str = "exponential",
         sketch: str = "tangent",
         init: str = "henaff",
@@ -232,7 +233,7 @@ class OrthogonalGRUCell(_Gated, RecurrentCell, torch.nn.GRUCell):
         dtype: torch.dtype | None = None,
         *,
         nonlinearity: str = "modrelu",
-        k: int | None = 1,
+        k: Rank = AUTO,
         retraction: str = "exponential",
         sketch: str = "tangent",
         init: str = "henaff",

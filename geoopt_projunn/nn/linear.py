@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from ..low_rank_manifold import AUTO, Rank
 from .arguments import checked_dtype
 from .keeping import KeepsManifolds, keep_manifolds
 from .placing import put_on
@@ -30,9 +31,9 @@ class OrthogonalLinear(KeepsManifolds, torch.nn.Linear):
         add a bias
     device, dtype
         of the parameters; the dtype is torch.float32 or torch.float64
-    k : int or None
-        Rank of a step, 1 <= k <= min(p, n // 2), n the larger of the two sizes and p the smaller;
-        None for full rank.
+    k : int, "auto" or None
+        How many planes a step turns, 1 <= k <= min(p, n // 2), n the larger of the two sizes and p
+        the smaller; "auto": 8, or the highest that is allowed if that is less; None: all.
     retraction, sketch
         of the manifold
     init : {"haar", "identity", "henaff", "cayley"}
@@ -68,7 +69,7 @@ class OrthogonalLinear(KeepsManifolds, torch.nn.Linear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        k: int | None = 1,
+        k: Rank = AUTO,
         retraction: str = "exponential",
         sketch: str = "tangent",
         init: str = "haar",

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 from ..backends.distributed import is_dtensor
 from ..geometry.checks import dtype_rule
 from ..linalg.precision import WIDE
-from ..low_rank_manifold import LowRankManifold
+from ..low_rank_manifold import LowRankManifold, Rank
 from ..manifolds import LowRankStiefel, LowRankUnitary
 from .gru import OrthogonalGRU, OrthogonalGRUCell
 from .keeping import keep_manifolds
@@ -25,7 +25,7 @@ __all__ = ["orthogonalize_"]
 def orthogonalize_(
     module: torch.nn.Module,
     name: str,
-    k: int | EllipsisType | None = ...,
+    k: Rank | EllipsisType = ...,
     *,
     blocks: int | None = None,
     retraction: str | None = None,

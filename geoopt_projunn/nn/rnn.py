@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..low_rank_manifold import AUTO, Rank
 from ..manifolds import LowRankUnitary
 from .layer import RecurrentLayer
 from .recurrence import recur
@@ -29,7 +30,7 @@ class _RNN(RecurrentLayer, torch.nn.RNN):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        k: int | None = 1,
+        k: Rank = AUTO,
         retraction: str = "exponential",
         sketch: str = "tangent",
         init: str = "henaff",
@@ -100,8 +101,8 @@ class OrthogonalRNN(_RNN):
         as in torch.nn.RNN
     device, dtype
         of the parameters; float32 or float64
-    k : int or None
-        rank of a step, 1 <= k <= n // 2; None for full rank
+    k : int, "auto" or None
+        How many planes a step turns, 1 <= k <= n // 2; "auto": min(8, n // 2); None: all.
     retraction, sketch : str
         of :class:`LowRankUnitary`
     init : {"henaff", "cayley", "identity", "haar"}
@@ -166,7 +167,7 @@ class OrthogonalRNN(_RNN):
     >>> states.shape, last.shape
     (torch.Size([5, 2, 8]), torch.Size([1, 2, 8]))
     >>> layer.weight_hh_l0.manifold
-    LowRankUnitary(k=1, retraction=exponential, sketch=tangent) manifold
+    LowRankUnitary(k=auto, retraction=exponential, sketch=tangent) manifold
     """
 
     is_complex: ClassVar[bool] = False

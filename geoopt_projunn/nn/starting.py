@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ..init import INITS
-from ..low_rank_manifold import LowRankManifold
+from ..low_rank_manifold import LowRankManifold, Rank
 from ..manifolds import LowRankStiefel, LowRankUnitary
 from .placing import without_x
 
@@ -16,7 +16,7 @@ RECTANGULAR = ("identity", "haar")
 
 def manifold_for(
     shape: Sequence[int],
-    k: int | None,
+    k: Rank,
     *,
     retraction: str,
     sketch: str,
@@ -76,4 +76,6 @@ def assert_fits(name: str, owner: Any, x: torch.Tensor, manifold: LowRankManifol
 def steps_of(p: Any) -> str:
     """Return what a module's description says of how its parameter is stepped."""
     manifold = getattr(p, "manifold", None)
+    if isinstance(manifold, LowRankManifold):
+        return f", {manifold.extra_repr(p)}"
     return "" if manifold is None else f", {manifold.extra_repr()}"

@@ -92,7 +92,9 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
     r"""Adam with rank-k steps on LowRankUnitary.
 
     A parameter on :class:`~geoopt_projunn.LowRankUnitary` moves along the sketch of Adam's
-    direction in the ambient space, :math:`D = \hat m / (\sqrt{\hat v} + \epsilon)`:
+    direction in the ambient space, :math:`D = \hat m / (\sqrt{\hat v} + \epsilon)`, where the
+    second moment :math:`\hat v` is one number for each matrix, unless ``second_moment`` says
+    otherwise:
 
     .. math::
 
@@ -108,16 +110,16 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
     :math:`D x^H - x D^H`; what is said of LowRankUnitary below holds there too.
 
     Parameters on another geoopt manifold are stepped by
-    :class:`geoopt.optim.RiemannianAdam`, plain ones by :class:`torch.optim.Adam`; the groups
-    may mix them. All arguments of :class:`torch.optim.Adam` are here with its defaults, but for
-    ``differentiable``.
+    :class:`geoopt.optim.RiemannianAdam`, plain ones by :class:`torch.optim.Adam`, whose second
+    moments are elementwise in any case; the groups may mix them. All arguments of
+    :class:`torch.optim.Adam` are here with its defaults, but for ``differentiable``.
 
     Parameters
     ----------
     params : iterable
         parameters or dicts that define groups
     lr : float or torch.Tensor
-        Learning rate; its unit on LowRankUnitary depends on ``second_moment``.
+        Learning rate; its unit on LowRankUnitary depends on ``second_moment`` and ``normalize``.
     betas : tuple of float or of torch.Tensor
         Decay of the moments; (0, α) is the paper's RMSprop with smoothing α, with Adam's bias
         correction.
@@ -132,16 +134,16 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         What ``lr`` means on LowRankUnitary. None: a multiple of the direction. "angle": the root
         mean square angle, in radians, of the k planes that a step turns. "spectral": the angle of
         each of them. See Notes.
-    second_moment : {"elementwise", "scalar", "mean"}
-        What the direction is divided by on LowRankUnitary. "elementwise": one number for each entry
-        (the paper's RMSprop). Scaled entry by entry before the projection on the tangent space, a
-        direction need not descend, and some runs end where the Riemannian gradient does not vanish.
-        "mean": one number for each matrix, the root mean square of its entries; with it no run
-        ends there. "scalar": one number for each matrix, its norm (geoopt's). For complex
-        parameters the square is :math:`|g|^2`, real. Learning rates differ: the direction has
-        entries of size one with the first two, :math:`\lVert D \rVert_F \approx n`, and length
-        one with "scalar". At n = 512, lr = 1e-3 turns by up to half a radian with the first two,
-        and by 1e-3 radian with "scalar".
+    second_moment : {"mean", "scalar", "elementwise"}
+        What the direction is divided by on LowRankUnitary. "mean": one number for each matrix, the
+        root mean square of its entries. "scalar": one number for each matrix, its norm (geoopt's).
+        "elementwise": one number for each entry, as in torch's Adam and the paper's RMSprop. Scaled
+        entry by entry before the projection on the tangent space, a direction need not descend, and
+        some runs end where the Riemannian gradient does not vanish; with one number for each
+        matrix none does. For complex parameters the square is :math:`|g|^2`, real. Learning rates
+        differ: the direction has entries of size one with "mean" and "elementwise",
+        :math:`\lVert D \rVert_F \approx n`, and length one with "scalar". At n = 512, lr = 1e-3
+        turns by up to half a radian with the former two, and by 1e-3 radian with "scalar".
     maximize : bool
         ascend instead of descend
     decoupled_weight_decay : bool
@@ -190,15 +192,15 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         -\eta \frac{\sqrt{2k}}{\lVert S \rVert_F} S \quad\text{("angle")}, \qquad
         -\eta\, S (S^H S)^{-1/2} \quad\text{("spectral")},
 
-    whatever the size of the gradient: ``lr`` is an angle. Start with 0.3 to 0.5 radian, and in a
-    recurrent layer, whose matrix acts T times for a sequence of T steps, with about 1 / T. It is
-    the angle of the exponential; the Cayley transform and the polar factor turn a little less. No
-    plane turns further than :math:`\pi`. "spectral" turns planes with hardly any gradient less.
-    Where the tangent part of a direction is rounding, nothing moves; the sketches "lsi" and
-    "column" cannot tell. k=None counts as k = n // 2, or n / 2 for complex x, and p if that is
-    less, in :math:`O(n^3)`. Such steps do not shrink as the gradient does: let ``lr`` decay, to
-    zero at the end. Other parameters take ``lr`` as they always do, so give them a group of their
-    own.
+    whatever the size of the gradient: ``lr`` is an angle. Start with 5n / (kT) radian for T steps
+    and n x n matrices, at most 0.8, and in a recurrent layer, whose matrix acts at each time step,
+    with at most about one over the number of these. It is the angle of the exponential; the Cayley
+    transform and the polar factor turn a little less. No plane turns further than :math:`\pi`.
+    "spectral" turns planes with hardly any gradient less. Where the tangent part of a direction is
+    rounding, nothing moves; the sketches "lsi" and "column" cannot tell. k=None counts as k = n //
+    2, or n / 2 for complex x, and p if that is less, in :math:`O(n^3)`. Such steps do not shrink as
+    the gradient does: let ``lr`` decay, to zero at the end. Other parameters take ``lr`` as they
+    always do, so give them a group of their own.
 
     References
     ----------
@@ -224,7 +226,7 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         weight_decay: float = 0.0,
         amsgrad: bool = False,
         *,
-        second_moment: str = "elementwise",
+        second_moment: str = "mean",
         normalize: str | None = None,
         maximize: bool = False,
         decoupled_weight_decay: bool = False,

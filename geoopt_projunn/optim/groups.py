@@ -29,9 +29,10 @@ def param_groups(
     lr : float or torch.Tensor
         learning rate of the parameters that are not on a manifold of this package
     angle : float or torch.Tensor
-        Learning rate of those on one, in radians: how far a step turns a plane. Start with 0.3
-        to 0.5, and in a recurrent layer with about one over the number of time steps. Let it
-        decay to zero, for such steps do not shrink by themselves.
+        Learning rate of those on one, in radians: how far a step turns a plane. Start with
+        5n / (kT) for T steps and n x n matrices, at most 0.8, and in a recurrent layer at most
+        about one over the number of time steps. Of an n x p matrix n is the longer side, or 2p if
+        that is less. Let it decay to zero, for such steps do not shrink by themselves.
     normalize : {"angle", "spectral"}
         of which planes ``angle`` is the angle, see :class:`ProjUNNRiemannianSGD`
 

@@ -17,6 +17,7 @@ from .kinds import (
     check_unit,
     is_low_rank,
     kind_of,
+    low_rank_of,
     manifold_of,
     stacked,
 )
@@ -103,10 +104,9 @@ class Preparation:
             if is_spread(p) or is_dtensor(p.grad):
                 for p in members:
                     check_spread(p, fresh.get(p) or states[p], self._rule, group)
-            if not all(name in state for name in self._rule.buffer_names(group)):
-                for p in members:
-                    x = stacked(p)
-                    fresh[p] = {**first_buffers(x, self._rule, group), **states[p]}
+            missing = [name for name in self._rule.buffer_names(group) if name not in state]
+            for p in members if missing else []:
+                fresh[p] = self._begun_anew(p, group, states[p], missing)
         prepared.parts.append(part)
 
     def begin(self, begun: Mapping[torch.Tensor, bool], states: States) -> None:
@@ -136,6 +136,19 @@ class Preparation:
         if gives_values(p):
             probe(p, manifold, group)
         return True
+
+    def _begun_anew(
+        self, p: torch.Tensor, group: dict[str, Any], state: Buffers, missing: list[str]
+    ) -> Buffers:
+        """Return the state of a parameter whose group asks for buffers that it has not.
+
+        Buffers that begin at zero want the bias correction of a first step, and so a whole state
+        that begins. Only AMSGrad's largest moments may begin later.
+        """
+        if all(name.startswith("max_") for name in missing):
+            return {**first_buffers(stacked(p), self._rule, group), **state}
+        begun = first_state(p, low_rank_of(p), self._rule, group, {})
+        return {**state, **begun, "skipped": state["skipped"]}
 
     def _takes_sparse_of(self, p: torch.Tensor, group: dict[str, Any]) -> bool:
         return self._takes_sparse and manifold_of(p) is None and group["weight_decay"] == 0

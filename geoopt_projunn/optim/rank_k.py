@@ -45,7 +45,7 @@ def step_kinds(
             lr = lr * rates[over]
         unit = rule.unit(group, members[0].shape[-2] * members[0].shape[-1])
         options = {**group, "lr": lr if unit == 1 else lr * unit}
-        spec = manifold.spec
+        spec = manifold.spec(members[0])
         if group["normalize"] is not None:
             spec = spec._replace(normalize=group["normalize"])
         choose(first).step_(members, grads_of_kind, buffers, rule, options, spec)

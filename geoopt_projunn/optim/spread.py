@@ -59,9 +59,9 @@ def check_spread(p: torch.Tensor, state: Buffers, rule: Rule, group: Mapping[str
         )
     if not is_dtensor(p):
         if averages_gradients(p) is not None:
-            _check_averaged(p, rule, manifold.spec, group)
+            _check_averaged(p, rule, manifold.spec(manifold.points(p)), group)
         return
-    reason = misplacement(p, manifold.k, manifold.blocks)
+    reason = misplacement(p, manifold.rank(p), manifold.blocks)
     if reason is not None:
         raise ValueError(
             f"{capitalized(name)} {reason}, got {_placed(p)}; distribute it anew, or keep it whole "

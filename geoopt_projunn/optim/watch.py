@@ -67,7 +67,7 @@ class Watch:
             return
         for p in params:
             # Without a rank the gradient is spread over many planes, unless it is of low rank.
-            k = low_rank_of(p).k or 1
+            k = low_rank_of(p).rank(p) or 1
             # Of a complex generator one eigenvalue alone may have it all.
             rule, most = ("lr·√(2k)", 2 * k) if p.is_complex() else ("lr·√k", k)
             reach = furthest(lr, most, name)

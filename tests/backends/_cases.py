@@ -24,8 +24,11 @@ RULES = {
     "feedback": (SGD, {"lr": 0.1, "momentum": 0.5, "error_feedback": 0.9}),
     "angle": (SGD, {"lr": 0.3, "momentum": 0.9, "nesterov": True, "normalize": "angle"}),
     "spectral": (ADAM, {"lr": 0.2, "second_moment": "scalar", "normalize": "spectral"}),
-    "adam": (ADAM, {"lr": 0.02}),
-    "amsgrad": (ADAM, {"lr": 0.02, "amsgrad": True, "betas": (0.8, 0.9)}),
+    "adam": (ADAM, {"lr": 0.02, "second_moment": "elementwise"}),
+    "amsgrad": (
+        ADAM,
+        {"lr": 0.02, "amsgrad": True, "second_moment": "elementwise", "betas": (0.8, 0.9)},
+    ),
     "mean": (ADAM, {"lr": 0.02, "second_moment": "mean"}),
     "scalar": (ADAM, {"lr": 0.2, "second_moment": "scalar"}),
     "scalar amsgrad": (ADAM, {"lr": 0.2, "second_moment": "scalar", "amsgrad": True}),

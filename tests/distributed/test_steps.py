@@ -26,7 +26,7 @@ SETTINGS = {
     "column": (SGD, {"lr": 0.1}, {"k": 2, "sketch": "column", "retraction": "cayley"}),
     "angle": (SGD, {"lr": 0.1, "momentum": 0.9, "normalize": "angle"}, {"k": 1}),
     "spectral": (ADAM, {"lr": 0.1, "normalize": "spectral"}, {"k": 3}),
-    "adam": (ADAM, {"lr": 0.02}, {"k": 2}),
+    "adam": (ADAM, {"lr": 0.02, "second_moment": "elementwise"}, {"k": 2}),
     "mean": (ADAM, {"lr": 0.1, "second_moment": "mean"}, {"k": 2}),
     "scalar": (ADAM, {"lr": 0.1, "second_moment": "scalar", "amsgrad": True}, {"k": 1}),
 }

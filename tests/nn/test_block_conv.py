@@ -180,7 +180,8 @@ def test_from_the_identity_channels_are_a_pixel_off_where_halves_do_not_fit(chan
 def test_one_channel_needs_no_projectors():
     layer = nn.BlockOrthogonalConv2d(1, 1, 3)
     assert layer.projectors is None
-    assert layer.weight.manifold.k is None
+    assert layer.weight.manifold.rank(layer.weight) is None
+    assert nn.BlockOrthogonalConv2d(1, 1, 3, k=2).weight.manifold.k is None
     assert sorted(layer.state_dict()) == ["bias", "weight"]
     assert nn.BlockOrthogonalConv2d(4, 16, 2, stride=2).projectors is None
 

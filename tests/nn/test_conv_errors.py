@@ -39,7 +39,7 @@ BAD_ARGUMENTS = {
         (2, 2, 4),
         {"k": 2},
     ),
-    "one channel": (ValueError, "use k=None for full rank", (1, 1, 4), {}),
+    "one channel": (ValueError, "use k=None for full rank", (1, 1, 4), {"k": 1}),
     "retraction": (ValueError, "`retraction` must be one of", (2, 2, 4), {"retraction": "svd"}),
     "half": (TypeError, "`dtype` of .* must be torch.f", (2, 2, 4), {"dtype": torch.float16}),
     "complex": (TypeError, "`dtype` of .* must be torch.f", (2, 2, 4), {"dtype": torch.complex64}),

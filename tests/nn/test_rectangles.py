@@ -163,7 +163,7 @@ def test_it_keeps_norms_or_those_of_a_part(inputs, outputs, dtype):
 def test_it_starts_at_an_init_and_again():
     layer = nn.OrthogonalLinear(6, 16, init="identity")
     assert torch.equal(layer.weight, torch.eye(16, 6))
-    assert "k=1, retraction=exponential, sketch=tangent, init=identity" in repr(layer)
+    assert "k=6, retraction=exponential, sketch=tangent, init=identity" in repr(layer)
     haar = nn.OrthogonalLinear(8, 8)
     weight, before = haar.weight, haar.weight.detach().clone()
     haar.reset_parameters()
@@ -179,7 +179,7 @@ LAYER_ERRORS = {
         r"`weight` of OrthogonalLinear does not fit: `k` must satisfy .* = 4, got 5",
     ),
     "k of one row": (
-        lambda: nn.OrthogonalLinear(1, 1),
+        lambda: nn.OrthogonalLinear(1, 1, k=1),
         ValueError,
         r"`k` must satisfy 1 <= k <= n // 2 = 0, got 1; use k=None",
     ),

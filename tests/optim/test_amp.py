@@ -94,7 +94,7 @@ def test_unscaled_gradients_can_be_clipped(kind):
     ("kind", "options"),
     [
         (ProjUNNRiemannianSGD, {"momentum": 0.9}),
-        (ProjUNNRiemannianAdam, {"stabilize": 2}),
+        (ProjUNNRiemannianAdam, {"stabilize": 2, "second_moment": "elementwise"}),
         (ProjUNNRiemannianAdam, {"second_moment": "scalar"}),
     ],
 )

@@ -14,7 +14,7 @@ SETTINGS = {
     "sgd": (ProjUNNRiemannianSGD, {}),
     "momentum": (ProjUNNRiemannianSGD, {"momentum": 0.9}),
     "feedback": (ProjUNNRiemannianSGD, {"momentum": 0.9, "error_feedback": 0.99}),
-    "adam": (ProjUNNRiemannianAdam, {}),
+    "adam": (ProjUNNRiemannianAdam, {"second_moment": "elementwise"}),
     "scalar": (ProjUNNRiemannianAdam, {"second_moment": "scalar", "amsgrad": True}),
 }
 each_setting = pytest.mark.parametrize(("kind", "options"), SETTINGS.values(), ids=SETTINGS.keys())

@@ -10,7 +10,7 @@ from tests._replicas import on_two_replicas
 
 SETTINGS = {
     "momentum": (ProjUNNRiemannianSGD, {"lr": 0.05, "momentum": 0.9}),
-    "adam": (ProjUNNRiemannianAdam, {"lr": 0.01}),
+    "adam": (ProjUNNRiemannianAdam, {"lr": 0.01, "second_moment": "elementwise"}),
     "scalar": (ProjUNNRiemannianAdam, {"lr": 0.05, "second_moment": "scalar"}),
 }
 

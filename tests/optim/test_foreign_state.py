@@ -30,7 +30,7 @@ from ._helpers import (
 SETTINGS = {
     "sgd": (ProjUNNRiemannianSGD, {"lr": 0.05}),
     "momentum": (ProjUNNRiemannianSGD, {"lr": 0.05, "momentum": 0.9}),
-    "adam": (ProjUNNRiemannianAdam, {"lr": 0.01}),
+    "adam": (ProjUNNRiemannianAdam, {"lr": 0.01, "second_moment": "elementwise"}),
     "scalar": (ProjUNNRiemannianAdam, {"lr": 0.01, "second_moment": "scalar", "amsgrad": True}),
 }
 each_setting = pytest.mark.parametrize(("kind", "options"), SETTINGS.values(), ids=SETTINGS.keys())
@@ -134,7 +134,7 @@ def test_a_state_of_torchs_adam_is_taken_over_also_of_old_torch(number):
     saved = copy.deepcopy(theirs.state_dict())
     for state in saved["state"].values():
         state["step"] = number(state["step"])
-    optimizer = ProjUNNRiemannianAdam(ours.parameters(), lr=0.01)
+    optimizer = ProjUNNRiemannianAdam(ours.parameters(), lr=0.01, second_moment="elementwise")
     optimizer.load_state_dict(saved)
     before = copy.deepcopy(optimizer.state[ours[0].weight])
     (grad,) = gradients(ours[0].weight, 1)
@@ -155,7 +155,7 @@ def test_a_state_of_geoopts_adam_is_taken_over():
     model = Mixed()
     theirs = adam_run(geoopt.optim.RiemannianAdam, model, range(4))
     assert isinstance(theirs.state[model.plain.weight]["step"], int)
-    optimizer = ProjUNNRiemannianAdam(model.parameters(), lr=0.01)
+    optimizer = ProjUNNRiemannianAdam(model.parameters(), lr=0.01, second_moment="elementwise")
     optimizer.load_state_dict(copy.deepcopy(theirs.state_dict()))
     train(model, optimizer, range(4, 8))
     assert optimizer.state[model.turn]["step"] == 8

@@ -27,7 +27,7 @@ SETTINGS = {
     "sgd": (ProjUNNRiemannianSGD, {}),
     "momentum": (ProjUNNRiemannianSGD, {"momentum": 0.9, "nesterov": True}),
     "feedback": (ProjUNNRiemannianSGD, {"momentum": 0.5, "error_feedback": 0.9}),
-    "adam": (ProjUNNRiemannianAdam, {}),
+    "adam": (ProjUNNRiemannianAdam, {"second_moment": "elementwise"}),
     "scalar": (ProjUNNRiemannianAdam, {"second_moment": "scalar", "amsgrad": True}),
 }
 each_setting = pytest.mark.parametrize(("kind", "options"), SETTINGS.values(), ids=SETTINGS.keys())
@@ -166,8 +166,16 @@ KERNELS = {
     "sgd": (ProjUNNRiemannianSGD, {}, {"k": 1}),
     "momentum": (ProjUNNRiemannianSGD, {"momentum": 0.9, "dampening": 0.3}, {"k": 4}),
     "nesterov": (ProjUNNRiemannianSGD, {"momentum": 0.9, "nesterov": True}, {"k": 16, "sweep": 8}),
-    "adam": (ProjUNNRiemannianAdam, {}, {"k": 2, "retraction": "polar"}),
-    "amsgrad": (ProjUNNRiemannianAdam, {"amsgrad": True}, {"k": 1, "sketch": "lsi"}),
+    "adam": (
+        ProjUNNRiemannianAdam,
+        {"second_moment": "elementwise"},
+        {"k": 2, "retraction": "polar"},
+    ),
+    "amsgrad": (
+        ProjUNNRiemannianAdam,
+        {"amsgrad": True, "second_moment": "elementwise"},
+        {"k": 1, "sketch": "lsi"},
+    ),
     "scalar": (
         ProjUNNRiemannianAdam,
         {"second_moment": "scalar", "amsgrad": True},
@@ -221,7 +229,7 @@ def test_a_step_launches_fourteen_kernels_at_most(setting):
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        (ProjUNNRiemannianAdam, {"capturable": True}),
+        (ProjUNNRiemannianAdam, {"capturable": True, "second_moment": "elementwise"}),
         (ProjUNNRiemannianAdam, {"capturable": True, "second_moment": "scalar"}),
         (ProjUNNRiemannianSGD, {"momentum": 0.9, "fused": True}),
     ],

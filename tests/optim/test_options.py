@@ -391,7 +391,7 @@ def test_amsgrad_may_be_switched_on_for_every_kind_of_parameter():
     sphere = geoopt.Sphere()
     params = [torch.nn.Parameter(torch.randn(3)), unitary_parameter(4, 4)]
     params.append(geoopt.ManifoldParameter(sphere.random(2, 3), manifold=sphere))
-    optimizer = ProjUNNRiemannianAdam(params, lr=0.1)
+    optimizer = ProjUNNRiemannianAdam(params, lr=0.1, second_moment="elementwise")
     for amsgrad in (False, True, True):
         optimizer.param_groups[0]["amsgrad"] = amsgrad
         for p in params:

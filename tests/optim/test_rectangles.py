@@ -33,7 +33,7 @@ OPTIONS = {
     "sgd": (ProjUNNRiemannianSGD, {"lr": 0.1}),
     "nesterov": (ProjUNNRiemannianSGD, {"lr": 0.05, "momentum": 0.9, "nesterov": True}),
     "feedback": (ProjUNNRiemannianSGD, {"lr": 0.05, "momentum": 0.5, "error_feedback": 0.9}),
-    "adam": (ProjUNNRiemannianAdam, {"lr": 0.01}),
+    "adam": (ProjUNNRiemannianAdam, {"lr": 0.01, "second_moment": "elementwise"}),
     "scalar": (ProjUNNRiemannianAdam, {"lr": 0.1, "second_moment": "scalar", "amsgrad": True}),
 }
 rules = pytest.mark.parametrize("rule", OPTIONS)

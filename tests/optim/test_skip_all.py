@@ -25,7 +25,10 @@ SETTINGS = {
     "momentum": (ProjUNNRiemannianSGD, {"lr": 0.05, "momentum": 0.9, "dampening": 0.3}),
     "nesterov": (ProjUNNRiemannianSGD, {"lr": 0.05, "momentum": 0.9, "nesterov": True}),
     "feedback": (ProjUNNRiemannianSGD, {"lr": 0.05, "momentum": 0.5, "error_feedback": 0.9}),
-    "adam": (ProjUNNRiemannianAdam, {"lr": 0.01, "weight_decay": 0.1}),
+    "adam": (
+        ProjUNNRiemannianAdam,
+        {"lr": 0.01, "weight_decay": 0.1, "second_moment": "elementwise"},
+    ),
     "adamw": (
         ProjUNNRiemannianAdam,
         {"lr": 0.01, "weight_decay": 0.1, "decoupled_weight_decay": True, "amsgrad": True},

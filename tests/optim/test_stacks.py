@@ -20,7 +20,7 @@ SETTINGS = {
     "sgd": (ProjUNNRiemannianSGD, {"lr": 0.05}),
     "momentum": (ProjUNNRiemannianSGD, {"lr": 0.05, "momentum": 0.9}),
     "feedback": (ProjUNNRiemannianSGD, {"lr": 0.05, "error_feedback": 0.5}),
-    "adam": (ProjUNNRiemannianAdam, {"lr": 0.01}),
+    "adam": (ProjUNNRiemannianAdam, {"lr": 0.01, "second_moment": "elementwise"}),
     "scalar": (ProjUNNRiemannianAdam, {"lr": 0.01, "second_moment": "scalar", "amsgrad": True}),
 }
 each_setting = pytest.mark.parametrize(("kind", "options"), SETTINGS.values(), ids=SETTINGS.keys())

@@ -34,8 +34,11 @@ SETTINGS = {
     "sgd": (ProjUNNRiemannianSGD, {"lr": 0.05}),
     "momentum": (ProjUNNRiemannianSGD, {"lr": 0.05, "momentum": 0.9}),
     "nesterov": (ProjUNNRiemannianSGD, {"lr": 0.05, "momentum": 0.9, "nesterov": True}),
-    "adam": (ProjUNNRiemannianAdam, {"lr": 0.01}),
-    "amsgrad": (ProjUNNRiemannianAdam, {"lr": 0.01, "amsgrad": True}),
+    "adam": (ProjUNNRiemannianAdam, {"lr": 0.01, "second_moment": "elementwise"}),
+    "amsgrad": (
+        ProjUNNRiemannianAdam,
+        {"lr": 0.01, "amsgrad": True, "second_moment": "elementwise"},
+    ),
     "scalar": (ProjUNNRiemannianAdam, {"lr": 0.01, "second_moment": "scalar", "amsgrad": True}),
 }
 each_setting = pytest.mark.parametrize(("kind", "options"), SETTINGS.values(), ids=SETTINGS.keys())
