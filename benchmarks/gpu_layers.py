@@ -23,16 +23,15 @@ def recurrences(device: str) -> Cases:
     def theirs(nonlinearity: str) -> Callable[[], Layer]:
         return lambda: torch.nn.RNN(inputs, hidden, nonlinearity=nonlinearity)
 
-    full = torch.backends.cudnn.flags
     methods: dict[str, tuple[Callable, Callable[[], Layer]]] = {
-        "torch.nn.RNN relu, no TF32": (lambda: full(allow_tf32=False), theirs("relu")),
-        "torch.nn.RNN relu, TF32": (lambda: full(allow_tf32=True), theirs("relu")),
+        "torch.nn.RNN relu, no TF32": (lambda: _cudnn(tf32=False), theirs("relu")),
+        "torch.nn.RNN relu, TF32": (lambda: _cudnn(tf32=True), theirs("relu")),
         "OrthogonalRNN relu": (nullcontext, ours(nonlinearity="relu")),
         "OrthogonalRNN modrelu": (nullcontext, ours()),
         "OrthogonalRNN modrelu, torch's operations": (_torchs_operations, ours()),
         "UnitaryRNN modrelu": (nullcontext, ours(UnitaryRNN)),
         "UnitaryRNN modrelu, torch's operations": (_torchs_operations, ours(UnitaryRNN)),
-        "torch.nn.RNN tanh, no TF32": (lambda: full(allow_tf32=False), theirs("tanh")),
+        "torch.nn.RNN tanh, no TF32": (lambda: _cudnn(tf32=False), theirs("tanh")),
         "OrthogonalRNN tanh": (nullcontext, ours(nonlinearity="tanh")),
     }
     x = torch.randn(length, batch, inputs, device=device)
@@ -53,9 +52,8 @@ def convolutions(device: str) -> Cases:
 
         x = torch.randn(batch, channels, size, size, device=device)
         label = f"{channels} channels, {size} x {size}"
-        full = torch.backends.cudnn.flags
         for name, build, context, given in (
-            ("Conv2d 3 x 3, no TF32", plain, lambda full=full: full(allow_tf32=False), x),
+            ("Conv2d 3 x 3, no TF32", plain, lambda: _cudnn(tf32=False), x),
             ("OrthogonalConv2d", ours, nullcontext, x),
             ("OrthogonalConv2d, torch's operations", ours, _torchs_operations, x),
             ("UnitaryConv2d", lambda ours=ours: ours(UnitaryConv2d), nullcontext, x + 0j),
@@ -89,3 +87,8 @@ def _torchs_operations() -> AbstractContextManager:
     for module in ("pointwise", "frequencies"):
         stack.enter_context(patch(f"geoopt_projunn.nn.{module}.serve", lambda _: False))
     return stack
+
+
+def _cudnn(*, tf32: bool) -> AbstractContextManager:
+    # Without `enabled` torch would leave cuDNN out.
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32)

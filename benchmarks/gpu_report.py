@@ -40,6 +40,8 @@ def _short(value: Any) -> str:
 
 def draw(report: dict[str, Any], path: Path) -> None:
     """Draw the times of steps over n, where matplotlib is and there are any."""
+    where = report["parts"].get("environment", {"found": {}})["found"]
+    title = str(where.get("device", report["device"])).split(",")[0]
     curves: dict[str, dict[int, float]] = {}
     for label, found in report["parts"].get("times", {"found": {}})["found"].items():
         known = re.fullmatch(r"n=(\d+) (\S+ k=\d+)", label)
@@ -56,11 +58,17 @@ def draw(report: dict[str, Any], path: Path) -> None:
     figure = Figure((8, 5), layout="constrained")
     axes = figure.subplots()
     styles = {"eager": "--", "graph": "-", "floor": ":"}
+    colors = {
+        rule: f"C{i}" for i, rule in enumerate(sorted({label.split(",")[0] for label in curves}))
+    }
     for label, points in sorted(curves.items()):
-        axes.loglog(
-            *zip(*sorted(points.items()), strict=True), styles[label.split(", ")[1]], label=label
-        )
-    axes.set(xlabel="n", ylabel="milliseconds of a step", title=report["device"])
+        rule, kind = label.split(", ")
+        if kind == "floor" and not rule.endswith("k=1"):
+            continue  # which is that of k = 1
+        xs, ys = zip(*sorted(points.items()), strict=True)
+        axes.loglog(xs, ys, styles[kind], color=colors[rule], label=label)
+    axes.set(xlabel="n", ylabel="milliseconds of a step", title=title)
+    axes.grid(alpha=0.3)
     if curves:
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", ncols=2)
     figure.savefig(path)

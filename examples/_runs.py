@@ -359,6 +359,13 @@ def print_table(rows: list[Row], tasks: list[MemoryTask]) -> None:
                 f"{label:<26}{seed:>6}{last['iteration']:>12}{last['loss']:>10.1e}{solved:>18}"
                 f"{last['seconds']:>10.0f}{'' if error is None else f'{error:.0e}':>12}"
             )
+    print("\nIterations: how many, and the first with a loss below the threshold; W is recurrent")
+
+
+def explain(**columns: str) -> None:
+    """Say what the columns of a table mean."""
+    width = max(map(len, columns))
+    print("\n" + "\n".join(f"{name:<{width}}  {text}" for name, text in columns.items()))
 
 
 def save_picture(figure: plt.Figure, path: Path) -> None:

@@ -19,6 +19,7 @@ continued by a second call.
 import argparse
 import itertools
 
+import _needed  # noqa: F401
 import numpy as np
 import torch
 from _runs import MemoryTask, Row, cosine, networks, parse, parser, positive, run

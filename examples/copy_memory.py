@@ -17,6 +17,7 @@ sequences. Runs are saved in the output folder and continued by a second call.
 
 import math
 
+import _needed  # noqa: F401
 import numpy as np
 import torch
 from _runs import MemoryTask, Row, networks, parse, parser, positive, run

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import _needed  # noqa: F401
 import matplotlib as mpl
 import torch
 from sklearn.datasets import load_digits
@@ -158,7 +159,8 @@ def main(arguments: list[str] | None = None) -> list[Record]:
         writer.writeheader()
         writer.writerows(vars(record) for record in records)
     draw(records, options.output / "deep_norm_preserving.png", options.depth)
-    print(f"\n{'network':<26}{'test accuracy':>14}{'first / last gradient':>24}")
+    print("\nGradient of the first layer over that of the last: near 1 if nothing fades on the way")
+    print(f"{'network':<26}{'test accuracy':>14}{'first / last gradient':>24}")
     for name in LEARNING_RATES:
         last = [record for record in records if record.network == name][-1]
         print(f"{name:<26}{last.test_accuracy:>14.1%}{last.gradient_ratio:>24.1e}")

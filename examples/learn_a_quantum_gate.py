@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import _needed  # noqa: F401
 import geoopt
 import torch
 from _runs import plt, positive, save_picture
@@ -137,7 +138,8 @@ def main(arguments: list[str] | None = None) -> list[Record]:
                 records.append(r)
         axes.set(xlabel="step", ylabel="infidelity", title=task)
         axes.legend()
-    print("\ntask        method              seed  steps  seconds  infidelity")
+    print("\nInfidelity: how far the gate is from the hidden one; 0 is exact, 1e-14 is rounding")
+    print("task        method              seed  steps  seconds  infidelity")
     print("\n".join(lines))
     save_picture(figure, options.output / "learn_a_quantum_gate.png")
     return records

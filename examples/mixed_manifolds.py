@@ -14,6 +14,7 @@ the map.
 import argparse
 from pathlib import Path
 
+import _needed  # noqa: F401
 import geoopt
 import matplotlib as mpl
 import torch

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import _needed  # noqa: F401
 import torch
 from _runs import Model, Network, Row, positive, rank, train, write_csv
 from mnist_1d import draw, print_table, reading

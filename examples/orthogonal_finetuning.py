@@ -3,24 +3,24 @@
 A transformer learns to read digits, eight rows of pixels to an image, and then has to read them
 lying on their side, from a few labelled ones. Orthogonal fine-tuning keeps a weight W and learns an
 orthogonal R for WR: whole, or blocks along its diagonal, which are one batch. One rate in radians
-serves every size. Afterwards R is merged, and the network is as fast as before. LoRA, which adds a
-matrix of rank 4, and training all weights stand beside it.
+serves every size. Afterwards R is merged, and the network is as fast as before. Beside it stand
+LoRA, which adds a matrix of rank 4, training all weights, and the orthogonal fine-tuning of PEFT,
+where that is installed. The error is ‖W'W'ᵀ − WWᵀ‖ / ‖WWᵀ‖, of the worst W: 0 for a rotation.
 """
 
 import argparse
 import copy
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import _needed  # noqa: F401
 import geoopt
 import torch
+from _reader import MATRICES, Reader, digits, train
 from _runs import plt, positive, save_picture
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn.utils import parametrize
-from tqdm import tqdm
 
 from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianSGD
 
@@ -29,8 +29,9 @@ class Rotated(torch.nn.Module):
     def __init__(self, weight: Tensor, block: int | None) -> None:
         super().__init__()
         size = block or weight.shape[1]
+        manifold = LowRankUnitary(k=min(8, size // 2))
         start = torch.eye(size, dtype=weight.dtype).repeat(weight.shape[1] // size, 1, 1)
-        self.blocks = geoopt.ManifoldParameter(start, manifold=LowRankUnitary(k=4))
+        self.blocks = geoopt.ManifoldParameter(start, manifold=manifold)
 
     def forward(self, weight: Tensor) -> Tensor:
         columns = weight.unflatten(1, (len(self.blocks), -1))
@@ -47,61 +48,54 @@ class LowRank(torch.nn.Module):
         return weight + self.up @ self.down
 
 
-class Reader(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = torch.nn.Linear(8, 64)
-        self.places = torch.nn.Parameter(torch.randn(8, 64))
-        layer = torch.nn.TransformerEncoderLayer(64, 4, 128, 0.0, batch_first=True)
-        self.encoder = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.head = torch.nn.Linear(64, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.encoder(self.embedding(images) + self.places).mean(1))
+def trained(model: Reader) -> list[torch.nn.Parameter]:
+    return [p for p in model.parameters() if p.requires_grad]
 
 
 def adapt(model: Reader, make: Callable[[Tensor], torch.nn.Module]) -> list[torch.nn.Parameter]:
     """Freeze a model, make its matrices functions of themselves, and return what is to train."""
     model.requires_grad_(False)
-    for layer in model.encoder.layers:
-        for module in (layer.self_attn, layer.self_attn.out_proj, layer.linear1, layer.linear2):
-            name = "in_proj_weight" if module is layer.self_attn else "weight"
-            parametrize.register_parametrization(module, name, make(getattr(module, name)))
-    return [p for p in model.parameters() if p.requires_grad]
+    for layer in model.matrices():
+        parametrize.register_parametrization(layer, "weight", make(layer.weight))
+    return trained(model)
 
 
 def merge(model: Reader) -> None:
-    for module in list(model.modules()):
-        for name in list(getattr(module, "parametrizations", ())):
-            parametrize.remove_parametrizations(module, name)
+    for layer in model.matrices():
+        if parametrize.is_parametrized(layer):
+            parametrize.remove_parametrizations(layer, "weight")
+        elif hasattr(layer, "merge"):  # PEFT's
+            layer.merge()
 
 
 def rotations(model: Reader, block: int | None) -> torch.optim.Optimizer:
-    trained = adapt(model, partial(Rotated, block=block))
-    return ProjUNNRiemannianSGD(trained, 0.15, 0.9, nesterov=True, normalize="angle")
+    rotated = adapt(model, partial(Rotated, block=block))
+    return ProjUNNRiemannianSGD(rotated, 0.15, 0.9, nesterov=True, normalize="angle")
 
 
-METHODS: dict[str, Callable[[Reader], torch.optim.Optimizer]] = {  # the best of three rates
+def of_peft(model: Reader, block: int, lr: float, exact: bool) -> torch.optim.Optimizer:
+    options = {"oft_block_size": block, "use_cayley_neumann": not exact}
+    config = peft.OFTConfig(r=0, target_modules=MATRICES, **options)
+    peft.inject_adapter_in_model(config, model)
+    return torch.optim.Adam(trained(model), lr)
+
+
+METHODS: dict[str, Callable[[Reader], torch.optim.Optimizer]] = {  # at the best of a few rates
     "rotations, whole": partial(rotations, block=None),
     "rotations, blocks of 32": partial(rotations, block=32),
     "rotations, blocks of 8": partial(rotations, block=8),
     "LoRA, rank 4": lambda model: torch.optim.Adam(adapt(model, LowRank), 0.03),
-    "all weights": lambda model: torch.optim.Adam(model.parameters(), lr=0.001),
+    "all weights": lambda model: torch.optim.Adam(model.parameters(), lr=0.003),
 }
-
-
-def train(
-    name: str, model: Reader, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, steps: int
-) -> float:
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    start = time.process_time()
-    for _ in tqdm(range(steps), desc=name, mininterval=1):
-        optimizer.zero_grad()
-        batch = torch.randint(len(x), (64,))
-        torch.nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
-        optimizer.step()
-        schedule.step()
-    return time.process_time() - start
+try:
+    import peft
+except ImportError:
+    print("PEFT is not installed, so its rows are left out: pip install peft")
+else:
+    for block, lr in ((32, 0.01), (8, 0.03)):
+        for kind, exact in (("", False), (", exact", True)):
+            name = f"PEFT's OFT{kind}, blocks of {block}"
+            METHODS[name] = partial(of_peft, block=block, lr=lr, exact=exact)
 
 
 def main(arguments: list[str] | None = None) -> list[tuple]:
@@ -115,29 +109,34 @@ def main(arguments: list[str] | None = None) -> list[tuple]:
     options = parser.parse_args(arguments)
     steps = 5 if options.smoke else options.steps
     torch.manual_seed(options.seed)
-    x, y = map(torch.tensor, load_digits(return_X_y=True))
-    x = x.float().unflatten(1, (8, 8)) / 16
-    test, rest = torch.randperm(len(x)).tensor_split([500])
-    x, y, x_test, y_test = x[rest], y[rest], x[test], y[test]
+    x, y, x_test, y_test = digits()
     model = Reader()
     train("upright", model, torch.optim.Adam(model.parameters(), 0.003), x, y, 2 * steps)
 
     def accuracy(model: Reader, turns: int) -> float:
         return float((model(x_test.rot90(turns, (1, 2))).argmax(1) == y_test).float().mean())
 
-    rows = [("not adapted", 0, accuracy(model, 0), accuracy(model, 1), 0.0)]
+    @torch.no_grad()
+    def error(adapted: Reader) -> float:
+        pairs = zip(model.matrices(), adapted.matrices(), strict=True)
+        grams = ((w.weight @ w.weight.mT, v.weight @ v.weight.mT) for w, v in pairs)
+        return max(float((now - before).norm() / before.norm()) for before, now in grams)
+
+    rows = [("not adapted", 0, accuracy(model, 0), accuracy(model, 1), 0.0, 0.0)]
     side = x[: options.images].rot90(1, (1, 2)), y[: options.images]
     for name, make in METHODS.items():
         torch.manual_seed(options.seed)
         adapted = copy.deepcopy(model)
         optimizer = make(adapted)
-        count = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+        count = sum(p.numel() for p in trained(adapted))
         seconds = train(name, adapted, optimizer, *side, steps)
         merge(adapted)
-        rows.append((name, count, accuracy(adapted, 0), accuracy(adapted, 1), seconds))
-    print("\nmethod                     trained numbers  upright  on its side  seconds")
+        numbers = accuracy(adapted, 0), accuracy(adapted, 1), error(adapted), seconds
+        rows.append((name, count, *numbers))
+    print("\nAccuracy on the old and on the new task; error: 0 if weights were only rotated")
+    print(f"{'method':<31}trained numbers  upright  on its side    error  seconds")
     for row in rows:
-        print("{:<27}{:>15}{:>9.1%}{:>13.1%}{:>9.1f}".format(*row))
+        print("{:<31}{:>15}{:>9.1%}{:>13.1%}{:>9.0e}{:>9.1f}".format(*row))
     figure, axes = plt.subplots(layout="constrained")
     axes.barh([row[0] for row in rows], [row[3] for row in rows])
     axes.set(xlabel="accuracy on digits on their side", ylim=(len(rows) - 0.5, -0.5))

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import _needed  # noqa: F401
 import matplotlib as mpl
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ try:
     from orthogonium.layers import AdaptiveOrthoConv2d
 except ImportError:
     AdaptiveOrthoConv2d = None
-    print("orthogonium is not installed: no AOC network.")
+    print("orthogonium is not installed, so the network AOC is left out: pip install orthogonium")
 
 
 # From channels in, channels out and the size of the images to a convolution.
@@ -86,10 +87,15 @@ def load(path: Path | None) -> tuple[Split, Split]:
             digits.images / 16, digits.target, test_size=360, stratify=digits.target, random_state=0
         )
     else:
-        with np.load(path) as arrays:
-            x, y, x_test, y_test = (
-                arrays[name] for name in ("x_train", "y_train", "x_test", "y_test")
-            )
+        names = ("x_train", "y_train", "x_test", "y_test")
+        try:
+            with np.load(path) as arrays:
+                x, y, x_test, y_test = (arrays[name] for name in names)
+        except Exception as error:  # numpy's and zipfile's errors are of many types
+            raise SystemExit(
+                f"--data {path} must be a file of numpy.savez with the arrays {', '.join(names)}, "
+                f"but: {error}. Leave --data out for scikit-learn's digits, which need no file."
+            ) from None
         x, x_test = x / 255, x_test / 255
 
     def split(images: np.ndarray, labels: np.ndarray) -> Split:
@@ -243,6 +249,7 @@ def main(arguments: list[str] | None = None) -> list[Record]:
             f"{name:<22}{last.test_accuracy:>14.1%}{first.gain:>14.3g}{last.gain:>14.3g}"
             f"{last.seconds:>14.1f}"
         )
+    print("\nGain: by how much all convolutions together may enlarge a change of the image")
     return records
 
 

@@ -9,12 +9,12 @@ momentum. The table gives the perplexity of characters in a text that was kept a
 """
 
 import argparse
-import pydoc_data.topics
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import _needed
 import geoopt
 import scipy.linalg
 import torch
@@ -106,12 +106,12 @@ def main(arguments: list[str] | None = None) -> list[tuple]:
     add("--output", type=Path, default=Path("outputs"), help="folder to write to")
     add("--smoke", action="store_true", help="a few seconds, for a test")
     options = parser.parse_args(arguments)
-    width = 128
+    width = 32 if options.smoke else 128
     if options.smoke:
-        width, options.steps, options.bits = 32, [10, 3], [3]
+        options.steps, options.bits = [10, 3], [3]
     torch.manual_seed(options.seed)
-    text = "\n".join(pydoc_data.topics.topics.values())
-    characters, ids = torch.tensor([ord(c) for c in text]).unique(return_inverse=True)
+    text = torch.tensor([ord(character) for character in _needed.help_texts()])
+    characters, ids = text.unique(return_inverse=True)
     train, test = ids[: len(ids) * 9 // 10], ids[len(ids) * 9 // 10 :].unfold(0, CONTEXT + 1, 128)
     model = LanguageModel(len(characters), width)
 
@@ -135,7 +135,7 @@ def main(arguments: list[str] | None = None) -> list[tuple]:
             loss = partial(lambda r, bits: model.loss(batch(16), rotated(r(), bits)), r, bits)
             seconds = descend(f"{bits} bits: {name}", options.steps[1], step, loss)
             rows.append((bits, name, perplexity(rotated(r().detach(), bits)), seconds))
-    print("\nbits  rotation                    perplexity  seconds")
+    print("\nPerplexity of unseen text\nbits  rotation                    perplexity  seconds")
     for row in rows:
         print("{:>4}  {:<26}{:>12.3f}{:>9.1f}".format(*row))
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import _needed  # noqa: F401
 import torch
 from torch import distributed
 from torch.distributed import checkpoint

@@ -5,9 +5,10 @@ from . import distributed as distributed
 from . import nn as nn
 from .diagnosis import diagnose, kept_fraction
 from .manifolds import LowRankStiefel, LowRankUnitary
+from .monitoring import metrics
 from .optim import ProjUNNRiemannianAdam, ProjUNNRiemannianSGD, param_groups
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "LowRankStiefel",
     "LowRankUnitary",
@@ -16,5 +17,6 @@ __all__ = [
     "__version__",
     "diagnose",
     "kept_fraction",
+    "metrics",
     "param_groups",
 ]

@@ -2,7 +2,7 @@
 
 import ast
 import doctest
-import importlib
+import importlib.util
 import pkgutil
 import re
 import warnings
@@ -94,3 +94,25 @@ def test_the_first_block_of_the_readme_trains_and_stays_orthogonal(capsys):
     # Two random maps of 64 features to 32 differ by about 64.
     assert loss < 64 / 1000
     assert error < 1e-5
+
+
+def extension(name):
+    for module in ("griffe", "latex2mathml"):
+        pytest.importorskip(module, reason="needs the extra of the documentation")
+    path = ROOT / "docs" / "extensions" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_arguments_that_are_described_together_are_shown_with_their_own_defaults():
+    text = "k : int\n    rank\nbias, dropout\n    as in\n    torch\n\nNotes\n-----\nOne, two.\n"
+    apart = "k : int\n    rank\nbias\n    as in\n    torch\ndropout\n    as in\n    torch\n"
+    assert extension("sphinx_roles").to_markdown(text) == f"{apart}\nNotes\n-----\nOne, two.\n"
+
+
+def test_names_of_two_words_keep_their_distance_in_formulas():
+    page = r'<span class="arithmatex">\(\operatorname{Re tr}(x)\)</span>'
+    shown = re.sub("<[^>]+>", "|", extension("mathml").on_post_page(page))
+    assert [part for part in shown.split("|") if part][:2] == ["Re", "tr"]

@@ -1,5 +1,6 @@
 """The examples run at a small size and write what they promise."""
 
+import ast
 import csv
 import importlib.util
 import math
@@ -23,7 +24,9 @@ def load(name):
     return module
 
 
+_needed = load("_needed")
 _runs = load("_runs")
+_reader = load("_reader")
 MEMORY = ["copy_memory", "adding_problem"]
 
 
@@ -306,6 +309,26 @@ def test_mnist_is_read_in_the_order_of_the_papers(tmp_path, monkeypatch):
     assert example.main([*arguments, str(tmp_path / "out"), "--tune"]) == []
 
 
+def test_three_methods_learn_a_rotation_from_the_same_start(tmp_path, capsys):
+    example = load("learn_a_rotation")
+    for seed in range(4):
+        torch.manual_seed(seed)
+        start, target = example.matrices(6)
+        assert torch.linalg.det(start).sign() == torch.linalg.det(target).sign()
+        for make in example.METHODS.values():
+            assert torch.allclose(make(start)[0].weight, start, atol=1e-5)
+    races = example.main(["--smoke", "--output", str(tmp_path)])
+    assert set(races) == set(example.METHODS)
+    for one in races.values():
+        assert one.left[0] == 1
+        assert len(one.left) == len(one.seconds) > 1
+        assert one.steps > 0
+        assert one.error < 1e-3
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in races)
+    assert (tmp_path / "learn_a_rotation.png").read_bytes().startswith(PNG)
+
+
 def test_mnist_without_torchvision_is_a_clear_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
@@ -320,6 +343,50 @@ def test_mnist_without_files_is_a_clear_error(tmp_path, monkeypatch):
     fake_torchvision(monkeypatch, missing)
     with pytest.raises(SystemExit, match=r"No MNIST files in .*raw.*--data"):
         load("permuted_digits").main(["--dataset", "mnist", "--data", str(tmp_path)])
+
+
+def test_missing_packages_are_named_with_the_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "_needed", _needed)  # it is put back afterwards
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sklearn" else 1)
+    with pytest.raises(
+        SystemExit, match=r"need scikit-learn, not .* `pip install '.\[examples\]'`"
+    ):
+        load("_needed")
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("[!_]*.py")), ids=lambda path: path.stem)
+def test_each_example_looks_for_its_packages_first(path):
+    imports = [node for node in ast.parse(path.read_text("utf-8")).body if is_import(node)]
+    assert "_needed" in names_of(imports[0])
+
+
+def is_import(node):
+    """Return whether this imports a module that does not come with Python."""
+    return any(name not in sys.stdlib_module_names for name in names_of(node))
+
+
+def names_of(node):
+    if isinstance(node, ast.Import):
+        return [alias.name.split(".")[0] for alias in node.names]
+    return [node.module.split(".")[0]] if isinstance(node, ast.ImportFrom) else []
+
+
+def test_python_without_its_help_texts_is_a_clear_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    with pytest.raises(SystemExit, match=r"without its help texts .*: install its whole library"):
+        _needed.help_texts()
+
+
+def test_images_that_are_no_file_of_images_are_a_clear_error(tmp_path):
+    other = tmp_path / "other.npz"
+    np.savez(other, x_train=np.zeros((4, 8, 8)))
+    (tmp_path / "text.npz").write_text("no archive")
+    for name in ("missing.npz", "text.npz", "other.npz"):
+        arguments = ["--smoke", "--data", str(tmp_path / name)]
+        with pytest.raises(
+            SystemExit, match=rf"--data .*{name} must be .* x_train, .* Leave --data"
+        ):
+            load("orthogonal_resnet").main(arguments)
 
 
 def fake_mnist1d(monkeypatch, make):
@@ -577,6 +644,8 @@ def test_a_transformer_is_adapted_by_rotations_of_its_weights(tmp_path, capsys):
     example = load("orthogonal_finetuning")
     rows = example.main(["--smoke", "--output", str(tmp_path)])
     assert [row[0] for row in rows] == ["not adapted", *example.METHODS]
+    assert max(row[4] for row in rows if "rotations" in row[0]) < 1e-5
+    assert {row[0]: row[4] for row in rows}["all weights"] > 1e-3
     assert (tmp_path / "orthogonal_finetuning.png").read_bytes().startswith(PNG)
     printed = capsys.readouterr().out
     assert all(row[0] in printed for row in rows)
@@ -587,7 +656,7 @@ def test_rotated_weights_merge_into_the_same_network_with_the_same_singular_valu
     example = load("orthogonal_finetuning")
     torch.manual_seed(0)
     model, x, y = example.Reader().double(), torch.randn(5, 8, 8).double(), torch.arange(5)
-    weight = model.encoder.layers[0].linear2.weight.detach().clone()
+    weight = model.blocks[0].down.weight.detach().clone()
     before = model(x)
     optimizer = example.rotations(model, block)
     model.double()
@@ -600,7 +669,7 @@ def test_rotated_weights_merge_into_the_same_network_with_the_same_singular_valu
     assert not torch.allclose(adapted, before)
     example.merge(model)
     assert torch.allclose(model(x), adapted)
-    merged = model.encoder.layers[0].linear2.weight
+    merged = model.blocks[0].down.weight
     assert torch.allclose(
         *(torch.linalg.svdvals(w.unflatten(1, (-1, block or 128))[:, 0]) for w in (weight, merged))
     )

@@ -8,10 +8,16 @@ import griffe
 _INLINE_MATH = re.compile(r":math:`([^`]+)`")
 _DISPLAY_MATH = re.compile(r"\.\. math::\n\n((?:[ \t]+.*(?:\n|$)|\n)+)")
 _REFERENCE = re.compile(r":(?:class|func|meth|mod):`~?([^`]+)`")
+# Several arguments with one description: "a, b : type", or without a type.
+_TOGETHER = re.compile(r"^(\w+(?:, \w+)+)((?: : .*)?\n(?:[ \t]+\S.*(?:\n|$))+)", re.MULTILINE)
 
 
 def to_markdown(text: str) -> str:
-    """Replace mathematics and references by what Markdown knows."""
+    """Replace mathematics and references by what Markdown knows; take arguments apart.
+
+    Of arguments that are described together all would be shown with the default of the first.
+    """
+    text = _TOGETHER.sub(lambda m: "".join(name + m[2] for name in m[1].split(", ")), text)
     text = _DISPLAY_MATH.sub(lambda m: f"$$\n{_dedent(m[1])}\n$$\n\n", text)
     text = _INLINE_MATH.sub(lambda m: f"${' '.join(m[1].split())}$", text)
     return _REFERENCE.sub(lambda m: f"`{m[1].rsplit('.', 1)[-1]}`", text)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from ..linalg.rows import IN_TORCH, Products
-from .cpu import CPU
+from .cpu import CPU, kernels
 from .distributed import Distributed, is_spread, local_of
 from .reference import Reference
 from .triton import Triton
@@ -34,7 +34,8 @@ def choose(x: torch.Tensor) -> Reference:
     Warns
     -----
     UserWarning
-        Once for each GPU that the Triton kernels cannot serve.
+        Once for each GPU that the Triton kernels cannot serve, and once if the C++ kernels are
+        missing.
     """
     return _DISTRIBUTED if is_spread(x) else _choose_local(x)
 
@@ -47,8 +48,11 @@ def _choose_local(x: torch.Tensor) -> Reference:
     for backend in preferred:
         if backend.refusal(x) is None:
             return backend
-    if x.is_cuda and not torch.compiler.is_compiling():
-        warn_of_lack(x.device)
+    if not torch.compiler.is_compiling():
+        if x.is_cuda:
+            warn_of_lack(x.device)
+        elif x.is_cpu:
+            kernels.warn_of_lack()
     return last
 
 

@@ -21,6 +21,7 @@ from .nonfinite import SKIP_NONFINITE, AllOrNothing
 from .options import check_choice, check_have_values, check_range, check_steps, warn_of_misspelt
 from .others import Others
 from .preparing import Preparation, Prepared
+from .printing import printed
 from .rank_k import step_kinds
 from .skips import skipped_by_parameter, total_skipped
 from .spread import average_buffers
@@ -77,12 +78,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         self._start_again()
         self.__dict__.setdefault("_stabilize", None)
         # A checkpoint of another optimizer, or of an older version, may lack some options.
-        own = {
-            name: parameter.default
-            for name, parameter in inspect.signature(type(self)).parameters.items()
-            if parameter.default is not parameter.empty
-        }
-        self.defaults = {**own, **self.defaults, "stabilize": self._stabilize}
+        self.defaults = {**self._own_defaults(), **self.defaults, "stabilize": self._stabilize}
         for name in ("stabilize", "differentiable"):  # the latter is torch's addition
             self.defaults.pop(name, None)
         for group in self.param_groups:
@@ -93,6 +89,17 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_stabilize": self._stabilize}
+
+    @classmethod
+    def _own_defaults(cls) -> dict[str, Any]:
+        return {
+            name: parameter.default
+            for name, parameter in inspect.signature(cls).parameters.items()
+            if parameter.default is not parameter.empty
+        }
+
+    def __repr__(self) -> str:
+        return printed(type(self).__name__, self.param_groups, self._own_defaults())
 
     def _validate(self, group: dict[str, Any]) -> None:
         """Raise ValueError for a hyperparameter out of range; subclasses add theirs."""
@@ -166,7 +173,8 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
 
         Returns
         -------
-        What the closure returned, None without one.
+        Any
+            what the closure returned, None without one
 
         Raises
         ------

@@ -47,6 +47,27 @@ def test_without_threads_of_their_own_they_serve_one(monkeypatch, threads):  # n
         assert choose(X).name == "reference"
 
 
+@pytest.fixture
+def without_kernels(monkeypatch):
+    kernels.warn_of_lack.cache_clear()
+    monkeypatch.setattr(kernels, "LACK", "they were not built")
+    yield
+    kernels.warn_of_lack.cache_clear()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.usefixtures("without_kernels")
+def test_without_kernels_one_warning_says_what_that_costs():
+    x = geoopt.ManifoldParameter(torch.eye(4), manifold=LowRankUnitary())
+    optimizer = ProjUNNRiemannianSGD([x], lr=0.1)
+    x.grad = torch.randn(4, 4)
+    with pytest.warns(UserWarning, match="up to six times as long .* missing: .* not built"):
+        optimizer.step()
+    optimizer.step()  # a second one would be an error here
+    assert backends.available()[-1] == "reference"
+    assert "cpu" not in backends.available()
+
+
 def test_the_reference_is_always_available():
     assert backends.available()[-1] == "reference"
 

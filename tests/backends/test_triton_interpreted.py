@@ -14,7 +14,6 @@ import torch
 from geoopt_projunn import LowRankUnitary
 from geoopt_projunn.backends.spec import StepSpec
 from geoopt_projunn.backends.triton import sizes, support
-from geoopt_projunn.backends.triton.sizes import Sizes
 from tests._asserts import assert_bit_equal, assert_unitary, assert_within
 from tests._matrices import eps, unitary
 
@@ -55,18 +54,6 @@ def _memory(monkeypatch):
         beside = torch.cat((whole[:_AROUND], whole[-_AROUND:]))
         assert torch.equal(beside.isnan(), value.isnan().expand_as(beside)), name
         assert value.isnan() or (beside == value).all(), name
-
-
-@pytest.fixture(autouse=True)
-def _shared_out(request, monkeypatch):
-    """Share out small matrices too, as large ones are, but where a test says that it is whole."""
-    if "whole" not in request.fixturenames:
-        monkeypatch.setattr(sizes, "WHOLE", 0)
-
-
-@pytest.fixture
-def whole():
-    """Leave small matrices to one program each."""
 
 
 @pytest.mark.parametrize(
@@ -271,37 +258,6 @@ def test_state_that_would_overflow_skips_the_step(rule, share):
     for key, value in after[1][0].items():
         if key not in ("skipped", "step"):
             assert_bit_equal(value, before[1][0][key])
-
-
-@pytest.mark.filterwarnings("ignore:A step of a parameter .* was skipped")
-@pytest.mark.usefixtures("whole")
-@pytest.mark.parametrize(
-    ("rule", "shape", "dtype", "spec"),
-    [
-        ("gradient", (2, 64, 64), F32, StepSpec(1, "tangent", "exponential", 1)),
-        ("nesterov", (1, 17, 17), C128, StepSpec(3, "tangent", "polar", 2)),
-        ("amsgrad", (2, 40, 33), C64, StepSpec(1, "tangent", "cayley", 1)),
-        ("scalar amsgrad", (3, 20, 20), F64, StepSpec(5, "tangent", "exponential", 3)),
-        ("adam", (2, 33, 20), F64, StepSpec(2, "lsi", "polar", 0, 1.0, "angle")),
-        ("scalar", (2, 24, 24), C64, StepSpec(2, "lsi", "exponential", 1)),
-    ],
-)
-def test_so_they_are_of_small_matrices_in_one_program(rule, shape, dtype, spec):
-    x = unitary(*shape[:-2], shape[-2], shape[-2], dtype=dtype)[..., : shape[-1]].contiguous()
-    grad = torch.randn(shape, dtype=dtype) / shape[-2]
-    assert Sizes.of(x, spec).is_whole
-    actual, of_kernels = step("triton", x, grad, spec, 3, rule)
-    expected, buffers = step("reference", x, grad, spec, 3, rule)
-    assert_within(actual, expected, bound(dtype, shape))
-    assert (actual - x).abs().max() > 1e-5
-    for key, value in buffers.items():
-        assert_within(of_kernels[key], value, 10 * eps(dtype))
-    # One of them does nothing where its gradient is not finite, and no other notices.
-    grad[-1, 3, 4] = torch.nan
-    again, of_again = step("triton", x, grad, spec, 3, rule)
-    assert_bit_equal(again[-1], x[-1])
-    assert_bit_equal(again[:-1], actual[:-1])
-    assert of_again["skipped"].tolist() == [0] * (shape[0] - 1) + [1]
 
 
 def test_neither_repetition_nor_neighbours_change_a_bit():

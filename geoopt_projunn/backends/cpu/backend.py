@@ -27,7 +27,7 @@ class CPU(Reference):
 
     def is_available(self) -> bool:
         """Return whether the kernels were built."""
-        return kernels.BUILT
+        return kernels.LACK is None
 
     def refusal(self, x: torch.Tensor) -> str | None:
         """Return why the kernels cannot serve tensors like ``x``."""

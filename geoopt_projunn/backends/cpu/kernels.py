@@ -3,19 +3,27 @@
 They are built with the package if there is a C++ compiler.
 """
 
+import functools
+import importlib.util
+import warnings
 from collections.abc import Iterable
 
 import torch
 
 from ..modes import refusal_of_modes
 
+LACK: str | None = None
+"""Why there are no kernels, None if there are."""
 try:
     from . import _kernels
-except ImportError:
+except ImportError as error:
     _kernels = None  # type: ignore[assignment]
+    if importlib.util.find_spec(f"{__package__}._kernels") is None:
+        LACK = "they were not built, for want of a C++ compiler at installation"
+    else:
+        LACK = f"they could not be loaded ({error})"
 
 kernels = _kernels
-BUILT = kernels is not None
 KINDS = {torch.float32: 0, torch.complex64: 1, torch.float64: 2, torch.complex128: 3}
 """What the kernels call a dtype. Bit 0: complex; bit 1: double precision."""
 SKETCHES = ("tangent", "lsi", "column")
@@ -33,8 +41,8 @@ class Refused(ValueError):
 
 def refusal(x: torch.Tensor) -> str | None:
     """Return why the kernels cannot serve a tensor, however it lies in memory, or None."""
-    if not BUILT:
-        return "the kernels were not built, for want of a C++ compiler at installation"
+    if LACK is not None:
+        return f"the C++ kernels are missing: {LACK}"
     if x.device.type != "cpu":
         return f"the tensors are on {x.device}"
     if x.dtype not in KINDS:
@@ -46,6 +54,18 @@ def refusal(x: torch.Tensor) -> str | None:
     if not kernels.USES_THREADS and torch.get_num_threads() > 1:
         return "the kernels were built without OpenMP, and torch has more than one thread"
     return "the tensors are negated lazily" if x.is_neg() else None
+
+
+@functools.cache
+def warn_of_lack() -> None:
+    """Say once that steps on a CPU are slower than they could be."""
+    if LACK is not None:
+        warnings.warn(
+            "Steps on the CPU are right but slow, up to six times as long for small matrices, for "
+            f"the C++ kernels are missing: {LACK}. Install g++ or clang++, and then this package "
+            "again, by `pip install --no-cache-dir --force-reinstall --no-deps .` in a clone.",
+            stacklevel=2,
+        )
 
 
 def is_plain(x: torch.Tensor) -> bool:

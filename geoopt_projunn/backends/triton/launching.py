@@ -16,6 +16,8 @@ MOST_IN_GRID = 2**16 - 1
 """Programs along all axes of a grid but the first, as CUDA allows them."""
 # From this size on, where registers have room, the row of a tile is twice as long.
 _LARGE = 2**24
+# Of these nothing is fetched ahead: they are in work at once.
+_FEW_TILES = 2
 # Programs that keep a large GPU busy, and the most partial sums that are worth that.
 _PROGRAMS = 512
 _MOST_SPLITS = 16
@@ -67,8 +69,10 @@ def rows_of_tile(dtype: torch.dtype, *, by_dot: bool, is_plain: bool) -> int:
     return 2 * BM if is_plain and not is_double else BM
 
 
-def stages(*, is_plain: bool) -> int:
-    """Return how many tiles a program has in work: it fetches the next ones ahead."""
+def stages(rows: int, *, is_plain: bool) -> int:
+    """Return how many tiles of so many rows a program has in work: it fetches the next ahead."""
+    if rows <= _FEW_TILES * BM:
+        return 1
     return 3 if is_plain else 2
 
 
@@ -101,11 +105,6 @@ class Tiles(NamedTuple):
         splits = max(1, min(_MOST_SPLITS, _PROGRAMS // blocks))
         rows_each = max(_FEWEST_ROWS, -(-n // (splits * _FEWEST_ROWS)) * _FEWEST_ROWS)
         return cls(block, blocks, rows_each, -(-n // rows_each))
-
-    @classmethod
-    def one(cls, n: int, width: int) -> "Tiles":
-        """Leave a real matrix (n, width) whole."""
-        return cls(max(_LEAST_FOR_DOT, power_of_two(width)), 1, n, 1)
 
 
 class Share(NamedTuple):

@@ -8,7 +8,7 @@ from ..spec import StepSpec
 from .kernels.arrivals import TICKETS
 from .kernels.directions import NUMBERS
 from .kernels.gram import MOST_PROGRAMS
-from .kernels.testing import MOST_PROGRAMS as MOST_THAT_MIX
+from .kernels.vectors import MOST_PROGRAMS as MOST_THAT_MIX
 from .launching import Share, Tiles, carve, padded
 
 # Positions that a program works on at once: of one vector, of several by the bytes of an entry,
@@ -16,9 +16,6 @@ from .launching import Share, Tiles, carve, padded
 _OF_A_VECTOR = 256
 _OF_VECTORS = {4: 32, 8: 16}
 _SMALL = 8
-WHOLE = 64
-"""Rows of matrices that are small enough for a single program, as are bases of a few."""
-_FEW = 16
 _OF_BASIS = {1: 64, 2: 64, 4: 64, 16: 32, 32: 16, 64: 16}
 
 Memory = dict[str, torch.Tensor]
@@ -34,8 +31,6 @@ class Sizes:
     parts: int
     """2 for complex matrices."""
     k: int
-    is_whole: bool
-    """Whether a program has a whole matrix, and takes all of a step."""
     tiles: Tiles
     width: int
     """Of rows in memory, parts p."""
@@ -66,17 +61,12 @@ class Sizes:
         # One program reads the small matrices of all: fewer where these are not small.
         most = MOST_PROGRAMS.value if count <= _SMALL else MOST_PROGRAMS.value // 2
         tiles = Tiles.of(n, width, itemsize, has_room=count == 1 and itemsize == 4)
-        is_whole = n <= WHOLE and width <= 2 * WHOLE and padded(2 * count) <= _FEW
-        if is_whole:
-            most, tiles = 1, Tiles.one(n, width)
-            mixing = Share.of(max(n, width), block, most)
         return cls(
             b,
             n,
             p,
             parts,
             spec.k,
-            is_whole,
             tiles,
             width,
             count,

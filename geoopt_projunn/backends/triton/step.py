@@ -1,7 +1,7 @@
 """The launches of a step."""
 
 from ...normalization import noise_floor
-from .kernels import cores, directions, normalization, retractions, turning, whole
+from .kernels import cores, directions, normalization, retractions, turning
 from .launching import BM, bits, by_dot, launch, padded, power_of_two, rows_of_tile, stages, warps
 from .sketching import SketchLaunches
 
@@ -22,9 +22,6 @@ class Step(SketchLaunches):
 
     def take(self) -> None:
         """Launch all of it."""
-        if self.sizes.is_whole:
-            self._whole()
-            return
         if self.spec.sketch == "tangent":
             self.tangent()
         else:
@@ -133,7 +130,7 @@ class Step(SketchLaunches):
             **options,
             BM=rows_of_tile(self.x.dtype, by_dot=True, is_plain=is_plain) if by_dot(count) else BM,
             BN=tiles.block,
-            STAGES=stages(is_plain=is_plain),
+            STAGES=stages(tiles.rows_each, is_plain=is_plain),
         )
 
     def _sweep(self) -> None:
@@ -155,56 +152,4 @@ class Step(SketchLaunches):
             PARTS=self.sizes.parts,
             BM=_ROWS,
             BLOCK=_BLOCK,
-        )
-
-    def _whole(self) -> None:
-        sizes, kind, wide, flags = self.sizes, self.kind, self.wide, self.flags
-        name, few, both = self.spec.normalize, self.few(), 2 * sizes.count
-
-        def rows(count: int) -> int:
-            return BM if by_dot(count) else BM // self.x.element_size() * 2
-
-        launch(
-            whole.whole_kernel,
-            (sizes.b,),
-            self.x,
-            *self.of_d,
-            self.counter,
-            self.skipped,
-            self.x if self.rate is None else self.rate,
-            *kind.values(),
-            *wide.values(),
-            *flags.values(),
-            *map(bits, (self.length, *self.rule.numbers)),
-            self.anywhere(),
-            bits(0.0 if name is None else noise_floor(self.x)),
-            sizes.n,
-            sizes.p,
-            sizes.width,
-            few,
-            K=sizes.k,
-            K_PADDED=padded(sizes.k),
-            K_BY_DOT=by_dot(sizes.k),
-            FEW_PADDED=padded(few) if by_dot(sizes.k) else power_of_two(few),
-            COUNT=sizes.count,
-            PADDED=padded(sizes.count),
-            BY_DOT=by_dot(sizes.count),
-            BOTH_PADDED=padded(both),
-            BOTH_BY_DOT=by_dot(both),
-            SWEEP=sizes.sweep,
-            SWEEP_PADDED=padded(sizes.sweep),
-            SWEEP_BY_DOT=by_dot(sizes.sweep),
-            SKETCH=_SKETCHES[self.spec.sketch],
-            NORMALIZE=normalization.AS_LONG if name is None else _NORMALIZATIONS[name],
-            IS_LIMITED=self.is_limited,
-            RETRACTION=_RETRACTIONS[self.spec.retraction],
-            HAS_RATE=self.rate is not None,
-            **self.options(self.of_d),
-            BLOCK_OF_MIX=sizes.mixing.block,
-            BLOCK_OF_BASIS=sizes.basis.block,
-            BLOCK_OF_CORE=sizes.core.block,
-            BM=rows(sizes.count),
-            BM_OF_BOTH=rows(both),
-            BN=sizes.tiles.block,
-            N_PADDED=power_of_two(sizes.n),
         )
