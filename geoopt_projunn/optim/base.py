@@ -248,7 +248,11 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         rates = agreement.on_steps(self.param_groups, parts, states, begun)
         self._preparation.begin(begun, self.state)
         for p, buffers in fresh.items():
-            self.state[p].update(buffers)
+            state = self.state[p]
+            # What another choice of options has left would be out of date if it came into use.
+            for name in self._rule.known_buffers - buffers.keys():
+                state.pop(name, None)
+            state.update(buffers)
         return parts, rates
 
     def _sort(self) -> Prepared:

@@ -54,3 +54,12 @@ def test_it_follows_a_schedule_and_takes_rates_in_tensors():
     optimizer = ProjUNNRiemannianAdam([unitary_parameter(4, 4)], lr=torch.tensor(0.5))
     torch.optim.lr_scheduler.ConstantLR(optimizer, factor=0.5)
     assert "group 0: lr=0.25" in repr(optimizer)
+
+
+def test_a_subclass_that_passes_options_on_prints_them():
+    class Mine(ProjUNNRiemannianAdam):
+        def __init__(self, params, **options):
+            super().__init__(params, **options)
+
+    printed = repr(Mine(Model().parameters(), lr=0.25, amsgrad=True))
+    assert "group 0: lr=0.25, amsgrad=True" in printed
