@@ -172,8 +172,10 @@ def _diagnosed(name: str, p: torch.Tensor, lr: float) -> ParameterDiagnosis:
     spec = _spec(manifold, points, k)
     kept = _kept(spec, points, grads, whole)
     length = float(_squared_lengths(spec, points, grads).mean()) ** 0.5
-    angle = lr * manifold.spec(points).scale * length / math.sqrt(2 * (k or highest))
-    ranks = [2**i for i in range(highest.bit_length()) if 2**i < highest] + [highest]
+    # A matrix of one row has no plane, but a phase if it is complex, like half of one.
+    angle = lr * manifold.spec(points).scale * length / math.sqrt(2 * (k or highest) or 1)
+    ranks = [2**i for i in range(highest.bit_length()) if 2**i < highest]
+    ranks += [highest] if highest else []
     shares = ((rank, _kept(_spec(manifold, points, rank), points, grads, whole)) for rank in ranks)
     half = next((rank for rank, share in shares if share >= 0.5), None)
     return ParameterDiagnosis(name, tuple(p.shape), k, kept, angle, error, half)

@@ -58,13 +58,15 @@ class LowRankManifold(OrthonormalGeometry):
         blocks: int = 1,
     ) -> None:
         super().__init__()
-        if k is not None and k != AUTO:
-            _check_integer("k", k, least=1, remedy="use k=None for full rank")
+        is_auto = isinstance(k, str) and k == AUTO
+        if k is not None and not is_auto:
+            remedy = f'use k=None for full rank, or k="{AUTO}" for one that fits the size'
+            _check_integer("k", k, least=1, remedy=remedy)
         _check_integer("sweep", sweep, least=0, remedy="use sweep=0 to turn drift control off")
         _check_integer("blocks", blocks, least=1, remedy="use blocks=1 for one matrix")
         _check_name("retraction", retraction, RETRACTIONS)
         _check_name("sketch", sketch, {**SKETCHES, COORDINATES: None})
-        self.k: Rank = AUTO if k == AUTO else k if k is None else int(k)
+        self.k: Rank = AUTO if is_auto else None if k is None else int(k)
         self.retraction = retraction
         self.sketch = sketch
         self.sweep = int(sweep)
@@ -87,7 +89,8 @@ class LowRankManifold(OrthonormalGeometry):
 
     def extra_repr(self, x: torch.Tensor | None = None) -> str:
         """Return what tells two of these manifolds apart, with the rank of a point if given."""
-        k = self.k if x is None else self.rank(x)
+        # What shards parameters may have left vectors of them.
+        k = self.k if x is None or x.dim() < 2 else self.rank(x)
         swept = "" if self.sweep == 1 else f", sweep={self.sweep}"
         stacked = "" if self.blocks == 1 else f", blocks={self.blocks}"
         return f"k={k}, retraction={self.retraction}, sketch={self.sketch}{swept}{stacked}"

@@ -4,6 +4,7 @@ import copy
 import pickle
 
 import geoopt
+import numpy as np
 import pytest
 import torch
 
@@ -102,9 +103,38 @@ def test_a_copy_still_takes_it_from_the_size(clone):
     assert hash(manifold) == hash(LowRankUnitary())
 
 
-@pytest.mark.parametrize("k", ["8", "Auto", 2.0, True])
+def test_a_layer_prints_after_its_matrix_was_flattened():
+    """As FullyShardedDataParallel leaves it."""
+    layer = OrthogonalLinear(7, 6)
+    layer.weight.data = layer.weight.data.flatten()
+    assert "k=auto, retraction" in repr(layer)
+
+
+def test_integers_of_numpy_are_cut_to_what_a_shape_allows():
+    given = BlockOrthogonalConv1d(4, 4, 3, k=np.int64(20))
+    assert given.weight.manifold == BlockOrthogonalConv1d(4, 4, 3, k=20).weight.manifold
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("k", ["auto", None])
+def test_a_diagnosis_of_a_matrix_of_one_row_tells_how_far_its_phase_turns(k, dtype):
+    model = torch.nn.Module()
+    model.phase = geoopt.ManifoldParameter(
+        torch.ones(1, 1, dtype=dtype), manifold=LowRankUnitary(k)
+    )
+    model.phase.grad = torch.full_like(model.phase, 0.5j if dtype.is_complex else 0.5)
+    (one,) = diagnose(model, lr=0.2)
+    assert (one.k, one.k_for_half) == (None, None)
+    start = model.phase.detach().clone()
+    ProjUNNRiemannianSGD([model.phase], lr=0.2).step()
+    turned = float(model.phase.detach().sub(start).abs())
+    assert one.angle == pytest.approx(turned, rel=1e-2)
+
+
+@pytest.mark.parametrize("k", ["8", "Auto", 2.0, True, np.array([1, 2])])
 def test_other_words_are_no_rank(k):
     with pytest.raises(
-        TypeError, match=r"`k` must be an integer, got .*; use k=None for full rank"
+        TypeError,
+        match=r"`k` must be an integer, got .*; use k=None for full rank, or k=\"auto\" for one",
     ):
         LowRankUnitary(k)
