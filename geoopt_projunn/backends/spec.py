@@ -70,6 +70,9 @@ class Rule(Protocol):
     gradients is the mean of their directions, and it is not finite where a proposed buffer is not.
     """
 
+    known_buffers: frozenset[str]
+    """All names of state that any hyperparameters ask for."""
+
     def buffer_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the names of the state that this group's hyperparameters ask for."""
 

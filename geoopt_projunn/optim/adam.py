@@ -25,6 +25,9 @@ class _Adam:
     """Bias-corrected moments of ambient gradients."""
 
     is_linear = False
+    known_buffers = frozenset(
+        ("exp_avg", *(f"{of}{name}" for of in ("", "max_") for name in _SECOND_MOMENTS.values()))
+    )
 
     def buffer_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         second = _SECOND_MOMENTS[group["second_moment"]]

@@ -92,9 +92,12 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
 
     @classmethod
     def _own_defaults(cls) -> dict[str, Any]:
+        # A subclass may pass on what it does not name.
         return {
             name: parameter.default
-            for name, parameter in inspect.signature(cls).parameters.items()
+            for kind in reversed(cls.__mro__)
+            if issubclass(kind, ProjUNNOptimizer)
+            for name, parameter in inspect.signature(kind).parameters.items()
             if parameter.default is not parameter.empty
         }
 

@@ -76,18 +76,22 @@ def kind_of(
     # Gradients of one parameter may have other strides on other processes.
     of_grad = over if over is not None else (grad.stride(), grad.is_conj())
     layout = p.shape, p.stride(), p.is_conj(), is_dtensor(p) or is_dtensor(grad), of_grad
-    skipped = state["skipped"]
-    return layout, p.dtype, p.device, manifold, grad.dtype, skipped.dtype, skipped.shape, *state
+    # They differ where a parameter has got values of another size since its last step.
+    shapes = [t.shape for t in state.values() if isinstance(t, torch.Tensor)]
+    kept = state["skipped"].dtype, *state, *shapes
+    return layout, p.dtype, p.device, manifold, grad.dtype, *kept
 
 
-def check_kind(p: torch.Tensor, state: State, group: Group) -> None:
+def check_kind(p: torch.Tensor, state: State, names: Iterable[str], group: Group) -> None:
     """Raise an error unless a parameter of a kind can be stepped, with its gradient and state.
+
+    ``names`` are those of its buffers.
 
     Raises
     ------
     ValueError
         If the shape is none of the manifold, the rank is too high for it, or the state is of a
-        parameter of another number of blocks.
+        parameter of another shape or number of blocks.
     TypeError
         If the dtype of parameter, gradient or state is not supported.
     """
@@ -107,13 +111,13 @@ def check_kind(p: torch.Tensor, state: State, group: Group) -> None:
             f"{p.dtype.to_real()}, got {state['skipped'].dtype}: the parameter was converted "
             "after its first step; rebuild the optimizer."
         )
-    check_shape("skipped", p, state, group, manifold.stacked(p).shape[:-2])
+    check_shapes(p, state, names, group)
 
 
 def check_shapes(p: torch.Tensor, state: State, names: Iterable[str], group: Group) -> None:
-    """Raise ValueError unless a state that was loaded has the shapes of this parameter's."""
+    """Raise ValueError unless a state has the shapes of this parameter's."""
     shape = stacked(p).shape
-    for name in ("step", "skipped"):
+    for name in ("skipped", "step"):
         check_shape(name, p, state, group, shape[:-2])
     for name in names:
         if name in state:

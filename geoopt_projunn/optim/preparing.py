@@ -99,7 +99,7 @@ class Preparation:
         for members in part.low_rank.values():
             p = members[0]
             state = fresh.get(p) or states[p]
-            check_kind(p, state, group)
+            check_kind(p, state, self._rule.buffer_names(group), group)
             assert_serves(p)
             if is_spread(p) or is_dtensor(p.grad):
                 for p in members:
@@ -148,7 +148,7 @@ class Preparation:
         if all(name.startswith("max_") for name in missing):
             return {**first_buffers(stacked(p), self._rule, group), **state}
         begun = first_state(p, low_rank_of(p), self._rule, group, {})
-        return {**state, **begun, "skipped": state["skipped"]}
+        return {**begun, "skipped": state["skipped"]}
 
     def _takes_sparse_of(self, p: torch.Tensor, group: dict[str, Any]) -> bool:
         return self._takes_sparse and manifold_of(p) is None and group["weight_decay"] == 0

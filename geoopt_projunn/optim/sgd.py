@@ -15,16 +15,18 @@ __all__ = ["ProjUNNRiemannianSGD"]
 
 # What their state is called: a group that changes from one to the other starts afresh.
 _MOMENTUM_BUFFERS = {"ambient": "momentum_buffer", "tangent": "generator_buffer"}
+_FEEDBACK_BUFFER = "feedback_buffer"
 
 
 class _Momentum:
     """Momentum of ambient gradients, as in torch.optim.SGD, or with error feedback."""
 
     is_linear = True
+    known_buffers = frozenset((_FEEDBACK_BUFFER, *_MOMENTUM_BUFFERS.values()))
 
     def buffer_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         if group["error_feedback"] is not None:
-            return ("feedback_buffer",)
+            return (_FEEDBACK_BUFFER,)
         if group["momentum"] == 0:
             return ()
         return (_MOMENTUM_BUFFERS[group["momentum_space"]],)
@@ -49,8 +51,8 @@ class _Momentum:
     ) -> Proposal:
         momentum, feedback = group["momentum"], group["error_feedback"]
         if feedback is not None:
-            direction = buffers["feedback_buffer"] + grad
-            return Proposal(direction, {"feedback_buffer": direction * feedback})
+            direction = buffers[_FEEDBACK_BUFFER] + grad
+            return Proposal(direction, {_FEEDBACK_BUFFER: direction * feedback})
         if momentum == 0:
             return Proposal(grad, {})
         if group["momentum_space"] == "tangent":
@@ -67,7 +69,7 @@ class _Momentum:
     def withdrawn(self, group: Mapping[str, Any]) -> Mapping[str, float]:
         if group["error_feedback"] is None:
             return {}
-        return {"feedback_buffer": group["error_feedback"] - group["momentum"]}
+        return {_FEEDBACK_BUFFER: group["error_feedback"] - group["momentum"]}
 
     def unit(self, group: Mapping[str, Any], entries: int) -> float:
         return 1.0

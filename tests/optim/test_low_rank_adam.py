@@ -294,6 +294,41 @@ def test_a_group_may_change_its_second_moment(first):
     assert_same_bits(p, q)
 
 
+@pytest.mark.parametrize("first", SECOND_MOMENTS)
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_a_group_that_changes_back_begins_anew_once_more(first, amsgrad):
+    (second,) = set(SECOND_MOMENTS) - {first}
+    p = unitary_parameter(6, 6)
+    optimizer = ProjUNNRiemannianAdam([p], second_moment=first, amsgrad=amsgrad)
+    optimizer.state[p]["of someone else"] = 1
+    feed(optimizer, p, [1e3 * grad for grad in gradients(p, 3)])
+    (group,) = optimizer.param_groups
+    group["second_moment"] = second
+    feed(optimizer, p, gradients(p, 1))
+    group["second_moment"] = first
+    q, grads = copy.deepcopy(p), gradients(p, 3)
+    feed(optimizer, p, grads)
+    fresh = ProjUNNRiemannianAdam([q], second_moment=first, amsgrad=amsgrad)
+    feed(fresh, q, grads)
+    assert_same_bits(p, q)
+    assert set(optimizer.state[p]) == {*fresh.state[q], "of someone else"}
+
+
+def test_moments_of_torchs_adam_that_were_not_taken_over_are_never_used():
+    p = unitary_parameter(6, 6)
+    plain = torch.nn.Parameter(p.detach().clone())
+    theirs = torch.optim.Adam([plain])
+    feed(theirs, plain, [1e3 * grad for grad in gradients(plain, 3)])
+    optimizer = ProjUNNRiemannianAdam([p])
+    optimizer.load_state_dict(theirs.state_dict())
+    feed(optimizer, p, gradients(p, 1))
+    optimizer.param_groups[0]["second_moment"] = "elementwise"
+    q, grads = copy.deepcopy(p), gradients(p, 3)
+    feed(optimizer, p, grads)
+    feed(ProjUNNRiemannianAdam([q], second_moment="elementwise"), q, grads)
+    assert_same_bits(p, q)
+
+
 def test_a_checkpoint_of_elementwise_moments_goes_on_with_them():
     """They were the default of version 0.1."""
     p = unitary_parameter(6, 6)

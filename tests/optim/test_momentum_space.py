@@ -1,5 +1,7 @@
 """Momentum of generators: what it adds up, what it refuses, and where it helps."""
 
+import copy
+
 import geoopt
 import pytest
 import torch
@@ -135,6 +137,24 @@ def test_changing_the_space_starts_afresh():
     feed(optimizer, p, gradients(p, 1))
     assert "generator_buffer" in optimizer.state[p]
     assert orthogonality_error(p) < 100 * eps(p.dtype)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"momentum_space": "tangent"}, {"error_feedback": 0.5}], ids=str
+)
+def test_a_buffer_of_earlier_steps_does_not_come_back(changed):
+    p = unitary_parameter(6, 6)
+    optimizer = ProjUNNRiemannianSGD([p], lr=0.1, momentum=0.9)
+    feed(optimizer, p, gradients(p, 2))
+    (group,) = optimizer.param_groups
+    before = {name: group[name] for name in changed}
+    group.update(changed)
+    feed(optimizer, p, gradients(p, 1))
+    group.update(before)
+    q, grads = copy.deepcopy(p), gradients(p, 2)
+    feed(optimizer, p, grads)
+    feed(ProjUNNRiemannianSGD([q], lr=0.1, momentum=0.9), q, grads)
+    assert_same_bits(p, q)
 
 
 def test_rectangles_and_wrong_combinations_are_refused():

@@ -363,6 +363,27 @@ def test_a_state_of_another_number_of_blocks_is_refused_before_anything_moves(bl
     assert_same_bits(plain, torch.ones(2))
 
 
+@pytest.mark.parametrize("rule", ["nesterov", "feedback", "scalar"])
+def test_values_of_another_size_are_refused_before_anything_moves(rule):
+    """Also where another parameter has that size all along."""
+    alike, grown = parameter(8, 6, k=1), parameter(5, 4, k=1)
+    plain = torch.nn.Parameter(torch.ones(2))
+    steps = [[torch.zeros(2)], gradients(alike, 1), gradients(grown, 1)]
+    optimizer = run(rule, [plain, alike, grown], steps)
+    grown.grad = None
+    grown.data = alike.detach().clone()
+    plain.grad = torch.ones(2)
+    for p in (alike, grown):
+        p.grad = torch.ones_like(p)
+    before = [p.detach().clone() for p in (plain, alike, grown)]
+    with pytest.raises(
+        ValueError, match=r"in the state of .* must have shape \(8, 6\), got \(5, 4\)"
+    ):
+        optimizer.step()
+    for p, x in zip((plain, alike, grown), before, strict=True):
+        assert_same_bits(p, x)
+
+
 def test_blocks_that_change_under_an_optimizer_are_refused_before_anything_moves():
     p, plain = parameter(12, 4, k=1, blocks=3), torch.nn.Parameter(torch.ones(2))
     optimizer = run("sgd", [plain, p], [[torch.zeros(2)], gradients(p, 1)])
