@@ -127,7 +127,8 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         Decay of the moments; (0, α) is the paper's RMSprop with smoothing α, with Adam's bias
         correction.
     eps : float
-        added to the denominator
+        Added to the denominator; with "mean" to the norm, as with "scalar", before that is divided
+        by the root of the number of entries.
     weight_decay : float
         L2 penalty, or with ``decoupled_weight_decay`` AdamW's. It has no effect on LowRankUnitary,
         where the norm is constant.

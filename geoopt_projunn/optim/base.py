@@ -215,12 +215,14 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
     def _take_step(self) -> None:
         parts, rates = self._prepare()
         step = AllOrNothing(self.param_groups, parts, self.state, self._state_of_others)
+        # Warnings, which may be errors to the user, come before anything moves.
         self._watch.see_gradients(step.finite, self._described)
+        for group, part in zip(self.param_groups, parts, strict=True):
+            self._watch.see_angles(part.low_rank_parameters(), group, self._described)
         with step.context():
             # These first: torch may raise an error that was not foreseen.
             self._others.step(self.state, self.param_groups, parts, self._state_of_others)
             for group, part in zip(self.param_groups, parts, strict=True):
-                self._watch.see_angles(part.low_rank_parameters(), group, self._described)
                 with _as_tensors():
                     step_kinds(part.low_rank.values(), self.state, self._rule, group, rates)
                 self._stabilize_in_turn(group, skips=step.skips)

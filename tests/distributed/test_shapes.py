@@ -24,6 +24,8 @@ SHAPES = {
     "blocks": (LowRankUnitary(k=2, blocks=3), (24, 8), "columns of 3"),
     "tall": (LowRankStiefel(k=2), (18, 7), "rows of 3"),
     "tall, columns": (LowRankStiefel(k=1, sketch="lsi"), (18, 7), "columns of 4"),
+    # Of its rows alone each process would take k = 3.
+    "rank by size": (LowRankStiefel(), (18, 7), "rows of 4"),
     "wide": (LowRankStiefel(k=2), (7, 18), "rows of 3"),
     "wide, tiles": (LowRankStiefel(k=1, sketch="column"), (7, 18), "tiles"),
 }

@@ -178,6 +178,20 @@ def test_one_warning_says_that_planes_may_stop(normalize, lr, k, dtype):
     assert len(caught) == 1
 
 
+def test_a_warning_that_is_an_error_leaves_all_parameters_as_they_were():
+    p, plain = unitary_parameter(6, 6), torch.nn.Parameter(torch.ones(2))
+    groups = [{"params": [plain]}, {"params": [p], "lr": 5.0, "normalize": "angle"}]
+    optimizer = ProjUNNRiemannianSGD(groups, lr=0.1)
+    plain.grad, p.grad = torch.ones(2), torch.randn_like(p)
+    before = p.detach().clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="half a turn"):
+            optimizer.step()
+    assert_same_bits(p, before)
+    assert_same_bits(plain, torch.ones(2))
+
+
 @pytest.mark.parametrize(("normalize", "lr", "k"), [("angle", 0.78, 16), ("spectral", 3.1, 16)])
 def test_shorter_steps_draw_no_warning(normalize, lr, k):
     p = unitary_parameter(40, 40, k=k)
