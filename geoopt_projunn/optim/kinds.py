@@ -66,19 +66,24 @@ def stacked(p: torch.Tensor) -> torch.Tensor:
 
 
 def kind_of(
-    p: torch.Tensor, grad: torch.Tensor, manifold: LowRankManifold, state: State
+    p: torch.Tensor,
+    grad: torch.Tensor,
+    manifold: LowRankManifold,
+    state: State,
+    names: Iterable[str],
 ) -> Hashable:
     """Return what parameters have in common that can be stepped as one batch.
 
-    All that :func:`check_kind` looks at is part of it.
+    ``names`` are those of their buffers. All that :func:`check_kind` looks at is part of it.
     """
     over = averages_gradients(p)
     # Gradients of one parameter may have other strides on other processes.
     of_grad = over if over is not None else (grad.stride(), grad.is_conj())
     layout = p.shape, p.stride(), p.is_conj(), is_dtensor(p) or is_dtensor(grad), of_grad
     # They differ where a parameter has got values of another size since its last step.
-    shapes = [t.shape for t in state.values() if isinstance(t, torch.Tensor)]
-    kept = state["skipped"].dtype, *state, *shapes
+    shapes = [state[name].shape for name in names if name in state]
+    skipped = state["skipped"]
+    kept = skipped.dtype, skipped.shape, *state, *shapes
     return layout, p.dtype, p.device, manifold, grad.dtype, *kept
 
 

@@ -1,6 +1,6 @@
 """Sort parameters, and check all that can go wrong, before anything changes."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -63,10 +63,13 @@ class Preparation:
         self._takes_sparse = takes_sparse
         self._watch = watch
         self._to_probe = to_probe
+        # Each step has to check only what it has not seen before.
+        self._checked: set[tuple[Hashable, tuple[str, ...]]] = set()
 
     def sort(self, group: dict[str, Any], states: States, prepared: Prepared) -> None:
         """Sort the parameters of a group, check them, and add what is found."""
         part, fresh = Parts(), prepared.fresh
+        names = self._rule.buffer_names(group)
         for p in group["params"]:
             manifold, grad, state = manifold_of(p), p.grad, states.get(p, {})
             if grad is not None and grad.is_sparse and not self._takes_sparse_of(p, group):
@@ -94,17 +97,19 @@ class Preparation:
                     prepared.begun[p] = self._check_new(p, manifold, group, state)
                 if is_new:
                     state = fresh[p] = first_state(p, manifold, self._rule, group, state)
-                kind = kind_of(p, grad, manifold, state)
+                kind = kind_of(p, grad, manifold, state, names)
                 part.low_rank.setdefault(kind, []).append(p)
-        for members in part.low_rank.values():
+        for kind, members in part.low_rank.items():
             p = members[0]
             state = fresh.get(p) or states[p]
-            check_kind(p, state, self._rule.buffer_names(group), group)
+            if (kind, names) not in self._checked:
+                check_kind(p, state, names, group)
+                self._checked.add((kind, names))
             assert_serves(p)
             if is_spread(p) or is_dtensor(p.grad):
                 for p in members:
                     check_spread(p, fresh.get(p) or states[p], self._rule, group)
-            missing = [name for name in self._rule.buffer_names(group) if name not in state]
+            missing = [name for name in names if name not in state]
             for p in members if missing else []:
                 fresh[p] = self._begun_anew(p, group, states[p], missing)
         prepared.parts.append(part)
