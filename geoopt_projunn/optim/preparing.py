@@ -116,8 +116,9 @@ class Preparation:
 
     def begin(self, begun: Mapping[torch.Tensor, bool], states: States) -> None:
         """Take note of parameters at their first step, whose values all processes now get."""
+        if begun:
+            receive_first(begun)
         for p, is_probed in begun.items():
-            receive_first(p)
             self._watch.begin(p, states.get(p, {}).get("skipped"))
             (self._to_probe.discard if is_probed else self._to_probe.add)(p)
 

@@ -255,6 +255,30 @@ def test_gradients_may_have_other_strides_elsewhere(world, complex_):
     assert max(world.run(strides, complex_)) < 1e-12
 
 
+def mixed():
+    """Give one process's optimizer the matrices of two kinds in another order."""
+    group, rank = group_of((0, 1)), distributed.get_rank()
+    if rank > 1:
+        return True
+    manifolds = [LowRankUnitary(k=2), LowRankUnitary(k=1), LowRankUnitary(k=2)]
+    torch.manual_seed(rank)
+    params = [geoopt.ManifoldParameter(m.random(N, N), manifold=m) for m in manifolds]
+    sketch_gradients_(params, group)
+    first, *others = params
+    optimizer = ProjUNNRiemannianSGD([first, *(others if rank == 0 else others[::-1])], lr=0.1)
+    for p in params:
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    everywhere = [None] * 2
+    distributed.all_gather_object(everywhere, digest(*params), group=group)
+    return len(set(everywhere)) == 1
+
+
+def test_matrices_of_two_kinds_get_their_own_values_in_any_order(world):
+    """Of each kind the order is the same: the steps agree."""
+    assert all(world.run(mixed))
+
+
 def wait_for_nobody():
     """Take steps for which no process has the gradient of a matrix, and count the exchanges."""
     replica = Replica(3)

@@ -1,5 +1,6 @@
 """Parameters whose gradients are averaged by their steps, and over which processes."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -67,11 +68,22 @@ def like_its_parameter(view: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def receive_first(p: torch.Tensor) -> None:
-    """Give a parameter the values of the first process of those that average its gradients."""
-    group = averages_gradients(p)
-    if group is not None and not p.is_meta:
+def receive_first(params: Iterable[torch.Tensor]) -> None:
+    """Give parameters the values of the first process of those that average their gradients.
+
+    All processes have to give the same parameters; their order does not matter.
+    """
+    marked = [p for p in params if averages_gradients(p) is not None and not p.is_meta]
+    for p in sorted(marked, key=_place):
+        group = averages_gradients(p)
+        assert group is not None
         p.copy_(collectives.first_of(p.detach().clone(), group))
+
+
+def _place(p: torch.Tensor) -> tuple[str, int]:
+    group = averages_gradients(p)
+    assert group is not None
+    return group.group_name, number_of(p)
 
 
 def gives_values(p: torch.Tensor) -> bool:
