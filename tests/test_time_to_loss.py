@@ -175,3 +175,16 @@ def test_a_run_over_its_budget_bounds_the_ratio():
     assert found["ours: k = 1"][4] == "< 0.1×"
     lost = run("peer: b", 1.0, outcome=running.DIVERGED)
     assert rows(report.table([ours, lost]))["ours: k = 1"][4] == "–"
+
+
+def test_a_method_in_radians_ends_its_steps_as_planned():
+    method = next(one for one in tasks.methods(16) if one.variant.startswith(tasks.RADIANS))
+    assert tasks.rates(method, [0.3]) == tasks.PLANS
+    weight, optimizer = method.make(torch.eye(16)[None], 3.0)
+    seen = []
+    for _ in range(4):
+        weight().grad = torch.randn(1, 16, 16)
+        optimizer.step()
+        seen.append(weight().detach().clone())
+    assert not torch.equal(seen[2], seen[1])
+    assert torch.equal(seen[3], seen[2])
