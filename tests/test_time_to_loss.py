@@ -1,5 +1,7 @@
 """The time-to-loss benchmark reaches its targets, keeps its runs, and divides rightly."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -186,5 +188,5 @@ def test_a_method_in_radians_ends_its_steps_as_planned():
         weight().grad = torch.randn(1, 16, 16)
         optimizer.step()
         seen.append(weight().detach().clone())
-    assert not torch.equal(seen[2], seen[1])
-    assert torch.equal(seen[3], seen[2])
+    moved = [float((after - before).abs().max()) for before, after in pairwise(seen)]
+    assert moved[2] < 1e-6 < min(moved[:2])
