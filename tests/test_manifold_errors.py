@@ -18,7 +18,7 @@ DTYPE_RULE = (
 
 @pytest.mark.parametrize("k", [0, -1])
 def test_a_rank_below_one_is_refused(k):
-    message = rf"`k` must be at least 1, got {k}; use k=None for full rank\."
+    message = rf'`k` must be at least 1, got {k}; use k=None for full rank, or k="auto"'
     with pytest.raises(ValueError, match=message):
         LowRankUnitary(k)
 
@@ -26,7 +26,7 @@ def test_a_rank_below_one_is_refused(k):
 @pytest.mark.parametrize("k", [True, False, 1.0, "1", (1,), torch.tensor(1)])
 def test_a_rank_that_is_no_integer_is_refused(k):
     with pytest.raises(
-        TypeError, match=r"`k` must be an integer, got .*; use k=None for full rank\."
+        TypeError, match=r"`k` must be an integer, got .*; use k=None for full rank, or k=\"auto\""
     ):
         LowRankUnitary(k)
 
