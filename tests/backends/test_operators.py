@@ -109,7 +109,7 @@ WRONG = [
         lambda x: [x[0, :5]],
         r"must have as many rows as columns or more, got 5 x 6",
     ),
-    ("gradient", "grad", lambda g: [*g[:2]], r"must be 3 matrices, got 2"),
+    ("gradient", "grad", lambda g: [*g[:2]], r"must be of 3 matrices, got 2"),
     ("gradient", "grad", lambda g: [g[:, :5]], r"\(3, 6, 6\).* got shape \(3, 5, 6\)"),
     ("gradient", "grad", lambda g: [g.double()], r"float32, got .*float64"),
     ("gradient", "step", lambda s: [s.int()], r"int64, got .*int32"),
