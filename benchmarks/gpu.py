@@ -32,10 +32,11 @@ class Part(NamedTuple):
 
 PARTS = {
     "environment": Part(20, gpu_steps.environment),
-    "waiting": Part(75, gpu_steps.waiting),
-    "times": Part(90, gpu_steps.times),
+    "compiling": Part(75, gpu_steps.compiling),
+    "waiting": Part(40, gpu_steps.waiting),
+    "times": Part(50, gpu_steps.times),
     "launches": Part(25, gpu_steps.launches),
-    "compared": Part(40, gpu_steps.compared),
+    "compared": Part(30, gpu_steps.compared),
     "peers": Part(45, gpu_steps.peers),
     "tf32": Part(15, gpu_steps.tf32),
     "recurrences": Part(45, gpu_layers.recurrences),

@@ -1,9 +1,11 @@
 """What the benchmark of a GPU asks about steps."""
 
+import os
 import platform
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 
 import torch
@@ -41,16 +43,41 @@ def _device() -> str:
     return f"{found.name}, {found.multi_processor_count} SM, {gib} GiB, L2 {l2} MiB"
 
 
+def compiling(device: str) -> Cases:
+    """Take a step of each kind that is timed, in as many processes as there are processors.
+
+    Triton keeps on disk what it has compiled: what follows finds it there.
+    """
+    kinds = [(rule, {"k": k}) for rule in RULES for k in (1, 4, 16)] + _SETTINGS
+    jobs = [(rule, options, batch) for rule, options in kinds for batch in ((), (4,))]
+    yield "steps", lambda: _compile(device, jobs if device == "cuda" else jobs[:1])
+
+
+def _compile(device: str, jobs: list[tuple]) -> str:
+    context = torch.multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1), context) as pool:
+        for done in [pool.submit(_one_step, device, *job) for job in jobs]:
+            done.result()
+    return OK
+
+
+def _one_step(device: str, rule: str, options: dict, batch: tuple[int, ...]) -> None:
+    dtype = torch.complex64 if batch else torch.float32
+    _step(draw(64, batch, dtype, device=device), rule, **options)()
+
+
+_SETTINGS: list[tuple[str, dict]] = [
+    *(("SGD", {"k": k, "retraction": name}) for k in (1, 4) for name in ("polar", "cayley")),
+    ("SGD", {"k": 1, "sketch": "lsi"}),
+    ("SGD", {"k": 2, "sketch": "column"}),
+    ("SGD", {"k": 1, "momentum": 0.9}),
+    ("Adam", {"k": 1, "second_moment": "scalar"}),
+]
+
+
 def waiting(device: str) -> Cases:
     """Take steps under the mode in which torch raises where the host waits."""
-    settings = [
-        *((rule, {"k": k}) for k in (1, 4, 16) for rule in RULES),
-        *(("SGD", {"k": k, "retraction": name}) for k in (1, 4) for name in ("polar", "cayley")),
-        ("SGD", {"k": 1, "sketch": "lsi"}),
-        ("SGD", {"k": 2, "sketch": "column"}),
-        ("SGD", {"k": 1, "momentum": 0.9}),
-        ("Adam", {"k": 1, "second_moment": "scalar"}),
-    ]
+    settings = [*((rule, {"k": k}) for k in (1, 4, 16) for rule in RULES), *_SETTINGS]
     for batch in ((), (32,)):
         for rule, options in settings:
             yield f"{rule} {options} batch={batch}", _without_waiting(device, batch, rule, options)

@@ -101,8 +101,6 @@ def main(arguments: list[str] | None = None) -> list[Row]:
         lr=1e-2,
         recurrent_lr=1e-3,
         momentum=0.9,
-        # Without growth one second moment for the matrix does worse at each of four rates.
-        second_moment="elementwise",
         smoothing=0.99,
         clip=1.0,
     )

@@ -127,7 +127,8 @@ def full_like(p: torch.Tensor, shape: torch.Size, value: float, dtype: torch.dty
 
 def average_buffers(groups: Groups, states: States, rule: Rule) -> None:
     """Average what processes have made of their own gradients, in place, after they have agreed."""
-    groups = [group for group in groups if rule.buffer_names(group)]
+    marked = [g for g in groups if any(averages_gradients(p) is not None for p in g["params"])]
+    groups = [group for group in marked if rule.buffer_names(group)]
     Agreement(groups).on_states(groups, states)
     for p in (p for group in groups for p in group["params"]):
         if (over := averages_gradients(p)) is None or p.is_meta:

@@ -8,7 +8,7 @@ from ..spec import StepSpec
 from .kernels.arrivals import TICKETS
 from .kernels.directions import NUMBERS
 from .kernels.gram import MOST_PROGRAMS
-from .kernels.testing import MOST_PROGRAMS as MOST_THAT_MIX
+from .kernels.vectors import MOST_PROGRAMS as MOST_THAT_MIX
 from .launching import Share, Tiles, carve, padded
 
 # Positions that a program works on at once: of one vector, of several by the bytes of an entry,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ...sketches.tangent import ANYWHERE, IN_TURN
-from .kernels import bases, mixing, testing
+from .kernels import bases, mixing, vectors
 from .launching import (
     BM,
     MOST_IN_GRID,
@@ -113,7 +113,7 @@ class SketchLaunches(Passes):
         rows = BM if sizes.n >= _TALL else BM // 4
         rows = max(rows, power_of_two(-(-sizes.n // MOST_IN_GRID)))
         launch(
-            testing.row_sums_kernel,
+            vectors.row_sums_kernel,
             (sizes.b, -(-sizes.n // rows)),
             self.x,
             self.kind["mixed"],
@@ -136,7 +136,7 @@ class SketchLaunches(Passes):
     def _column_sums(self) -> None:
         sizes = self.sizes
         launch(
-            testing.column_sums_kernel,
+            vectors.column_sums_kernel,
             (sizes.b, sizes.tiles.blocks, sizes.tiles.splits),
             self.x,
             self.kind["mixed"],

@@ -1,7 +1,7 @@
 """The test vectors of a sketch: hashed combinations of a few columns or rows of a direction.
 
 Programs share out the positions of these vectors. What only all of them know, the length of each,
-is for :mod:`.testing`, which reads what is *mixed* here.
+is for :mod:`.vectors`, which reads what is *mixed* here.
 """
 
 import triton
