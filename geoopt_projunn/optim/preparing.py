@@ -67,6 +67,7 @@ class Preparation:
     def sort(self, group: dict[str, Any], states: States, prepared: Prepared) -> None:
         """Sort the parameters of a group, check them, and add what is found."""
         part, fresh = Parts(), prepared.fresh
+        members, kind = list[torch.Tensor](), None
         for p in group["params"]:
             manifold, grad, state = manifold_of(p), p.grad, states.get(p, {})
             if grad is not None and grad.is_sparse and not self._takes_sparse_of(p, group):
@@ -94,8 +95,11 @@ class Preparation:
                     prepared.begun[p] = self._check_new(p, manifold, group, state)
                 if is_new:
                     state = fresh[p] = first_state(p, manifold, self._rule, group, state)
-                kind = kind_of(p, grad, manifold, state)
-                part.low_rank.setdefault(kind, []).append(p)
+                kind, last = kind_of(p, grad, manifold, state), kind
+                # To compare is faster than to look up, and many are like the one before.
+                if kind != last:
+                    members = part.low_rank.setdefault(kind, [])
+                members.append(p)
         for members in part.low_rank.values():
             p = members[0]
             state = fresh.get(p) or states[p]

@@ -31,7 +31,8 @@ def step_kinds(
     grads = [[_apart(p.grad, points) for p in members] for members in kinds]
     names = ("step", "skipped", *rule.buffer_names(group))
     for members, grads_of_kind in zip(kinds, grads, strict=True):
-        buffers = {name: [states[p][name] for p in members] for name in names}
+        states_of_kind = [states[p] for p in members]
+        buffers = {name: [state[name] for state in states_of_kind] for name in names}
         first = members[0]
         manifold = low_rank_of(first)
         if manifold.points(first) is not first:
