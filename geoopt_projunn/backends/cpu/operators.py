@@ -12,19 +12,10 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from ...linalg.precision import WIDE
-from .kernels import (
-    KINDS,
-    RETRACTIONS,
-    SKETCHES,
-    check,
-    check_choice,
-    check_numbers,
-    is_by_columns,
-    kernels,
-)
+from . import kernels
 
 _library = torch.library.Library("geoopt_projunn", "DEF")
-_NAMES = {"sketch": SKETCHES, "retract": RETRACTIONS}
+_NAMES = {"sketch": kernels.SKETCHES, "retract": kernels.RETRACTIONS}
 
 
 def operator(
@@ -95,25 +86,25 @@ def _of_kernel(
         given, sizes = read(values)
         x, tensors, layout = given[first], [], []
         if "p" in sizes:
-            check_numbers(sizes["n"], sizes["p"], given.get("k", 1), given.get("sweep", 0))
+            kernels.check_numbers(sizes["n"], sizes["p"], given.get("k", 1), given.get("sweep", 0))
         for one, form in forms.items():
             t, (shape, dtype) = given[one], wanted(form, x, sizes)
             if form.endswith("stored"):
-                layout.append(is_by_columns(t))
+                layout.append(kernels.is_by_columns(t))
                 t, shape = (t.mT, (*shape[:-2], *shape[:-3:-1])) if layout[-1] else (t, shape)
             elif t is not x or results:
                 t = t.contiguous().resolve_conj()
-            check(t, one, shape, dtype)
+            kernels.check(t, one, shape, dtype)
             tensors.append(t)
         options = [given[one] for one in names if one not in forms]
         if name in _NAMES:
-            options[-1] = check_choice("name", options[-1], _NAMES[name])
+            options[-1] = kernels.check_choice("name", options[-1], _NAMES[name])
         if layout:
             options.append(sum(is_set << bit for bit, is_set in enumerate(layout)))
         outs = without_data(*values)
         tensors += outs if isinstance(outs, tuple) else [] if outs is None else [outs]
-        getattr(kernels, name.rstrip("_"))(
-            *(KINDS[x.dtype], *sizes.values(), *options, torch.get_num_threads()),
+        getattr(kernels.kernels, name.rstrip("_"))(
+            *(kernels.KINDS[x.dtype], *sizes.values(), *options, torch.get_num_threads()),
             *(t.data_ptr() for t in tensors),
         )
         if name.endswith("_"):

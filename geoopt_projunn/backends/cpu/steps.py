@@ -3,25 +3,13 @@
 import functools
 import itertools
 import math
+from typing import Any
 
 import torch
 
 from ...normalization import noise_floor
-from .kernels import (
-    KINDS,
-    NORMALIZATIONS,
-    RETRACTIONS,
-    RULES,
-    SKETCHES,
-    Refused,
-    check,
-    check_choice,
-    check_numbers,
-    is_by_columns,
-    is_plain,
-    is_stored,
-    kernels,
-)
+from . import kernels
+from .kernels import Refused, check_choice, is_by_columns, is_plain
 from .operators import FLOPS_OF_SKETCH, mark_changed, operator
 
 Tensors = list[torch.Tensor]
@@ -30,39 +18,30 @@ Form = tuple[str, torch.Size, torch.dtype]
 
 @functools.lru_cache(maxsize=1024)
 def _plan(
-    shape: torch.Size,
-    dtype: torch.dtype,
-    layout: tuple[int, bool, int],
-    lengths: tuple[int, int, int],
-    rule: str,
-    k: int,
-    sketch: str,
-    retraction: str,
-    normalize: str | None,
-    sweep: int,
+    shape: torch.Size, dtype: torch.dtype, layout: tuple[int, ...], *rest: Any
 ) -> tuple[tuple[int, ...], float, list[Form]]:
     """Check all but single tensors, and return what steps of such ones have in common.
 
-    The integers of the kernel, its noise floor, and what tensors have to be. The ``lengths`` are
-    those of x, state and numbers.
+    The integers of the kernel, its noise floor, and what tensors have to be.
     """
-    (*lead, n, p), (pieces, of_state, of_numbers) = shape, lengths
-    check_numbers(n, p, k, sweep)
-    rule_number, (buffer_counts, known) = check_choice("rule", rule, RULES), RULES[rule]
-    if of_state not in [buffers * pieces for buffers in buffer_counts]:
+    pieces, of_state, of_numbers, rule, k, sketch, retraction, normalize, sweep = rest
+    *lead, n, p = shape
+    kernels.check_numbers(n, p, k, sweep)
+    integers = (
+        *(kernels.KINDS[dtype], pieces * math.prod(lead), n, p, k),
+        check_choice("sketch", sketch, kernels.SKETCHES),
+        check_choice("retraction", retraction, kernels.RETRACTIONS),
+        check_choice("normalize", normalize, kernels.NORMALIZATIONS),
+        *(sweep, check_choice("rule", rule, kernels.RULES), *layout),
+    )
+    buffers, numbers = kernels.RULES[rule]
+    if of_state not in [count * pieces for count in buffers]:
         raise Refused(
-            f"`state` must be {' or '.join(map(str, buffer_counts))} buffers of {pieces} tensors "
+            f"`state` must be {' or '.join(map(str, buffers))} buffers of {pieces} tensors "
             f"for {rule!r}, got {of_state} tensors."
         )
-    if of_numbers != known:
-        raise Refused(f"`numbers` must be {known} for {rule!r}, got {of_numbers}.")
-    integers = (
-        *(KINDS[dtype], pieces * math.prod(lead), n, p, k),
-        check_choice("sketch", sketch, SKETCHES),
-        check_choice("retraction", retraction, RETRACTIONS),
-        check_choice("normalize", normalize, NORMALIZATIONS),
-        *(sweep, rule_number, *layout),
-    )
+    if of_numbers != numbers:
+        raise Refused(f"`numbers` must be {numbers} for {rule!r}, got {of_numbers}.")
     by_columns, is_scalar, _ = layout
     sides = (p, n) if by_columns & 2 else (n, p)
     number, whole, each = (
@@ -86,13 +65,13 @@ def _addresses(
     if len(pieces) != many:
         b = many * math.prod(shape if name in ("step", "skipped") else shape[:-2])
         raise Refused(f"`{name}` must be of {b} matrices, got {len(pieces)} tensors.")
-    if strides is not None and not is_stored(pieces[0]):
-        check(pieces[0], name, shape, dtype)
+    if strides is not None and not kernels.is_stored(pieces[0]):
+        kernels.check(pieces[0], name, shape, dtype)
     for t in pieces:
         is_laid_out = t.is_contiguous() if strides is None else t.stride() == strides
         if t.shape != shape or t.dtype != dtype or not is_laid_out:
             if strides is None or t is pieces[0]:
-                check(t, name, shape, dtype)
+                kernels.check(t, name, shape, dtype)
             raise Refused(
                 f"`{name}` must be tensors of one shape, strides and dtype, got {tuple(shape)}, "
                 f"{strides} and {dtype}, and {tuple(t.shape)}, {t.stride()} and {t.dtype}."
@@ -117,20 +96,9 @@ def _flops(x: list[torch.Size], *rest: object, **__: object) -> int:
 
 
 def _run(
-    x: Tensors,
-    grad: Tensors,
-    state: Tensors,
-    step: Tensors,
-    skipped: Tensors,
-    rule: str,
-    numbers: list[float],
-    k: int,
-    sketch: str,
-    retraction: str,
-    length: float,
-    sweep: int,
-    normalize: str | None,
+    x: Tensors, grad: Tensors, state: Tensors, step: Tensors, skipped: Tensors, *options: Any
 ) -> None:
+    rule, numbers, k, sketch, retraction, length, sweep, normalize = options
     many, by_columns = len(x), is_by_columns(x[0]) + 2 * is_by_columns(grad[0])
     buffers = [state[i : i + many] for i in range(0, len(state), many)]
     if by_columns & 2:
@@ -139,16 +107,12 @@ def _run(
         if not all(map(is_plain, itertools.chain(*buffers))):
             raise Refused("`grad` must be stored by rows like the state, not by columns.")
     is_scalar = len(buffers) > 1 and buffers[1][0].shape[-2:] == (1, 1)
-    layout, lengths = (
-        (by_columns, is_scalar, torch.get_num_threads()),
-        (many, len(state), len(numbers)),
-    )
-    options = rule, k, sketch, retraction, normalize, sweep
-    integers, floor, forms = _plan(x[0].shape, x[0].dtype, layout, lengths, *options)
+    layout = by_columns, is_scalar, torch.get_num_threads()
+    rest = many, len(state), len(numbers), rule, k, sketch, retraction, normalize, sweep
+    integers, floor, forms = _plan(x[0].shape, x[0].dtype, layout, *rest)
     strides = x[0].stride(), grad[0].stride(), *[None] * 5
-    lists = x, grad, step, skipped, *buffers
-    tables = [*map(_addresses, lists, forms, strides, [many] * 7)]
-    kernels.step(integers, (length, floor, *numbers), *tables, *[[]] * (7 - len(tables)))
+    tables = map(_addresses, (x, grad, step, skipped, *buffers), forms, strides, [many] * 7)
+    kernels.kernels.step(integers, (length, floor, *numbers), *tables)
     mark_changed([*x, *state, *step, *skipped])
 
 

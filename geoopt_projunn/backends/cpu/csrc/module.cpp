@@ -37,7 +37,12 @@ bool parse(PyObject* const* args, Py_ssize_t count, Py_ssize_t expected, Index* 
 template <typename T, typename Of>
 bool parse(PyObject* list, Of of, std::vector<T>* values) {
   const Py_ssize_t count = PySequence_Size(list);
-  if (count > 0) values->reserve(count);
+  try {
+    values->reserve(std::max<Py_ssize_t>(0, count));
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+    return false;
+  }
   for (Py_ssize_t i = 0; i < count; ++i) {
     PyObject* item = PySequence_GetItem(list, i);
     if (item == nullptr) return false;
@@ -236,15 +241,17 @@ struct Step {
   }
 };
 
-// What a Step has, in its order.
+// What a Step has, in its order, without the lists that are empty.
 PyObject* py_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (count < 6 || count > 9)
+    return PyErr_Format(PyExc_TypeError, "expected 6 to 9 arguments, got %zd", count);
   Step step;
-  if (count != 9) return PyErr_Format(PyExc_TypeError, "expected 9 arguments, got %zd", count);
-  if (!parse(*args++, PyLong_AsLongLong, &step.numbers)) return nullptr;
-  if (!parse(*args++, PyFloat_AsDouble, &step.reals)) return nullptr;
-  for (std::vector<Index>* list :
-       {&step.x, &step.grad, &step.taken, &step.skipped, &step.first, &step.second, &step.third})
-    if (!parse(*args++, PyLong_AsLongLong, list)) return nullptr;
+  std::vector<Index>* const lists[] = {&step.x,     &step.grad,   &step.taken, &step.skipped,
+                                       &step.first, &step.second, &step.third};
+  if (!parse(args[0], PyLong_AsLongLong, &step.numbers)) return nullptr;
+  if (!parse(args[1], PyFloat_AsDouble, &step.reals)) return nullptr;
+  for (Py_ssize_t i = 2; i < count; ++i)
+    if (!parse(args[i], PyLong_AsLongLong, lists[i - 2])) return nullptr;
   return without_lock(
       [&] { is_double(step.numbers[0]) ? step.take<double>() : step.take<float>(); });
 }
