@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..backends.distributed import averages_gradients, local_of
+from ..backends.distributed import averages_gradients, is_dtensor, local_of
 from ..normalization import furthest
 from .capture import is_capturing
 from .kinds import is_low_rank, low_rank_of, manifold_of
@@ -96,7 +96,9 @@ class Watch:
         self._steps += 1
         if not self._warned_of_skip:
             for members in stepped:
-                counters = [local_of(states[p]["skipped"]) for p in members]
+                counters = [states[p]["skipped"] for p in members]
+                if is_dtensor(counters[0]):
+                    counters = [local_of(counter) for counter in counters]
                 if reads_at_once(counters[0]) and _any(counters):
                     for p, counter in zip(members, counters, strict=True):
                         self._warn_of_count(p, float(counter.sum()), described)
@@ -173,9 +175,9 @@ def _or_disagreed(p: torch.Tensor) -> str:
 
 def _any(counters: list[torch.Tensor]) -> bool:
     # This runs in every step: reading a number takes a third of the time of a sum over it.
-    return any(
-        counter.item() if counter.dim() == 0 else bool(counter.any()) for counter in counters
-    )
+    if counters[0].dim() == 0:
+        return any(map(torch.Tensor.item, counters))
+    return any(bool(counter.any()) for counter in counters)
 
 
 class _Reading(NamedTuple):
