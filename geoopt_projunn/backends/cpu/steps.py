@@ -95,9 +95,20 @@ def _flops(x: list[torch.Size], *rest: object, **__: object) -> int:
     return (of_sketch * k + 4 * (2 * k + sweep)) * len(x) * x[0].numel()  # type: ignore[operator]
 
 
-def _run(
+@operator(
+    "(Tensor(a!)[] x, Tensor[] grad, Tensor(b!)[] state, Tensor(c!)[] step, Tensor(d!)[] skipped,"
+    " str rule, float[] numbers, int k, str sketch, str retraction, float length, int sweep,"
+    " str? normalize) -> ()",
+    _without_data,
+    _flops,
+)
+def step_(
     x: Tensors, grad: Tensors, state: Tensors, step: Tensors, skipped: Tensors, *options: Any
 ) -> None:
+    """Do what Reference.step_ does, for the rules, sketches and retractions of the kernels.
+
+    ``state`` holds what the rule keeps: the pieces of its first buffer, then those of its second...
+    """
     rule, numbers, k, sketch, retraction, length, sweep, normalize = options
     many, by_columns = len(x), is_by_columns(x[0]) + 2 * is_by_columns(grad[0])
     buffers = [state[i : i + many] for i in range(0, len(state), many)]
@@ -114,17 +125,3 @@ def _run(
     tables = map(_addresses, (x, grad, step, skipped, *buffers), forms, strides, [many] * 7)
     kernels.kernels.step(integers, (length, floor, *numbers), *tables)
     mark_changed([*x, *state, *step, *skipped])
-
-
-step_ = operator(
-    "step_(Tensor(a!)[] x, Tensor[] grad, Tensor(b!)[] state, Tensor(c!)[] step,"
-    " Tensor(d!)[] skipped, str rule, float[] numbers, int k, str sketch, str retraction,"
-    " float length, int sweep, str? normalize) -> ()",
-    _run,
-    _without_data,
-    _flops,
-)
-"""Reference.step_, for the rules, sketches and retractions that the kernels know.
-
-``state`` holds what the rule keeps: the pieces of its first buffer, then those of its second, ...
-"""

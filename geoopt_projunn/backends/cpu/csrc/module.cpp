@@ -154,24 +154,24 @@ PyObject* py_retract(PyObject*, PyObject* const* args, Py_ssize_t count) {
   });
 }
 
-// kind, b, n, p, r, sweep, transposed, threads; x, rows, deltas, counters, active, turned
+// kind, b, n, p, r, sweep, transposed, threads; x, rows, deltas, counters, active
 template <typename T>
 void turn(const Index* v) {
   const Index b = v[1], n = v[2], p = v[3], r = v[4], parts = parts_of(v[0]);
   for_each_matrix<T>(b, n, parts * p, v[7], [&](Index i, Index last, Index threads) {
     Turner<T> turner(n, p, parts, r, v[5], threads);
     for (; i < last; ++i) {
-      at<bool>(v[13])[i] =
-          at<bool>(v[12])[i] &&
-          turner(x_of<T>(v[8], v[6], i * parts * n * p), at<T>(v[9]) + i * r * parts * n,
-                 at<double>(v[10]) + i * r * r * parts, at<Index>(v[11])[i]);
+      bool* active = at<bool>(v[12]) + i;
+      *active =
+          *active && turner(x_of<T>(v[8], v[6], i * parts * n * p), at<T>(v[9]) + i * r * parts * n,
+                            at<double>(v[10]) + i * r * r * parts, at<Index>(v[11])[i]);
     }
   });
 }
 
 PyObject* py_turn(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Index v[14];
-  if (!parse(args, count, 14, v)) return nullptr;
+  Index v[13];
+  if (!parse(args, count, 13, v)) return nullptr;
   return without_lock([&] { is_double(v[0]) ? turn<double>(v) : turn<float>(v); });
 }
 
