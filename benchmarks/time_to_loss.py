@@ -13,7 +13,8 @@ parametrization its forward and backward pass too. The loss is looked at outside
     python benchmarks/time_to_loss.py --smoke                        # seconds, for a test
 
 Every run leaves a file in the output folder, and a second call goes on with what is missing; to
-measure a method again, delete its files. POGO takes part if pogo-torch is installed.
+measure a method again, or to another target, delete its files. POGO takes part if pogo-torch is
+installed. Methods in radians have numbers of planned steps where others have learning rates.
 """
 
 import argparse
@@ -26,8 +27,8 @@ from pathlib import Path
 
 import torch
 from time_to_loss_report import draw, table
-from time_to_loss_run import OVER_BUDGET, REACHED, Run, run
-from time_to_loss_tasks import HAS_POGO, MINI_BATCH, PROBLEMS, RATES, Task, methods
+from time_to_loss_run import OVER_BUDGET, REACHED, TARGET, Run, run
+from time_to_loss_tasks import HAS_POGO, MINI_BATCH, PROBLEMS, RATES, Task, methods, rates
 from tqdm import tqdm
 
 
@@ -46,7 +47,7 @@ def record(options: argparse.Namespace) -> None:
         for n in options.sizes
         for method in methods(n)
         if any(text in method.name for text in options.methods)
-        for lr in from_the_middle(options.rates)
+        for lr in from_the_middle(rates(method, options.rates))
     ]
     for task in tqdm(tasks, unit="run"):
         path = task.path(options.output)
@@ -64,7 +65,7 @@ def record(options: argparse.Namespace) -> None:
         name = f"{task.label}, n = {task.n}, {task.method.name}, lr {task.lr:g}"
         with tqdm(desc=name, unit="step", leave=False) as progress:
             most = min(rivals, default=math.inf)
-            result = run(task, options.every, most, options.budget, progress)
+            result = run(task, options.every, most, options.budget, progress, options.target)
         path.write_text(json.dumps(asdict(result)) + "\n")
 
 
@@ -81,6 +82,7 @@ def main(arguments: list[str] | None = None) -> list[Run]:
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--every", type=int, default=10, help="steps from loss to loss")
     parser.add_argument("--budget", type=float, default=200, help="optimizer seconds of a run")
+    parser.add_argument("--target", type=float, default=TARGET, help="loss, relative to the start")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("outputs/time_to_loss"))
     parser.add_argument("--smoke", action="store_true", help="seconds, for a test")

@@ -65,7 +65,9 @@ def stalled(curve: list[float]) -> bool:
     return half >= PATIENCE and min(curve[half:]) >= min(curve[:half])
 
 
-def run(task: Task, every: int, most: float, budget: float, progress: tqdm) -> Run:
+def run(
+    task: Task, every: int, most: float, budget: float, progress: tqdm, target: float = TARGET
+) -> Run:
     """Train until the target, ``most`` steps, the budget, or divergence or no progress.
 
     The loss is looked at every ``every`` steps.
@@ -102,7 +104,7 @@ def run(task: Task, every: int, most: float, budget: float, progress: tqdm) -> R
         curve.append(float(f"{value:.4g}"))
         progress.set_postfix(loss=value, refresh=False)
         progress.update(every)
-        if value < TARGET:
+        if value < target:
             outcome = REACHED
             break
         if len(steps) >= most:

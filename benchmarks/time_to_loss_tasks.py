@@ -3,14 +3,14 @@
 import importlib.util
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import geoopt
 import torch
-from methods import Method, Trained, on_manifold, parametrized
+from methods import Make, Method, Trained, on_manifold, parametrized
 from problems import Problem, procrustes, regression
 
 from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianSGD
@@ -20,6 +20,9 @@ RANKS = (1, 4, 8, 16, 32)
 # Wide, for the same gradient moves the parametrization twice and geoopt's CanonicalStiefel four
 # times as far as the others.
 RATES = (0.055, 0.1, 0.18, 0.3, 0.55, 1.0, 1.8, 3.0)
+RADIANS = "radians"
+# Their rate is a number of steps, in which the angle falls from that of the formula to zero.
+PLANS = (50.0, 100.0, 200.0, 400.0, 800.0)
 MINI_BATCH = "regression"
 # Gradients are means over the samples: (W - Q) X Xᵀ / batch for the regressions.
 PROBLEMS: dict[str, Callable[[torch.Generator, int, int], Problem]] = {
@@ -59,11 +62,42 @@ def drawn(name: str, n: int, batch: int, seed: int) -> tuple[Problem, torch.Gene
     return problem, generator, generator.get_state()
 
 
+def rates(method: Method, others: Sequence[float]) -> Sequence[float]:
+    """Return the grid of a method."""
+    return PLANS if method.variant.startswith(RADIANS) else others
+
+
+class Falling:
+    """An optimizer whose rate falls to zero in some steps, and its schedule."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        self.zero_grad, self._optimizer = optimizer.zero_grad, optimizer
+        self._schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
+
+    def step(self) -> None:
+        self._optimizer.step()
+        self._schedule.step()
+
+
+def in_radians(k: int) -> Make:
+    """Make what the documentation recommends, for a planned number of steps."""
+
+    def make(start: torch.Tensor, plan: float) -> Trained:
+        weight = geoopt.ManifoldParameter(start.clone(), manifold=LowRankUnitary(k))
+        options = {"normalize": "angle", "momentum": 0.9, "nesterov": True}
+        angle = min(0.8, 5 * start.shape[-1] / (k * plan))
+        optimizer = ProjUNNRiemannianSGD([weight], lr=angle, **options)
+        return lambda: weight, Falling(optimizer, int(plan))
+
+    return make
+
+
 def methods(n: int) -> Iterator[Method]:
     """Yield ours, of ranks that n allows, and the peers that are installed."""
     for k in RANKS:
         if k <= n // 2:
             yield Method("ours", f"k = {k}", on_manifold(LowRankUnitary(k), ProjUNNRiemannianSGD))
+            yield Method("ours", f"{RADIANS}, k = {k}", in_radians(k))
     if n >= 32:
         lsi = LowRankUnitary(16, sketch="lsi")
         yield Method("ours", "k = 16, lsi", on_manifold(lsi, ProjUNNRiemannianSGD))

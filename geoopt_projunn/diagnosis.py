@@ -29,9 +29,9 @@ def kept_fraction(
     r"""Return which share of a gradient steps of some ranks would follow.
 
     :math:`\lVert \text{sketch} \rVert^2 / \lVert \text{tangent gradient} \rVert^2`, the norms
-    those of generators, as a mean over three sketches and over the matrices of a batch. Take the
-    smallest k that keeps about half of the gradient of a mini-batch: beyond, steps become more
-    expensive and hardly fewer.
+    those of generators, as a mean over three sketches and over the matrices of a batch. If k = 8,
+    the default, keeps far less than half, a larger k saves steps; beyond about half, steps become
+    more expensive and hardly fewer.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ def diagnose(model: torch.nn.Module, *, lr: float = 1.0) -> Diagnosis:
     model : torch.nn.Module
         with gradients of its parameters
     lr : float
-        Learning rate of the gradient step whose angle is told. Momentum, Adam's moments and
+        Learning rate of the gradient step whose angle is shown. Momentum, Adam's moments and
         ``normalize`` are not known here: with ``normalize`` the angle is the learning rate.
 
     Returns

@@ -28,20 +28,20 @@ class LowRankUnitary(LowRankManifold, UnitaryGeometry):
     Parameters
     ----------
     k : int, "auto" or None
-        How many planes a step turns, 1 <= k <= n // 2: it moves a subspace of dimension 2k. "auto",
-        the default: min(8, n // 2), by the size of each point, see :meth:`rank`; a matrix with
-        n = 1 has no plane, and counts as None. None: all planes, the ordinary manifold at
-        :math:`O(n^3)` a step.
+        The rank of a step: how many planes it turns, 1 <= k <= n // 2. "auto", the default:
+        min(8, n // 2), by the size of each point, see :meth:`rank`; a matrix with n = 1 has no
+        plane, and counts as None. None: all planes, the ordinary manifold at :math:`O(n^3)` a step.
     retraction : {"exponential", "polar", "cayley"}
         How a step returns to the manifold: along the geodesic (projUNN-T), to the nearest
         unitary matrix (projUNN-D), or by the Cayley transform.
     sketch : {"tangent", "lsi", "column", "coordinates"}
-        What a step keeps of a gradient: a projection of its tangent part (the default), or
-        the paper's rank-k approximations of the gradient itself; or what turns 2k coordinates, new
-        ones at each step, see :func:`geoopt_projunn.sketches.coordinates.coordinates`. With
-        sweep=0 and without momentum such a step reads 2k rows of the point and of the gradient
-        and costs :math:`O(k^2 n)`; it keeps :math:`4k^2/n^2` of a gradient. It pays where n is
-        huge and rows of the gradient are made one by one. No effect with k=None.
+        What a step keeps of a gradient. "tangent", the default: a projection of its tangent part.
+        "lsi" and "column": the paper's rank-k approximations of the gradient itself.
+        "coordinates": what turns 2k coordinates, new ones at each step, see
+        :func:`geoopt_projunn.sketches.coordinates.coordinates`; with sweep=0 and without momentum
+        the step reads 2k rows of the point and of the gradient, costs :math:`O(k^2 n)`, and keeps
+        :math:`4k^2/n^2` of a gradient, which pays where n is huge and rows of the gradient are
+        made one by one. No effect with k=None.
     sweep : int
         Columns that the optimizers of this package re-orthonormalize at each step, which
         bounds the drift by rounding for ever. It costs up to two passes over x; 0 turns it
@@ -115,9 +115,8 @@ class LowRankStiefel(LowRankManifold, StiefelGeometry):
     Parameters
     ----------
     k : int, "auto" or None
-        How many planes a step turns, 1 <= k <= min(p, n // 2), n the longer side: it moves a
-        subspace of dimension 2k. "auto", the default: min(8, p, n // 2), as of
-        :class:`LowRankUnitary`. None: all planes.
+        The rank of a step: how many planes it turns, 1 <= k <= min(p, n // 2), n the longer side.
+        "auto", the default: min(8, p, n // 2). None: all planes.
     retraction, sketch, sweep
         as of :class:`LowRankUnitary`; the sweep is of columns, for wide x of rows
     blocks : int

@@ -1,5 +1,7 @@
 """The time-to-loss benchmark reaches its targets, keeps its runs, and divides rightly."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -175,3 +177,16 @@ def test_a_run_over_its_budget_bounds_the_ratio():
     assert found["ours: k = 1"][4] == "< 0.1×"
     lost = run("peer: b", 1.0, outcome=running.DIVERGED)
     assert rows(report.table([ours, lost]))["ours: k = 1"][4] == "–"
+
+
+def test_a_method_in_radians_ends_its_steps_as_planned():
+    method = next(one for one in tasks.methods(16) if one.variant.startswith(tasks.RADIANS))
+    assert tasks.rates(method, [0.3]) == tasks.PLANS
+    weight, optimizer = method.make(torch.eye(16)[None], 3.0)
+    seen = []
+    for _ in range(4):
+        weight().grad = torch.randn(1, 16, 16)
+        optimizer.step()
+        seen.append(weight().detach().clone())
+    moved = [float((after - before).abs().max()) for before, after in pairwise(seen)]
+    assert moved[2] < 1e-6 < min(moved[:2])

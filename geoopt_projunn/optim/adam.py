@@ -140,8 +140,8 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         "elementwise": one number for each entry, as in torch's Adam and the paper's RMSprop. Scaled
         entry by entry before the projection on the tangent space, a direction need not descend, and
         some runs end where the Riemannian gradient does not vanish; with one number for each
-        matrix none does. For complex parameters the square is :math:`|g|^2`, real. Learning rates
-        differ: the direction has entries of size one with "mean" and "elementwise",
+        matrix none was seen to. For complex parameters the square is :math:`|g|^2`, real. Learning
+        rates differ: the direction has entries of size one with "mean" and "elementwise",
         :math:`\lVert D \rVert_F \approx n`, and length one with "scalar". At n = 512, lr = 1e-3
         turns by up to half a radian with the former two, and by 1e-3 radian with "scalar".
     maximize : bool
@@ -197,10 +197,10 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
     with at most about one over the number of these. It is the angle of the exponential; the Cayley
     transform and the polar factor turn a little less. No plane turns further than :math:`\pi`.
     "spectral" turns planes with hardly any gradient less. Where the tangent part of a direction is
-    rounding, nothing moves; the sketches "lsi" and "column" cannot tell. k=None counts as k = n //
-    2, or n / 2 for complex x, and p if that is less, in :math:`O(n^3)`. Such steps do not shrink as
-    the gradient does: let ``lr`` decay, to zero at the end. Other parameters take ``lr`` as they
-    always do, so give them a group of their own.
+    only rounding, nothing moves; the sketches "lsi" and "column" cannot tell. k=None counts as
+    k = n // 2, or n / 2 for complex x, and p if that is less, in :math:`O(n^3)`. Such steps do not
+    shrink as the gradient does: let ``lr`` decay, to zero at the end. Other parameters take ``lr``
+    as they always do, so give them a group of their own.
 
     References
     ----------

@@ -29,12 +29,13 @@ def param_groups(
     lr : float or torch.Tensor
         learning rate of the parameters that are not on a manifold of this package
     angle : float or torch.Tensor
-        Learning rate of those on one, in radians: how far a step turns a plane. Start with
+        Learning rate of the orthogonal ones, in radians: how far a step turns a plane. Start with
         5n / (kT) for T steps and n x n matrices, at most 0.8, and in a recurrent layer at most
         about one over the number of time steps. Of an n x p matrix n is the longer side, or 2p if
         that is less. Let it decay to zero, for such steps do not shrink by themselves.
     normalize : {"angle", "spectral"}
-        of which planes ``angle`` is the angle, see :class:`ProjUNNRiemannianSGD`
+        whether ``angle`` is the root mean square over the planes that a step turns, or the angle of
+        each of them, see :class:`ProjUNNRiemannianSGD`
 
     Returns
     -------
@@ -51,10 +52,10 @@ def param_groups(
     --------
     >>> import geoopt_projunn, torch
     >>> model = geoopt_projunn.nn.OrthogonalRNN(3, 8)
-    >>> groups = geoopt_projunn.param_groups(model, lr=1e-3, angle=0.5)
+    >>> groups = geoopt_projunn.param_groups(model, lr=1e-3, angle=0.1)
     >>> optimizer = geoopt_projunn.ProjUNNRiemannianAdam(groups)
     >>> [group["lr"] for group in optimizer.param_groups]
-    [0.5, 0.001]
+    [0.1, 0.001]
     """
     check_range("lr", lr, 0.0)
     check_range("angle", angle, 0.0)

@@ -118,9 +118,9 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
     params : iterable
         parameters or dicts that define groups
     lr : float or torch.Tensor
-        Learning rate. On LowRankUnitary a unit moves x along the geodesic with velocity equal
-        to the (sketched) Riemannian gradient :math:`\frac12 (D - x D^H x)`, as
-        :class:`geoopt.optim.RiemannianSGD` does.
+        Learning rate. On LowRankUnitary x moves along a geodesic by ``lr`` times the (sketched)
+        Riemannian gradient :math:`\frac12 (D - x D^H x)`, as with
+        :class:`geoopt.optim.RiemannianSGD`.
     momentum : float
         Momentum factor. On LowRankUnitary the tangent part of the buffer at the current point is
         what counts.
@@ -199,10 +199,10 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
     with at most about one over the number of these. It is the angle of the exponential; the Cayley
     transform and the polar factor turn a little less. No plane turns further than :math:`\pi`.
     "spectral" turns planes with hardly any gradient less. Where the tangent part of a direction is
-    rounding, nothing moves; the sketches "lsi" and "column" cannot tell. k=None counts as k = n //
-    2, or n / 2 for complex x, and p if that is less, in :math:`O(n^3)`. Such steps do not shrink as
-    the gradient does: let ``lr`` decay, to zero at the end. Other parameters take ``lr`` as they
-    always do, so give them a group of their own.
+    only rounding, nothing moves; the sketches "lsi" and "column" cannot tell. k=None counts as
+    k = n // 2, or n / 2 for complex x, and p if that is less, in :math:`O(n^3)`. Such steps do not
+    shrink as the gradient does: let ``lr`` decay, to zero at the end. Other parameters take ``lr``
+    as they always do, so give them a group of their own.
 
     References
     ----------

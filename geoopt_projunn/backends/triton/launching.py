@@ -16,7 +16,7 @@ MOST_IN_GRID = 2**16 - 1
 """Programs along all axes of a grid but the first, as CUDA allows them."""
 # From this size on, where registers have room, the row of a tile is twice as long.
 _LARGE = 2**24
-# Of these nothing is fetched ahead: they are in work at once.
+# Of these nothing is fetched ahead: they are in work at once. In float64 tiles are shorter.
 _FEW_TILES = 2
 # Programs that keep a large GPU busy, and the most partial sums that are worth that.
 _PROGRAMS = 512
@@ -69,9 +69,9 @@ def rows_of_tile(dtype: torch.dtype, *, by_dot: bool, is_plain: bool) -> int:
     return 2 * BM if is_plain and not is_double else BM
 
 
-def stages(rows: int, *, is_plain: bool) -> int:
-    """Return how many tiles of so many rows a program has in work: it fetches the next ahead."""
-    if rows <= _FEW_TILES * BM:
+def stages(rows: int, dtype: torch.dtype, *, is_plain: bool) -> int:
+    """Return how many tiles a program of so many rows has in work: it fetches the next ahead."""
+    if rows <= _FEW_TILES * BM and dtype == torch.float32:
         return 1
     return 3 if is_plain else 2
 

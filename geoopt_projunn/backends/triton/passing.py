@@ -107,6 +107,6 @@ class Passes:
             **options,
             BM=rows_of_tile(self.x.dtype, by_dot=not is_short, is_plain=is_plain),
             BN=tiles.block,
-            STAGES=stages(tiles.rows_each, is_plain=True),
+            STAGES=stages(tiles.rows_each, self.x.dtype, is_plain=True),
             num_warps=MANY_WARPS if is_wide else 4,
         )

@@ -130,7 +130,7 @@ class SketchLaunches(Passes):
             PARTS=sizes.parts,
             BM=rows,
             BN=sizes.tiles.block,
-            STAGES=stages(sizes.width, is_plain=True),
+            STAGES=stages(sizes.width, self.x.dtype, is_plain=True),
         )
 
     def _column_sums(self) -> None:
@@ -156,7 +156,7 @@ class SketchLaunches(Passes):
             PARTS=sizes.parts,
             BM=rows_of_tile(self.x.dtype, by_dot=by_dot(sizes.count), is_plain=True),
             BN=sizes.tiles.block,
-            STAGES=stages(sizes.tiles.rows_each, is_plain=True),
+            STAGES=stages(sizes.tiles.rows_each, self.x.dtype, is_plain=True),
         )
 
     def _basis(self, plus: torch.Tensor, minus: torch.Tensor) -> None:

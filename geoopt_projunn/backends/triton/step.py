@@ -130,7 +130,7 @@ class Step(SketchLaunches):
             **options,
             BM=rows_of_tile(self.x.dtype, by_dot=True, is_plain=is_plain) if by_dot(count) else BM,
             BN=tiles.block,
-            STAGES=stages(tiles.rows_each, is_plain=is_plain),
+            STAGES=stages(tiles.rows_each, self.x.dtype, is_plain=is_plain),
         )
 
     def _sweep(self) -> None:
