@@ -147,7 +147,8 @@ PyObject* py_retract(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (!parse(args, count, 7, v)) return nullptr;
   return without_lock([&] {
     const Index r = v[2], parts = parts_of(v[0]), size = parts * r * r;
-    in_parts(v[1], v[4], [&](Index i, Index last) {
+    const Index bytes = v[1] * size * static_cast<Index>(sizeof(double));
+    in_parts(v[1], std::min(v[4], 1 + bytes / bytes_for_a_thread), [&](Index i, Index last) {
       const std::unique_ptr<Retraction> retract = retraction(v[3], r, parts);
       for (; i < last; ++i) (*retract)(at<double>(v[5]) + i * size, at<double>(v[6]) + i * size);
     });
