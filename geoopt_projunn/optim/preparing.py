@@ -70,6 +70,7 @@ class Preparation:
         """Sort the parameters of a group, check them, and add what is found."""
         part, fresh = Parts(), prepared.fresh
         names = self._rule.buffer_names(group)
+        members, kind = list[torch.Tensor](), None
         for p in group["params"]:
             manifold, grad, state = manifold_of(p), p.grad, states.get(p, {})
             if grad is not None and grad.is_sparse and not self._takes_sparse_of(p, group):
@@ -97,14 +98,17 @@ class Preparation:
                     prepared.begun[p] = self._check_new(p, manifold, group, state)
                 if is_new:
                     state = fresh[p] = first_state(p, manifold, self._rule, group, state)
-                kind = kind_of(p, grad, manifold, state, names)
-                part.low_rank.setdefault(kind, []).append(p)
-        for kind, members in part.low_rank.items():
+                kind, last = kind_of(p, grad, manifold, state, names), kind
+                # To compare is faster than to look up, and many are like the one before.
+                if kind != last:
+                    members = part.low_rank.setdefault(kind, [])
+                members.append(p)
+        for of_kind, members in part.low_rank.items():
             p = members[0]
             state = fresh.get(p) or states[p]
-            if (kind, names) not in self._checked:
+            if (of_kind, names) not in self._checked:
                 check_kind(p, state, names, group)
-                self._checked.add((kind, names))
+                self._checked.add((of_kind, names))
             assert_serves(p)
             if is_spread(p) or is_dtensor(p.grad):
                 for p in members:

@@ -1,6 +1,6 @@
 """The rank-k step of parameters on LowRankUnitary and LowRankStiefel."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,15 +23,16 @@ def step_kinds(
 ) -> None:
     """Step parameters, those of one kind together; ``rates`` are those of an agreement."""
     kinds = list(kinds)
-    addresses = [_address(p) for members in kinds for p in members]
+    addresses = [address for members in kinds for address in _addresses(members)]
     points = set(addresses)
     if len(points) < len(addresses):
         # Parameters that share memory are stepped one after the other.
         kinds = [[p] for members in kinds for p in members]
-    grads = [[_apart(p.grad, points) for p in members] for members in kinds]
+    grads = [_apart([p.grad for p in members], points) for members in kinds]
     names = ("step", "skipped", *rule.buffer_names(group))
     for members, grads_of_kind in zip(kinds, grads, strict=True):
-        buffers = {name: [states[p][name] for p in members] for name in names}
+        states_of_kind = [states[p] for p in members]
+        buffers = {name: [state[name] for state in states_of_kind] for name in names}
         first = members[0]
         manifold = low_rank_of(first)
         if manifold.points(first) is not first:
@@ -51,12 +52,18 @@ def step_kinds(
         choose(first).step_(members, grads_of_kind, buffers, rule, options, spec)
 
 
-def _apart(grad: torch.Tensor | None, points: set[int]) -> torch.Tensor:
-    """Return a copy of a gradient that is a point, and would turn with it."""
-    assert grad is not None
-    return grad.clone() if _address(grad) in points else grad
+def _apart(grads: Sequence[torch.Tensor | None], points: set[int]) -> list[torch.Tensor]:
+    """Return gradients, those that are points themselves, and would turn with them, as copies."""
+    own = [grad for grad in grads if grad is not None]
+    addresses = _addresses(own)
+    if points.isdisjoint(addresses):
+        return own
+    return [grad.clone() if a in points else grad for grad, a in zip(own, addresses, strict=True)]
 
 
-def _address(t: torch.Tensor) -> int:
-    # A process may have an empty part, which shares no memory.
-    return local_of(t).data_ptr() or id(t) if is_dtensor(t) else t.data_ptr()
+def _addresses(tensors: Sequence[torch.Tensor]) -> list[int]:
+    """Return where tensors are, all of which are DTensors if the first one is."""
+    if is_dtensor(tensors[0]):
+        # A process may have an empty part, which shares no memory.
+        return [local_of(t).data_ptr() or id(t) for t in tensors]
+    return [t.data_ptr() for t in tensors]

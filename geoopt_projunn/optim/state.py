@@ -1,15 +1,18 @@
 """The state of a parameter of low-rank steps: how it begins, and what a load makes of it."""
 
 import math
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import torch
 
 from ..backends import choose
+from ..backends.batch_sizes import parts_of_list
+from ..backends.distributed import is_spread
 from ..backends.spec import Buffers, Rule
 from ..low_rank_manifold import LowRankManifold
-from .kinds import manifold_of
+from .kinds import low_rank_of, manifold_of
 from .messages import capitalized, described
 from .nonfinite import COUNTER
 from .spread import first_buffers, full_like
@@ -74,6 +77,24 @@ def relative_error(x: torch.Tensor) -> torch.Tensor:
     """Estimate ‖xᴴx - I‖ / ‖I‖ of each of some tall matrices, :math:`O(np)`."""
     x = x.detach()
     return choose(x).estimate_orthogonality_error(x) / math.sqrt(x.shape[-1])
+
+
+def worst_errors(params: Iterable[torch.Tensor]) -> dict[torch.Tensor, torch.Tensor]:
+    """Return the largest :func:`relative_error` of each parameter; small ones alike are stacked."""
+    alike: dict[Hashable, dict[torch.Tensor, torch.Tensor]] = defaultdict(dict)
+    for p in params:
+        x = low_rank_of(p).points(p)
+        alike[p if is_spread(p) else (x.shape, x.dtype, x.device)][p] = x
+    errors: dict[torch.Tensor, torch.Tensor] = {}
+    for points in alike.values():
+        params, tensors = list(points), list(points.values())
+        for some in parts_of_list(tensors):
+            if len(part := tensors[some]) == 1:
+                worst = [relative_error(part[0]).max()]
+            else:
+                worst = [*relative_error(torch.stack(part)).view(len(part), -1).amax(-1)]
+            errors.update(zip(params[some], worst, strict=True))
+    return errors
 
 
 def mend_loaded_state(state: Any, p: torch.Tensor, group: Mapping[str, Any]) -> None:

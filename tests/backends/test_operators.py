@@ -98,6 +98,7 @@ def test_nothing_runs_without_data():
 
 NOT_WHOLE = r"\(3, 6, 6\).* got .*\(3, 1, 1\)"
 NOT_SCALAR = r"\(3, 1, 1\).* got .*\(3, 6, 6\)"
+EVERY_OTHER = r"must be contiguous, .* strides \(72, 12, 2\)"
 BY_COLUMNS = r"must be contiguous, .* strides \(36, 1, 6\)"
 WRONG = [
     ("gradient", "x", lambda x: [x[0], x[1], x[2].mT], r"one shape, strides.*\(1, 6\)"),
@@ -109,7 +110,9 @@ WRONG = [
         lambda x: [x[0, :5]],
         r"must have as many rows as columns or more, got 5 x 6",
     ),
-    ("gradient", "grad", lambda g: [*g[:2]], r"must be 3 matrices, got 2"),
+    ("gradient", "x", lambda x: [torch.cat((x, x), -1)[..., ::2]], EVERY_OTHER),
+    ("gradient", "grad", lambda g: [torch.cat((g, g), -1)[..., ::2]], EVERY_OTHER),
+    ("gradient", "grad", lambda g: [*g[:2]], r"must be of 3 matrices, got 2"),
     ("gradient", "grad", lambda g: [g[:, :5]], r"\(3, 6, 6\).* got shape \(3, 5, 6\)"),
     ("gradient", "grad", lambda g: [g.double()], r"float32, got .*float64"),
     ("gradient", "step", lambda s: [s.int()], r"int64, got .*int32"),

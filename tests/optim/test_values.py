@@ -8,7 +8,7 @@ import torch
 
 from geoopt_projunn import ProjUNNRiemannianAdam
 from geoopt_projunn.nn import OrthogonalRNN
-from geoopt_projunn.optim import watch
+from geoopt_projunn.optim import state, watch
 
 from ._helpers import (
     OPTIMIZERS,
@@ -229,3 +229,26 @@ def test_parameters_of_one_name_are_listed_by_number(kind):
     modules = [OrthogonalRNN(3, 4), OrthogonalRNN(3, 4)]
     optimizer = kind([{"params": module.named_parameters()} for module in modules])
     assert list(optimizer.skipped_steps_by_parameter()) == list(range(10))
+
+
+@torch.no_grad()
+def test_points_that_are_measured_together_have_the_errors_they_have_alone(monkeypatch):
+    """Of each the largest of its batch and blocks; one call for all that are alike."""
+    calls = []
+    alone = state.relative_error
+    monkeypatch.setattr(state, "relative_error", lambda x: calls.append(x.shape) or alone(x))
+    params = [unitary_parameter(6, 6) for _ in range(3)]
+    params += [unitary_parameter(4, 6, 6), unitary_parameter(4, 6, 6), unitary_parameter(8, 8)]
+    params += [on_manifold(torch.cat([rotation(6, 6)] * 2), 1, blocks=2) for _ in range(2)]
+    params += [unitary_parameter(6, 6, dtype=torch.complex128) for _ in range(2)]
+    for scale, p in enumerate(params):
+        p[..., :1, :].mul_(1 + scale)
+    params[1].fill_(torch.nan)
+    found = state.worst_errors(params)
+    assert sorted(map(tuple, calls)) == sorted(
+        [(3, 6, 6), (2, 4, 6, 6), (8, 8), (2, 2, 6, 6), (2, 6, 6)]
+    )
+    expected = {p: alone(p.manifold.points(p)).max() for p in params}
+    assert found.keys() == expected.keys()
+    for p, error in found.items():
+        torch.testing.assert_close(error, expected[p], equal_nan=True)

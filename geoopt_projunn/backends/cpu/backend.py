@@ -86,24 +86,14 @@ class CPU(Reference):
             # torch's dispatcher takes no lazily conjugated or negated tensors to be changed.
             if any(piece.is_conj() or piece.is_neg() for piece in state):
                 return super().step_(x, grad, buffers, rule, group, spec)
-            sweep = min(spec.sweep, x[0].shape[-1])
+            numbers = [float(number) for number in native.numbers]
+            counters = list(buffers["step"]), list(buffers["skipped"])
+            kind, sweep = (spec.k, spec.sketch, spec.retraction), min(spec.sweep, x[0].shape[-1])
+            length = length if group["maximize"] else -length
+            options = native.name, numbers, *kind, length, sweep, spec.normalize
             # State that was loaded may have any strides: what is refused goes another way.
             with suppress(kernels.Refused):
-                return steps.step_(
-                    list(x),
-                    list(grad),
-                    state,
-                    list(buffers["step"]),
-                    list(buffers["skipped"]),
-                    native.name,
-                    [float(number) for number in native.numbers],
-                    spec.k,
-                    spec.sketch,
-                    spec.retraction,
-                    length if group["maximize"] else -length,
-                    sweep,
-                    spec.normalize,
-                )
+                return steps.step_(list(x), list(grad), state, *counters, *options)
         super().step_(x, grad, buffers, rule, group, spec)
 
 

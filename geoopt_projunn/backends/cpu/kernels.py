@@ -78,6 +78,11 @@ def is_stored(x: torch.Tensor) -> bool:
     return is_plain(x) or is_plain(x.mT)
 
 
+def is_by_columns(x: torch.Tensor) -> bool:
+    """Return whether matrices are stored by columns, and not by rows."""
+    return not is_plain(x) and is_plain(x.mT)
+
+
 def check(tensor: torch.Tensor, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """Refuse what the kernels, which do not look, would misread."""
     if tensor.shape != shape or tensor.dtype != dtype or not is_plain(tensor):

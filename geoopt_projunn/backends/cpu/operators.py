@@ -4,147 +4,149 @@ Each checks what its kernel does not look at, and raises :class:`.kernels.Refuse
 has changed.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from ...linalg.precision import WIDE
-from ..batch import count
-from .kernels import (
-    KINDS,
-    RETRACTIONS,
-    SKETCHES,
-    Refused,
-    check,
-    check_choice,
-    check_numbers,
-    is_plain,
-    kernels,
-)
+from . import kernels
+from .kernels import is_by_columns
 
-Tensors = list[torch.Tensor]
+Pair = tuple[torch.Tensor, torch.Tensor]
+Given = tuple[torch.Tensor, tuple[int, ...], torch.dtype]
 
 _library = torch.library.Library("geoopt_projunn", "DEF")
-for _schema in (
-    "both_sides(Tensor left, Tensor right, Tensor x) -> (Tensor, Tensor)",
-    "add_product_(Tensor(a!) x, Tensor rows, Tensor factor) -> ()",
-    "sketch(Tensor x, Tensor d, int k, Tensor counter, str name) -> (Tensor, Tensor)",
-    "retract(Tensor core, str name) -> Tensor",
-    "turn_(Tensor(a!) x, Tensor rows, Tensor delta, int sweep, Tensor counter, Tensor active)"
-    " -> Tensor",
-):
-    _library.define(_schema)
-
-both_sides = torch.ops.geoopt_projunn.both_sides.default
-"""left @ x and right @ x.mH"""
-add_product_ = torch.ops.geoopt_projunn.add_product_.default
-"""x += rows.mH @ factor, in place"""
-sketch = torch.ops.geoopt_projunn.sketch.default
-"""geoopt_projunn.sketches.SKETCHES[name], its rows and core"""
-retract = torch.ops.geoopt_projunn.retract.default
-"""geoopt_projunn.retractions.RETRACTIONS[name]"""
-turn_ = torch.ops.geoopt_projunn.turn_.default
-"""geoopt_projunn.drift.turn_"""
 
 
-def _addresses(*tensors: torch.Tensor) -> list[int]:
-    return [tensor.data_ptr() for tensor in tensors]
+def operator(
+    signature: str, without_data: Callable[..., Any], flops: Callable[..., int]
+) -> Callable[[Callable[..., Any]], Any]:
+    """Make a function an operator of torch; ``flops`` is given shapes in place of tensors."""
+
+    def made(function: Callable[..., Any]) -> Any:
+        name = function.__name__
+        _library.define(name + signature)
+        _library.impl(name, function, "CPU")
+        torch.library.register_fake(f"geoopt_projunn::{name}", without_data)
+        packet = getattr(torch.ops.geoopt_projunn, name)
+        register_flop_formula(packet)(flops)
+        return packet.default
+
+    return made
 
 
-def _rows(x: torch.Tensor, name: str, rows: torch.Tensor, size: int) -> torch.Tensor:
-    """Return rows, (b, k, size), as they must lie in memory."""
-    rows = rows.contiguous().resolve_conj()
-    check(rows, name, (x.shape[0], rows.shape[-2], size), x.dtype)
-    return rows
-
-
-def _both_sides(
-    left: torch.Tensor, right: torch.Tensor, x: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    b, n, m = x.shape
-    check(x, "x", (b, n, m), x.dtype)
-    left, right = _rows(x, "left", left, n), _rows(x, "right", right, m)
-    outs = _shapes_of_both_sides(left, right, x)
-    numbers = KINDS[x.dtype], b, n, m, left.shape[1], right.shape[1], torch.get_num_threads()
-    kernels.both_sides(*numbers, *_addresses(x, left, right, *outs))
-    return outs
-
-
-def _shapes_of_both_sides(
-    left: torch.Tensor, right: torch.Tensor, x: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    b, n, m = x.shape
-    return x.new_empty((b, left.shape[1], m)), x.new_empty((b, right.shape[1], n))
-
-
-def _add_product_(x: torch.Tensor, rows: torch.Tensor, factor: torch.Tensor) -> None:
-    b, n, m = x.shape
-    check(x, "x", (b, n, m), x.dtype)
-    rows, factor = _rows(x, "rows", rows, n), _rows(x, "factor", factor, m)
-    check(factor, "factor", (b, rows.shape[1], m), x.dtype)
-    numbers = KINDS[x.dtype], b, n, m, rows.shape[1], torch.get_num_threads()
-    kernels.add_product(*numbers, *_addresses(x, rows, factor))
-    mark_changed([x])
-
-
-def mark_changed(tensors: Tensors) -> None:
+def mark_changed(tensors: list[torch.Tensor]) -> None:
     """Let autograd notice that tensors it has saved were changed."""
     torch.autograd.graph.increment_version(tensors)
 
 
-def check_stored(pieces: Tensors, name: str, b: int, n: int, p: int, dtype: torch.dtype) -> bool:
-    """Check a batch of n x p matrices; return whether they are stored by columns."""
-    first = pieces[0]
-    shape, strides = first.shape, first.stride()
-    by_columns = not is_plain(first) and is_plain(first.mT)
-    plain, sides = (first.mT, (p, n)) if by_columns else (first, (n, p))
-    check(plain, name, (*shape[:-2], *sides), dtype)
-    for piece in pieces[1:]:
-        if piece.shape != shape or piece.stride() != strides or piece.dtype != dtype:
-            raise Refused(
-                f"`{name}` must be tensors of one shape, strides and dtype, got {tuple(shape)}, "
-                f"{strides} and {dtype}, and {tuple(piece.shape)}, {piece.stride()} and "
-                f"{piece.dtype}."
-            )
-    if count(pieces) != b:
-        raise Refused(f"`{name}` must be {b} matrices, got {count(pieces)}.")
-    return by_columns
+def _plain(t: torch.Tensor) -> torch.Tensor:
+    return t.contiguous().resolve_conj()
 
 
-def _sketch(
-    x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor, name: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    b, n, p = x.shape
-    counter = counter.contiguous()
-    check_numbers(n, p, k)
-    x_by_columns = check_stored([x], "x", b, n, p, x.dtype)
-    by_columns = x_by_columns + 2 * check_stored([d], "d", b, n, p, x.dtype)
-    check(counter, "counter", (b,), torch.int64)
-    outs = _shapes_of_sketch(x, d, k, counter, name)
-    number = check_choice("name", name, SKETCHES)
-    numbers = KINDS[x.dtype], b, n, p, k, number, by_columns, torch.get_num_threads()
-    kernels.sketch(*numbers, *_addresses(x, d, counter, *outs))
+def _matrices(x: torch.Tensor, like: torch.Tensor) -> Given:
+    """Return matrices that have to be like others, as they lie, by rows or by columns."""
+    b, n, p = like.shape
+    return (x.mT, (b, p, n), like.dtype) if is_by_columns(x) else (x, (b, n, p), like.dtype)
+
+
+def _call(name: str, numbers: tuple[int, ...], *outs: torch.Tensor, **given: Given) -> None:
+    """Check what a kernel is given, its matrices first, and call it."""
+    for argument, (t, shape, dtype) in given.items():
+        kernels.check(t, argument, shape, dtype)
+    tensors = [*(t for t, *_ in given.values()), *outs]
+    addresses = (t.data_ptr() for t in tensors)
+    kind = kernels.KINDS[tensors[0].dtype]
+    getattr(kernels.kernels, name)(kind, *numbers, torch.get_num_threads(), *addresses)
+
+
+def _of_both_sides(left: torch.Tensor, right: torch.Tensor, x: torch.Tensor) -> Pair:
+    b, n, m = x.shape
+    return x.new_empty((b, left.shape[1], m)), x.new_empty((b, right.shape[1], n))
+
+
+@operator(
+    "(Tensor left, Tensor right, Tensor x) -> (Tensor, Tensor)",
+    _of_both_sides,
+    lambda left, right, x, **_: 2 * (left[1] + right[1]) * x.numel(),
+)
+def both_sides(left: torch.Tensor, right: torch.Tensor, x: torch.Tensor) -> Pair:
+    """Return left @ x and right @ x.mH."""
+    (b, n, m), of_left, of_right = x.shape, left.shape[-2], right.shape[-2]
+    outs = _of_both_sides(left, right, x)
+    lefts, rights = (
+        (_plain(left), (b, of_left, n), x.dtype),
+        (_plain(right), (b, of_right, m), x.dtype),
+    )
+    points = x, (b, n, m), x.dtype
+    _call("both_sides", (b, n, m, of_left, of_right), *outs, x=points, left=lefts, right=rights)
     return outs
 
 
-def _shapes_of_sketch(
-    x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor, name: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    b, n, _ = x.shape
-    wide = WIDE[x.dtype]
+@operator(
+    "(Tensor(a!) x, Tensor rows, Tensor factor) -> ()",
+    lambda x, rows, factor: None,
+    lambda x, rows, factor, **_: 2 * rows[1] * x.numel(),
+)
+def add_product_(x: torch.Tensor, rows: torch.Tensor, factor: torch.Tensor) -> None:
+    """Add rows.mH @ factor in place."""
+    (b, n, m), r = x.shape, rows.shape[-2]
+    left, right = (_plain(rows), (b, r, n), x.dtype), (_plain(factor), (b, r, m), x.dtype)
+    _call("add_product", (b, n, m, r), x=(x, (b, n, m), x.dtype), rows=left, factor=right)
+    mark_changed([x])
+
+
+FLOPS_OF_SKETCH = {"tangent": 16, "lsi": 6, "column": 4}
+"""Per rank and entry of the matrix."""
+
+
+def _of_sketch(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor, name: str) -> Pair:
+    (b, n, _), wide = x.shape, WIDE[x.dtype]
     return x.new_empty((b, 2 * k, n), dtype=wide), x.new_empty((b, 2 * k, 2 * k), dtype=wide)
 
 
-def _retract(core: torch.Tensor, name: str) -> torch.Tensor:
-    core = core.contiguous().resolve_conj()
-    b, r, _ = core.shape
-    check(core, "core", (b, r, r), WIDE[core.dtype])
-    delta = torch.empty_like(core)
-    numbers = KINDS[core.dtype], check_choice("name", name, RETRACTIONS), b, r
-    kernels.retract(*numbers, *_addresses(core, delta))
+@operator(
+    "(Tensor x, Tensor d, int k, Tensor counter, str name) -> (Tensor, Tensor)",
+    _of_sketch,
+    lambda x, d, k, counter, name, **_: FLOPS_OF_SKETCH[name] * k * x.numel(),
+)
+def sketch(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor, name: str) -> Pair:
+    """Return the rows and the core of geoopt_projunn.sketches.SKETCHES[name]."""
+    b, n, p = x.shape
+    kernels.check_numbers(n, p, k)
+    kind = kernels.check_choice("name", name, kernels.SKETCHES)
+    numbers = b, n, p, k, kind, is_by_columns(x) + 2 * is_by_columns(d)
+    outs, counters = _of_sketch(x, d, k, counter, name), (counter.contiguous(), (b,), torch.int64)
+    _call("sketch", numbers, *outs, x=_matrices(x, x), d=_matrices(d, x), counter=counters)
+    return outs
+
+
+# For a generator as long as there is: seven products of the polynomial and twelve squarings; a
+# solve, of an elimination and two triangles, and two products; ten solves.
+_FLOPS_OF_CORES = {"exponential": 19 * 2.0, "cayley": 8 / 3 + 2 * 2, "polar": 10 * 8 / 3}
+
+
+@operator(
+    "(Tensor core, str name) -> Tensor",
+    lambda core, name: torch.empty_like(core, memory_format=torch.contiguous_format),
+    lambda core, name, **_: round(_FLOPS_OF_CORES[name] * core[-1] * core.numel()),
+)
+def retract(core: torch.Tensor, name: str) -> torch.Tensor:
+    """Return geoopt_projunn.retractions.RETRACTIONS[name] of a core."""
+    core, kind = _plain(core), kernels.check_choice("name", name, kernels.RETRACTIONS)
+    (b, r, _), delta = core.shape, torch.empty_like(core)
+    _call("retract", (b, r, kind), delta, core=(core, (b, r, r), WIDE[core.dtype]))
     return delta
 
 
-def _turn_(
+@operator(
+    "(Tensor(a!) x, Tensor rows, Tensor delta, int sweep, Tensor counter, Tensor active) -> Tensor",
+    lambda x, rows, delta, sweep, counter, active: torch.empty_like(active),
+    lambda x, rows, delta, sweep, *_, **__: 4 * (rows[1] + sweep) * x.numel(),
+)
+def turn_(
     x: torch.Tensor,
     rows: torch.Tensor,
     delta: torch.Tensor,
@@ -152,67 +154,18 @@ def _turn_(
     counter: torch.Tensor,
     active: torch.Tensor,
 ) -> torch.Tensor:
+    """Do what geoopt_projunn.drift.turn_ does."""
     (b, n, p), r = x.shape, rows.shape[-2]
+    kernels.check_numbers(n, p, 1, sweep)
     turned = active.clone(memory_format=torch.contiguous_format)
-    delta, counter = delta.contiguous().resolve_conj(), counter.contiguous()
-    by_columns = check_stored([x], "x", b, n, p, x.dtype)
-    rows = _rows(x, "rows", rows, n)
-    check(delta, "delta", (b, r, r), WIDE[x.dtype])
-    check(counter, "counter", (b,), torch.int64)
-    check(turned, "active", (b,), torch.bool)
-    check_numbers(n, p, 1, sweep)
-    numbers = KINDS[x.dtype], b, n, p, r, sweep, by_columns, torch.get_num_threads()
-    kernels.turn(*numbers, *_addresses(x, rows, delta, counter, turned))
+    _call(
+        "turn",
+        (b, n, p, r, sweep, is_by_columns(x)),
+        x=_matrices(x, x),
+        rows=(_plain(rows), (b, r, n), x.dtype),
+        delta=(_plain(delta), (b, r, r), WIDE[x.dtype]),
+        counter=(counter.contiguous(), (b,), torch.int64),
+        active=(turned, (b,), torch.bool),
+    )
     mark_changed([x])
     return turned
-
-
-for _name, _function, _without_data in (
-    ("both_sides", _both_sides, _shapes_of_both_sides),
-    ("add_product_", _add_product_, lambda x, rows, factor: None),
-    ("sketch", _sketch, _shapes_of_sketch),
-    (
-        "retract",
-        _retract,
-        lambda core, name: torch.empty_like(core, memory_format=torch.contiguous_format),
-    ),
-    ("turn_", _turn_, lambda x, rows, delta, sweep, counter, active: torch.empty_like(active)),
-):
-    _library.impl(_name, _function, "CPU")
-    torch.library.register_fake(f"geoopt_projunn::{_name}", _without_data)
-
-
-@register_flop_formula(torch.ops.geoopt_projunn.both_sides)
-def _(left: torch.Size, right: torch.Size, x: torch.Size, **_: object) -> int:
-    return 2 * (left[1] + right[1]) * x.numel()
-
-
-@register_flop_formula(torch.ops.geoopt_projunn.add_product_)
-def _(x: torch.Size, rows: torch.Size, factor: torch.Size, **_: object) -> int:
-    return 2 * rows[1] * x.numel()
-
-
-FLOPS_OF_SKETCH = {"tangent": 16, "lsi": 6, "column": 4}
-"""Per rank and entry of the matrix."""
-
-
-@register_flop_formula(torch.ops.geoopt_projunn.sketch)
-def _(x: torch.Size, d: torch.Size, k: int, counter: object, name: str, **_: object) -> int:
-    return FLOPS_OF_SKETCH[name] * k * x.numel()
-
-
-# For a generator as long as there is: seven products of the polynomial and twelve squarings; a
-# solve, of an elimination and two triangles, and two products; ten solves.
-_OF_CORES = {"exponential": 19 * 2.0, "cayley": 8 / 3 + 2 * 2, "polar": 10 * 8 / 3}
-
-
-@register_flop_formula(torch.ops.geoopt_projunn.retract)
-def _(core: torch.Size, name: str, **__: object) -> int:
-    return round(_OF_CORES[name] * core[-1] * core.numel())
-
-
-@register_flop_formula(torch.ops.geoopt_projunn.turn_)
-def _(
-    x: torch.Size, rows: torch.Size, delta: torch.Size, sweep: int, *_: object, **__: object
-) -> int:
-    return 4 * (rows[1] + sweep) * x.numel()

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <vector>
 
 #include "adam.h"
 #include "momentum.h"
@@ -30,6 +31,26 @@ bool parse(PyObject* const* args, Py_ssize_t count, Py_ssize_t expected, Index* 
     if (value[i] == -1 && PyErr_Occurred()) return false;
   }
   return true;
+}
+
+// All of a list or tuple; `of` is PyLong_AsLongLong or PyFloat_AsDouble.
+template <typename T, typename Of>
+bool parse(PyObject* list, Of of, std::vector<T>* values) {
+  const Py_ssize_t count = PySequence_Size(list);
+  try {
+    values->reserve(std::max<Py_ssize_t>(0, count));
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+    return false;
+  }
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject* item = PySequence_GetItem(list, i);
+    if (item == nullptr) return false;
+    values->push_back(of(item));
+    Py_DECREF(item);
+    if (values->back() == -1 && PyErr_Occurred()) return false;
+  }
+  return count >= 0;
 }
 
 // Bit 0: complex; bit 1: double precision.
@@ -120,15 +141,17 @@ PyObject* py_sketch(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return without_lock([&] { is_double(v[0]) ? sketch<double>(v) : sketch<float>(v); });
 }
 
-// kind, retraction, b, r; cores, deltas
+// kind, b, r, retraction, threads; cores, deltas
 PyObject* py_retract(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Index v[6];
-  if (!parse(args, count, 6, v)) return nullptr;
+  Index v[7];
+  if (!parse(args, count, 7, v)) return nullptr;
   return without_lock([&] {
-    const Index parts = parts_of(v[0]), size = parts * v[3] * v[3];
-    const std::unique_ptr<Retraction> retract = retraction(v[1], v[3], parts);
-    for (Index i = 0; i < v[2]; ++i)
-      (*retract)(at<double>(v[4]) + i * size, at<double>(v[5]) + i * size);
+    const Index r = v[2], parts = parts_of(v[0]), size = parts * r * r;
+    const Index bytes = v[1] * size * static_cast<Index>(sizeof(double));
+    in_parts(v[1], std::min(v[4], 1 + bytes / bytes_for_a_thread), [&](Index i, Index last) {
+      const std::unique_ptr<Retraction> retract = retraction(v[3], r, parts);
+      for (; i < last; ++i) (*retract)(at<double>(v[5]) + i * size, at<double>(v[6]) + i * size);
+    });
   });
 }
 
@@ -153,77 +176,85 @@ PyObject* py_turn(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return without_lock([&] { is_double(v[0]) ? turn<double>(v) : turn<float>(v); });
 }
 
-// A batch in pieces of as many matrices each: a table of their addresses.
+// A batch in pieces of as many matrices each.
 class Pieces {
  public:
-  Pieces(Index table, Index pieces, Index b)
-      : table_(at<const Index>(table)),
-        matrices_(std::max<Index>(1, b / std::max<Index>(1, pieces))) {}
+  Pieces(const std::vector<Index>& addresses, Index b)
+      : addresses_(addresses), matrices_(b / std::max<Index>(1, addresses.size())) {}
 
   template <typename T>
   T* matrix(Index i, Index size) const {
-    return at<T>(table_[i / matrices_]) + i % matrices_ * size;
+    return at<T>(addresses_[i / matrices_]) + i % matrices_ * size;
   }
 
  private:
-  const Index* table_;
+  const std::vector<Index>& addresses_;
   Index matrices_;
 };
-
-// kind, b, n, p, k, sketch, retraction, transposed, sweep, threads, length; tables, each with its
-// length: x, d, steps, skipped. Call along(stepper, x, d, i, taken, threads) for each matrix.
-template <typename T, typename Along>
-void step_each(const Index* v, const Along& along) {
-  const Index b = v[1], n = v[2], p = v[3], parts = parts_of(v[0]), size = parts * n * p;
-  const Pieces x(v[11], v[12], b), d(v[13], v[14], b), steps(v[15], v[16], b),
-      skipped(v[17], v[18], b);
-  for_each_matrix<T>(b, n, parts * p, v[9], [&](Index i, Index last, Index threads) {
-    Stepper<T> stepper(n, p, parts, v[4], v[5], v[6], v[8], threads, v[28], *at<double>(v[29]));
-    for (; i < last; ++i) {
-      const View<T> point{x.matrix<T>(i, size), (v[7] & 1) != 0};
-      Index* taken = steps.matrix<Index>(i, 1);
-      if (along(&stepper, point, d.matrix<const T>(i, size), i, taken, threads))
-        *taken += 1;
-      else
-        *skipped.matrix<T>(i, 1) += 1;
-    }
-  });
-}
 
 // What rules are called.
 enum : Index { gradient_rule, momentum_rule, adam_rule };
 
-// ...; rule, numbers; tables of what it keeps, each with its length: the first buffer, the second
-// and the third, which may be empty; whether the second is one number for each matrix; the
-// normalization, and the share of a direction below which a generator is rounding.
-template <typename T>
-void step(const Index* v) {
-  const Index b = v[1], entries = v[2] * v[3], parts = parts_of(v[0]), rule = v[19];
-  const double length = *at<double>(v[10]), *numbers = at<double>(v[20]);
-  const Pieces first(v[21], v[22], b), second(v[23], v[24], b), third(v[25], v[26], b);
-  const bool has_third = v[26] != 0, is_scalar = v[27] != 0, transposed = (v[7] & 2) != 0;
-  const Index seconds = is_scalar ? 1 : entries;
-  step_each<T>(
-      v, [&](Stepper<T>* stepper, View<T> x, const T* g, Index i, Index* taken, Index threads) {
-        if (rule == gradient_rule)
-          return (*stepper)(x, View<const T>{g, transposed}, *taken, length);
-        if (rule == momentum_rule) {
-          MomentumMemory<T> memory({parts, entries, threads, g, first.matrix<T>(i, parts * entries),
-                                    *taken, numbers[0], numbers[1], numbers[2] != 0});
-          return (*stepper)(x, &memory, transposed, *taken, length);
-        }
-        AdamMemory<T> memory({parts, entries, threads, is_scalar, g,
-                              first.matrix<T>(i, parts * entries), second.matrix<T>(i, seconds),
-                              has_third ? third.matrix<T>(i, seconds) : nullptr, *taken, numbers[0],
-                              numbers[1], numbers[2]});
-        return (*stepper)(x, &memory, transposed, *taken, length);
-      });
-}
+// A step of b matrices; lists of addresses, those of buffers that a rule does not keep are empty.
+struct Step {
+  // Kind, b, n, p, k, sketch, retraction, normalization, sweep, rule, transposed as in `x_of` and
+  // `d_of`, whether the second buffer is one number for each matrix, threads.
+  std::vector<Index> numbers;
+  // Its length, the share of a direction below which a generator is rounding, and the rule's own.
+  std::vector<double> reals;
+  std::vector<Index> x, grad, taken, skipped, first, second, third;
 
+  template <typename T>
+  void take() const {
+    const Index *v = numbers.data(), b = v[1], n = v[2], p = v[3], parts = parts_of(v[0]);
+    const Index rule = v[9], entries = n * p, size = parts * entries;
+    const bool by_columns = (v[10] & 2) != 0, is_scalar = v[11] != 0;
+    const Index seconds = is_scalar ? 1 : entries;
+    const Pieces xs(x, b), grads(grad, b), counters(taken, b), skips(skipped, b), firsts(first, b),
+        squares(second, b), largest(third, b);
+    const double length = reals[0], *own = reals.data() + 2;
+    for_each_matrix<T>(b, n, parts * p, v[12], [&](Index i, Index last, Index threads) {
+      Stepper<T> stepper(n, p, parts, v[4], v[5], v[6], v[8], threads, v[7], reals[1]);
+      for (; i < last; ++i) {
+        const View<T> point{xs.matrix<T>(i, size), (v[10] & 1) != 0};
+        const T* g = grads.matrix<const T>(i, size);
+        Index* counter = counters.matrix<Index>(i, 1);
+        bool is_taken;
+        if (rule == gradient_rule) {
+          is_taken = stepper(point, View<const T>{g, by_columns}, *counter, length);
+        } else if (rule == momentum_rule) {
+          MomentumMemory<T> memory({parts, entries, threads, g, firsts.matrix<T>(i, size), *counter,
+                                    own[0], own[1], own[2] != 0});
+          is_taken = stepper(point, &memory, by_columns, *counter, length);
+        } else {
+          AdamMemory<T> memory({parts, entries, threads, is_scalar, g, firsts.matrix<T>(i, size),
+                                squares.matrix<T>(i, seconds),
+                                third.empty() ? nullptr : largest.matrix<T>(i, seconds), *counter,
+                                own[0], own[1], own[2]});
+          is_taken = stepper(point, &memory, by_columns, *counter, length);
+        }
+        if (is_taken)
+          *counter += 1;
+        else
+          *skips.matrix<T>(i, 1) += 1;
+      }
+    });
+  }
+};
+
+// What a Step has, in its order, without the lists that are empty.
 PyObject* py_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Index v[30];
-  if (!parse(args, count, 30, v)) return nullptr;
-  return without_lock([&] { is_double(v[0]) ? step<double>(v) : step<float>(v); });
+  if (count < 6 || count > 9)
+    return PyErr_Format(PyExc_TypeError, "expected 6 to 9 arguments, got %zd", count);
+  Step step;
+  std::vector<Index>* const lists[] = {&step.x,     &step.grad,   &step.taken, &step.skipped,
+                                       &step.first, &step.second, &step.third};
+  if (!parse(args[0], PyLong_AsLongLong, &step.numbers)) return nullptr;
+  if (!parse(args[1], PyFloat_AsDouble, &step.reals)) return nullptr;
+  for (Py_ssize_t i = 2; i < count; ++i)
+    if (!parse(args[i], PyLong_AsLongLong, lists[i - 2])) return nullptr;
+  return without_lock(
+      [&] { is_double(step.numbers[0]) ? step.take<double>() : step.take<float>(); });
 }
 
 #define METHOD(name)                                                                             \
