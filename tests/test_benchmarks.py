@@ -232,3 +232,10 @@ def test_a_planted_rectangular_matrix_is_found_by_steps_of_low_rank(capsys):
     for name in planted.methods(rows=4):
         assert f"| {name} | 0.9 | " in printed
         assert min(o.loss for o in outcomes if o.method == name) < 1e-3
+
+
+def test_a_step_of_ours_allocates_nothing_of_the_size_of_the_matrix_and_others_do():
+    found = load("step_memory").main(["--n", "256"])
+    (ours,) = (share for name, share in found.items() if name.startswith("ours"))
+    # Small beside 5 n² and more, with the kernels as without.
+    assert ours < 1 < min(share for share in found.values() if share != ours)
