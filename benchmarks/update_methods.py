@@ -21,7 +21,7 @@ from geoopt_projunn import (
     backends,
 )
 
-RANKS = (1, 4, 16)
+RANKS = (1, 4, 8, 16)
 OURS = "SGD, k = 1"
 """The default of this package, which others are compared with."""
 MATMUL = "n × n matrix product"
