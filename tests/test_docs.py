@@ -116,3 +116,15 @@ def test_names_of_two_words_keep_their_distance_in_formulas():
     page = r'<span class="arithmatex">\(\operatorname{Re tr}(x)\)</span>'
     shown = re.sub("<[^>]+>", "|", extension("mathml").on_post_page(page))
     assert [part for part in shown.split("|") if part][:2] == ["Re", "tr"]
+
+
+def test_no_directive_or_role_is_left_in_what_pages_show():
+    """Of all docstrings of the package, whatever form their authors chose."""
+    to_markdown = extension("sphinx_roles").to_markdown
+    left = re.compile(r"^\s*\.\. \w+::|:(?:math|class|func|meth|mod|attr|data|sup|sub):`", re.M)
+    for path in (ROOT / "geoopt_projunn").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+            text = ast.get_docstring(node) if isinstance(node, kinds) else None
+            if text is not None:
+                assert not left.search(to_markdown(text)), (path, getattr(node, "name", ""))

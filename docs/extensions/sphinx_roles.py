@@ -7,7 +7,9 @@ import griffe
 
 _INLINE_MATH = re.compile(r":math:`([^`]+)`")
 _DISPLAY_MATH = re.compile(r"\.\. math::\n\n((?:[ \t]+.*(?:\n|$)|\n)+)")
-_REFERENCE = re.compile(r":(?:class|func|meth|mod):`~?([^`]+)`")
+_ONE_LINE_MATH = re.compile(r"\.\. math:: +(\S.*(?:\n[ \t]+\S.*)*)")
+_RAISED = re.compile(r"(?:\\ )?:sup:`([^`]+)`")
+_REFERENCE = re.compile(r":(?:class|func|meth|mod|data|attr):`~?([^`]+)`")
 # Several arguments with one description: "a, b : type", or without a type.
 _TOGETHER = re.compile(r"^(\w+(?:, \w+)+)((?: : .*)?\n(?:[ \t]+\S.*(?:\n|$))+)", re.MULTILINE)
 
@@ -19,6 +21,8 @@ def to_markdown(text: str) -> str:
     """
     text = _TOGETHER.sub(lambda m: "".join(name + m[2] for name in m[1].split(", ")), text)
     text = _DISPLAY_MATH.sub(lambda m: f"$$\n{_dedent(m[1])}\n$$\n\n", text)
+    text = _ONE_LINE_MATH.sub(lambda m: f"$$\n{_dedent(m[1])}\n$$", text)
+    text = _RAISED.sub(lambda m: f"<sup>{m[1]}</sup>", text)
     text = _INLINE_MATH.sub(lambda m: f"${' '.join(m[1].split())}$", text)
     return _REFERENCE.sub(lambda m: f"`{m[1].rsplit('.', 1)[-1]}`", text)
 
