@@ -109,7 +109,9 @@ def extension(name):
 def test_arguments_that_are_described_together_are_shown_with_their_own_defaults():
     text = "k : int\n    rank\nbias, dropout\n    as in\n    torch\n\nNotes\n-----\nOne, two.\n"
     apart = "k : int\n    rank\nbias\n    as in\n    torch\ndropout\n    as in\n    torch\n"
-    assert extension("sphinx_roles").to_markdown(text) == f"{apart}\nNotes\n-----\nOne, two.\n"
+    to_markdown = extension("sphinx_roles").to_markdown
+    assert to_markdown(text) == f"{apart}\nNotes\n-----\nOne, two.\n"
+    assert to_markdown("TypeError, ValueError\n    as") == "TypeError\n    as\nValueError\n    as\n"
 
 
 def test_names_of_two_words_keep_their_distance_in_formulas():

@@ -19,12 +19,18 @@ def to_markdown(text: str) -> str:
 
     Of arguments that are described together all would be shown with the default of the first.
     """
-    text = _TOGETHER.sub(lambda m: "".join(name + m[2] for name in m[1].split(", ")), text)
+    text = _TOGETHER.sub(lambda m: _apart(m[1].split(", "), m[2]), text)
     text = _DISPLAY_MATH.sub(lambda m: f"$$\n{_dedent(m[1])}\n$$\n\n", text)
     text = _ONE_LINE_MATH.sub(lambda m: f"$$\n{_dedent(m[1])}\n$$", text)
     text = _RAISED.sub(lambda m: f"<sup>{m[1]}</sup>", text)
     text = _INLINE_MATH.sub(lambda m: f"${' '.join(m[1].split())}$", text)
     return _REFERENCE.sub(lambda m: f"`{m[1].rsplit('.', 1)[-1]}`", text)
+
+
+def _apart(names: list[str], described: str) -> str:
+    # The last line of a docstring does not end.
+    end = described if described.endswith("\n") else described + "\n"
+    return "".join(name + end for name in names)
 
 
 def _dedent(block: str) -> str:
