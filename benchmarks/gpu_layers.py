@@ -37,6 +37,23 @@ def recurrences(device: str) -> Cases:
     x = torch.randn(length, batch, inputs, device=device)
     for name, (context, build) in methods.items():
         yield name, lambda build=build, context=context: _both_passes(build, context, x)
+    for tf32 in (False, True):
+        for steps in (1, 40):
+            label = f"errors of torch.nn.RNN tanh, {steps} steps, {'' if tf32 else 'no '}TF32"
+            yield label, lambda steps=steps, tf32=tf32: _error_of_tanh(device, steps, tf32=tf32)
+
+
+def _error_of_tanh(device: str, steps: int, *, tf32: bool) -> float:
+    """Return the largest error of states beside float64; of one step it is that of tanh alone."""
+    torch.manual_seed(0)
+    layer, x = torch.nn.RNN(8, 8, bias=False).double(), torch.randn(steps, 512, 8).double()
+    torch.nn.init.orthogonal_(layer.weight_hh_l0)
+    if steps == 1:
+        torch.nn.init.eye_(layer.weight_ih_l0)
+    with torch.no_grad(), _cudnn(tf32=tf32):
+        exact, _ = layer(x)
+        states, _ = layer.to(device, torch.float32)(x.to(device, torch.float32))
+    return float((states.cpu().double() - exact).abs().max())
 
 
 def convolutions(device: str) -> Cases:
