@@ -126,7 +126,6 @@ class SketchLaunches(Passes):
             sizes.n,
             sizes.width,
             self.few(),
-            rows,
             PARTS=sizes.parts,
             BM=rows,
             BN=sizes.tiles.block,

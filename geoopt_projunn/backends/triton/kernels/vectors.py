@@ -45,13 +45,12 @@ def row_sums_kernel(
     n,
     width,
     count,
-    rows_each,
     PARTS: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Write one test vector of length p, and its row sums with x: a program has whole rows.
+    """Write one test vector of length p, and its row sums with x: a program has BM whole rows.
 
     In memory a complex vector is the row of both its parts in turn and a row of zeros, as column
     sums are. ``anywhere`` is the bits of a float64.
@@ -66,34 +65,32 @@ def row_sums_kernel(
     total = count + width // PARTS
     own = tl.arange(0, 1)
     length, share = lengths(sums + b * programs * 2, programs, own, number(anywhere), kind, 1)
-    end = tl.minimum(n, (program + 1) * rows_each)
-    for first in range(program * rows_each, end, BM):
-        at = first + tl.arange(0, BM)
-        in_rows = at < end
-        result = tl.zeros((PARTS, BM, BN), kind)
-        for start in tl.range(0, width, BN, num_stages=STAGES):
-            cols = start + tl.arange(0, BN)
-            inside = cols < width
-            offset = at.to(tl.int64)[:, None] * width + cols[None, :]
-            tile = tl.load(x + offset, mask=in_rows[:, None] & inside[None, :], other=0.0)
-            noise = uniform(taken, total, count + cols // PARTS)
-            row = tl.load(mixed + cols, mask=inside, other=0.0)
-            row = tested(row, length, tl.where(cols % PARTS == 0, noise, 0.0), share)
-            if first == 0:
-                tl.store(rows + cols, row, mask=inside)
-                if PARTS == 2:
-                    tl.store(rows + width + cols, tl.zeros_like(row), mask=inside)
-            by = row[None, :]
+    at = program * BM + tl.arange(0, BM)
+    in_rows = at < n
+    result = tl.zeros((PARTS, BM, BN), kind)
+    for start in tl.range(0, width, BN, num_stages=STAGES):
+        cols = start + tl.arange(0, BN)
+        inside = cols < width
+        offset = at.to(tl.int64)[:, None] * width + cols[None, :]
+        tile = tl.load(x + offset, mask=in_rows[:, None] & inside[None, :], other=0.0)
+        noise = uniform(taken, total, count + cols // PARTS)
+        row = tl.load(mixed + cols, mask=inside, other=0.0)
+        row = tested(row, length, tl.where(cols % PARTS == 0, noise, 0.0), share)
+        if program == 0:
+            tl.store(rows + cols, row, mask=inside)
             if PARTS == 2:
-                # The vector times -i.
-                other = tl.load(mixed + (cols ^ 1), mask=inside, other=0.0)
-                other = tested(other, length, tl.where(cols % PARTS == 1, noise, 0.0), share)
-                turned = tl.where(cols % 2 == 0, other, -other)
-                by = tl.where(which[:, None] == 0, by, turned[None, :])
-            by = tl.where(inside[None, :], by, 0.0)
-            result += by[:, None, :] * tile[None, :, :]
-        to = products + (b * PARTS + which[:, None]) * n + at[None, :]
-        tl.store(to, tl.sum(result, 2), mask=in_rows[None, :])
+                tl.store(rows + width + cols, tl.zeros_like(row), mask=inside)
+        by = row[None, :]
+        if PARTS == 2:
+            # The vector times -i.
+            other = tl.load(mixed + (cols ^ 1), mask=inside, other=0.0)
+            other = tested(other, length, tl.where(cols % PARTS == 1, noise, 0.0), share)
+            turned = tl.where(cols % 2 == 0, other, -other)
+            by = tl.where(which[:, None] == 0, by, turned[None, :])
+        by = tl.where(inside[None, :], by, 0.0)
+        result += by[:, None, :] * tile[None, :, :]
+    to = products + (b * PARTS + which[:, None]) * n + at[None, :]
+    tl.store(to, tl.sum(result, 2), mask=in_rows[None, :])
 
 
 @triton.jit(do_not_specialize=["anywhere"])
