@@ -50,7 +50,7 @@ class LowRankManifold(OrthonormalGeometry):
 
     def __init__(
         self,
-        k: Rank = AUTO,
+        k: Rank = "auto",
         *,
         retraction: str = "exponential",
         sketch: str = "tangent",
@@ -66,7 +66,7 @@ class LowRankManifold(OrthonormalGeometry):
         _check_integer("blocks", blocks, least=1, remedy="use blocks=1 for one matrix")
         _check_name("retraction", retraction, RETRACTIONS)
         _check_name("sketch", sketch, {**SKETCHES, COORDINATES: None})
-        self.k: Rank = AUTO if is_auto else None if k is None else int(k)
+        self.k: Rank = "auto" if is_auto else None if k is None else int(k)
         self.retraction = retraction
         self.sketch = sketch
         self.sweep = int(sweep)

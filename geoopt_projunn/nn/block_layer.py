@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import geoopt
 import torch
 
-from ..low_rank_manifold import AUTO, LowRankManifold, Rank
+from ..low_rank_manifold import LowRankManifold, Rank
 from .arguments import (
     assert_dtype_of_layer,
     assert_known,
@@ -48,7 +48,7 @@ class BlockConv(KeepsManifolds):
         bias: bool = True,
         *,
         init: str = "haar",
-        k: Rank = AUTO,
+        k: Rank = "auto",
         retraction: str = "exponential",
         sketch: str = "tangent",
         device: torch.device | str | None = None,

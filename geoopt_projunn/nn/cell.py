@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ..linalg.precision import full_precision
-from ..low_rank_manifold import AUTO, Rank
+from ..low_rank_manifold import Rank
 from ..manifolds import LowRankUnitary
 from .activation import activated
 from .recurrent import Recurrent, taken_as
@@ -103,7 +103,7 @@ class _RNNCell(RecurrentCell, torch.nn.RNNCell):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        k: Rank = AUTO,
+        k: Rank = "auto",
         retraction: str = "exponential",
         sketch: str = "tangent",
         init: str = "henaff",

@@ -9,7 +9,7 @@ import torch
 from ..backends import products_for
 from ..init import INITS
 from ..linalg.precision import full_precision
-from ..low_rank_manifold import AUTO, Rank
+from ..low_rank_manifold import Rank
 from ..manifolds import LowRankUnitary
 from .arguments import (
     assert_dtype_of_layer,
@@ -71,7 +71,7 @@ class FullWidthConv(KeepsManifolds):
         bias: bool = True,
         *,
         init: str = "identity",
-        k: Rank = AUTO,
+        k: Rank = "auto",
         retraction: str = "exponential",
         sketch: str = "tangent",
         device: torch.device | str | None = None,

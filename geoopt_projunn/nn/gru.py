@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from ..low_rank_manifold import AUTO, Rank
+from ..low_rank_manifold import Rank
 from ..manifolds import LowRankUnitary
 from .cell import RecurrentCell
 from .gated import GatedWeights, gated_step
@@ -162,7 +162,7 @@ class OrthogonalGRU(_Gated, RecurrentLayer, torch.nn.GRU):
         dtype: torch.dtype | None = None,
         *,
         nonlinearity: str = "modrelu",
-        k: Rank = AUTO,
+        k: Rank = "auto",
         retraction: str = "exponential",
         sketch: str = "tangent",
         init: str = "henaff",
@@ -233,7 +233,7 @@ class OrthogonalGRUCell(_Gated, RecurrentCell, torch.nn.GRUCell):
         dtype: torch.dtype | None = None,
         *,
         nonlinearity: str = "modrelu",
-        k: Rank = AUTO,
+        k: Rank = "auto",
         retraction: str = "exponential",
         sketch: str = "tangent",
         init: str = "henaff",

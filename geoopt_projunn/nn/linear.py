@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from ..low_rank_manifold import AUTO, Rank
+from ..low_rank_manifold import Rank
 from .arguments import checked_dtype
 from .keeping import KeepsManifolds, keep_manifolds
 from .placing import put_on
@@ -69,7 +69,7 @@ class OrthogonalLinear(KeepsManifolds, torch.nn.Linear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        k: Rank = AUTO,
+        k: Rank = "auto",
         retraction: str = "exponential",
         sketch: str = "tangent",
         init: str = "haar",

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..low_rank_manifold import AUTO, Rank
+from ..low_rank_manifold import Rank
 from ..manifolds import LowRankUnitary
 from .layer import RecurrentLayer
 from .recurrence import recur
@@ -30,7 +30,7 @@ class _RNN(RecurrentLayer, torch.nn.RNN):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        k: Rank = AUTO,
+        k: Rank = "auto",
         retraction: str = "exponential",
         sketch: str = "tangent",
         init: str = "henaff",
