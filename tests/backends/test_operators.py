@@ -151,6 +151,14 @@ WRONG = [
 ]
 
 
+@pytest.fixture(params=["in C", "by attributes"])
+def _read(request, monkeypatch):
+    """Tensors are read through DLPack in C where torch offers it, and by their attributes."""
+    if request.param == "by attributes":
+        monkeypatch.delattr(torch.Tensor, "__dlpack_c_exchange_api__", raising=False)
+
+
+@pytest.mark.usefixtures("_read")
 @pytest.mark.parametrize(("rule", "name", "spoil", "message"), WRONG)
 def test_what_does_not_fit_is_refused_before_anything_changes(rule, name, spoil, message):
     arguments = step_arguments(rule)
@@ -162,6 +170,25 @@ def test_what_does_not_fit_is_refused_before_anything_changes(rule, name, spoil,
         steps.step_(**{**arguments, name: wrong})
     for t, value in zip((t for t in tensors if isinstance(t, torch.Tensor)), before, strict=True):
         assert torch.equal(t, value)
+
+
+@pytest.mark.parametrize("rule", STATE)
+def test_tensors_are_the_same_however_they_are_read(rule, monkeypatch):
+    results = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        arguments = step_arguments(rule, n=9, k=2, p=5)
+        x = arguments["x"][0]
+        # The second half of a larger tensor that is stored by columns.
+        arguments["x"] = [torch.cat((x, x)).mT.contiguous().mT[3:]]
+        steps.step_(*arguments.values())
+        results.append(
+            [t for value in arguments.values() if isinstance(value, list) for t in value]
+        )
+        monkeypatch.delattr(torch.Tensor, "__dlpack_c_exchange_api__", raising=False)
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+    assert not torch.equal(results[0][0], x)
 
 
 def test_an_entry_is_rounded_once_however_many_terms_are_added():

@@ -24,8 +24,10 @@ except ImportError as error:
         LACK = f"they could not be loaded ({error})"
 
 kernels = _kernels
-KINDS = {torch.float32: 0, torch.complex64: 1, torch.float64: 2, torch.complex128: 3}
-"""What the kernels call a dtype. Bit 0: complex; bit 1: double precision."""
+DTYPES = torch.float32, torch.complex64, torch.float64, torch.complex128, torch.int64
+"""Of points, and of counters, in their order. Bit 0: complex; bit 1: double precision."""
+KINDS = {dtype: kind for kind, dtype in enumerate(DTYPES[:4])}
+"""What the kernels call a dtype of points."""
 SKETCHES = ("tangent", "lsi", "column")
 RETRACTIONS = ("exponential", "cayley", "polar")
 """Those that the kernels know, in their order."""

@@ -1,82 +1,65 @@
 """Whole steps as one operator of torch."""
 
 import functools
-import itertools
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import torch
 
 from ...normalization import noise_floor
 from . import kernels
-from .kernels import Refused, check_choice, is_by_columns, is_plain
+from .kernels import Refused, check_choice
 from .operators import FLOPS_OF_SKETCH, mark_changed, operator
 
 Tensors = list[torch.Tensor]
-Form = tuple[str, torch.Size, torch.dtype]
+Shape = tuple[int, ...]
 
 
 @functools.lru_cache(maxsize=1024)
 def _plan(
-    shape: torch.Size, dtype: torch.dtype, layout: tuple[int, ...], *rest: Any
-) -> tuple[tuple[int, ...], float, list[Form]]:
-    """Check all but single tensors, and return what steps of such ones have in common.
+    shape: torch.Size, dtype: torch.dtype, pieces: int, state: int, numbers: int, *names: Any
+) -> tuple[tuple[int, ...], float]:
+    """Check all but tensors, and return what steps of such points have in common.
 
-    The integers of the kernel, its noise floor, and what tensors have to be.
+    The integers of the kernel and its noise floor.
     """
-    pieces, of_state, of_numbers, rule, k, sketch, retraction, normalize, sweep = rest
-    *lead, n, p = shape
+    rule, k, sketch, retraction, normalize, sweep = names
+    *_, n, p = shape
     kernels.check_numbers(n, p, k, sweep)
     integers = (
-        *(kernels.KINDS[dtype], pieces * math.prod(lead), n, p, k),
-        check_choice("sketch", sketch, kernels.SKETCHES),
+        *(k, check_choice("sketch", sketch, kernels.SKETCHES)),
         check_choice("retraction", retraction, kernels.RETRACTIONS),
         check_choice("normalize", normalize, kernels.NORMALIZATIONS),
-        *(sweep, check_choice("rule", rule, kernels.RULES), *layout),
+        *(sweep, check_choice("rule", rule, kernels.RULES)),
     )
-    buffers, numbers = kernels.RULES[rule]
-    if of_state not in [count * pieces for count in buffers]:
+    buffers, of_rule = kernels.RULES[rule]
+    if state not in [count * pieces for count in buffers]:
         raise Refused(
             f"`state` must be {' or '.join(map(str, buffers))} buffers of {pieces} tensors "
-            f"for {rule!r}, got {of_state} tensors."
+            f"for {rule!r}, got {state} tensors."
         )
-    if of_numbers != numbers:
-        raise Refused(f"`numbers` must be {numbers} for {rule!r}, got {of_numbers}.")
-    by_columns, is_scalar, _ = layout
-    sides = (p, n) if by_columns & 2 else (n, p)
-    number, whole, each = (
-        torch.Size((*lead, *some)) for some in ((), sides, (1, 1) if is_scalar else sides)
+    if numbers != of_rule:
+        raise Refused(f"`numbers` must be {of_rule} for {rule!r}, got {numbers}.")
+    return integers, noise_floor(torch.empty(shape, dtype=dtype, device="meta"))
+
+
+def _refuse(lists: Sequence[Tensors], number: int, at: int, shape: Shape, kind: int) -> NoReturn:
+    """Say what the kernels have found: one of the lists of tensors, and one tensor of it."""
+    name, dtype = ("x", "grad", "step", "skipped", "state")[number], kernels.DTYPES[kind]
+    many = len(lists[0])
+    if at < 0:
+        b = many * math.prod(shape[:-2] if name == "grad" else shape)
+        raise Refused(f"`{name}` must be of {b} matrices, got {len(lists[number])} tensors.")
+    t, first = lists[number][at], lists[number][0]
+    if at == 0 or number > 1:
+        kernels.check(t, name, shape, dtype)
+        # What is made entry by entry of both has to be stored alike.
+        raise Refused("`grad` must be stored by rows like the state, not by columns.")
+    raise Refused(
+        f"`{name}` must be tensors of one shape, strides and dtype, got {tuple(first.shape)}, "
+        f"{first.stride()} and {first.dtype}, and {tuple(t.shape)}, {t.stride()} and {t.dtype}."
     )
-    # The first buffer is like the points; the others are real, a number for each entry or for all.
-    real = dtype.to_real()
-    forms = [
-        *(("x", shape, dtype), ("grad", shape, dtype)),
-        *(("step", number, torch.int64), ("skipped", number, real)),
-        *(("state", whole, dtype), ("state", each, real), ("state", each, real)),
-    ]
-    return integers, noise_floor(torch.empty(shape, dtype=dtype, device="meta")), forms
-
-
-def _addresses(
-    pieces: Tensors, form: Form, strides: tuple[int, ...] | None, many: int
-) -> list[int]:
-    """Check tensors, which are contiguous or have these strides, and return where they are."""
-    name, shape, dtype = form
-    if len(pieces) != many:
-        b = many * math.prod(shape if name in ("step", "skipped") else shape[:-2])
-        raise Refused(f"`{name}` must be of {b} matrices, got {len(pieces)} tensors.")
-    if strides is not None and not kernels.is_stored(pieces[0]):
-        kernels.check(pieces[0], name, shape, dtype)
-    for t in pieces:
-        is_laid_out = t.is_contiguous() if strides is None else t.stride() == strides
-        if t.shape != shape or t.dtype != dtype or not is_laid_out:
-            if strides is None or t is pieces[0]:
-                kernels.check(t, name, shape, dtype)
-            raise Refused(
-                f"`{name}` must be tensors of one shape, strides and dtype, got {tuple(shape)}, "
-                f"{strides} and {dtype}, and {tuple(t.shape)}, {t.stride()} and {t.dtype}."
-            )
-    return [t.data_ptr() for t in pieces]
 
 
 def _without_data(
@@ -110,18 +93,12 @@ def step_(
     ``state`` holds what the rule keeps: the pieces of its first buffer, then those of its second...
     """
     rule, numbers, k, sketch, retraction, length, sweep, normalize = options
-    many, by_columns = len(x), is_by_columns(x[0]) + 2 * is_by_columns(grad[0])
-    buffers = [state[i : i + many] for i in range(0, len(state), many)]
-    if by_columns & 2:
-        buffers = [[t.mT for t in pieces] for pieces in buffers]
-        # What is made entry by entry of both has to be stored alike.
-        if not all(map(is_plain, itertools.chain(*buffers))):
-            raise Refused("`grad` must be stored by rows like the state, not by columns.")
-    is_scalar = len(buffers) > 1 and buffers[1][0].shape[-2:] == (1, 1)
-    layout = by_columns, is_scalar, torch.get_num_threads()
-    rest = many, len(state), len(numbers), rule, k, sketch, retraction, normalize, sweep
-    integers, floor, forms = _plan(x[0].shape, x[0].dtype, layout, *rest)
-    strides = x[0].stride(), grad[0].stride(), *[None] * 5
-    tables = map(_addresses, (x, grad, step, skipped, *buffers), forms, strides, [many] * 7)
-    kernels.kernels.step(integers, (length, floor, *numbers), *tables)
+    counts = len(x), len(state), len(numbers)
+    names = rule, k, sketch, retraction, normalize, sweep
+    integers, floor = _plan(x[0].shape, x[0].dtype, *counts, *names)
+    integers, reals = (*integers, torch.get_num_threads()), (length, floor, *numbers)
+    lists = x, grad, step, skipped, state
+    misfit = kernels.kernels.step(kernels.DTYPES, integers, reals, *lists)
+    if misfit is not None:
+        _refuse(lists, *misfit)
     mark_changed([*x, *state, *step, *skipped])

@@ -1,0 +1,155 @@
+// Tensors of torch as they lie in memory, without its headers.
+//
+// They are read through DLPack's exchange between libraries in C where their type offers it (torch
+// from 2.10 on), else by their attributes, which takes ten times as long.
+
+#pragma once
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "lanes.h"
+
+namespace {
+
+using Sizes = std::vector<Index>;
+
+// Of DLPack 1: a tensor, and the functions that a type offers.
+struct PackedTensor {
+  void* data;
+  std::int32_t device, device_number, dims;
+  std::uint8_t code, bits;
+  std::uint16_t lanes;
+  std::int64_t *shape, *strides;
+  std::uint64_t offset;
+};
+struct Exchange {
+  std::uint32_t major, minor;
+  void* before;
+  void* of_owned[3];
+  int (*pack)(void* tensor, PackedTensor* packed);
+};
+
+// What dtypes are called: those of points (bit 0: complex; bit 1: double precision), int64.
+enum : Index { complex_bit = 1, double_bit = 2, counter_kind = 4, unknown_kind = -1 };
+
+Index parts_of(Index kind) { return 1 + (kind & complex_bit); }
+bool is_double(Index kind) { return (kind & double_bit) != 0; }
+
+template <typename T>
+T* at(Index address) {
+  return reinterpret_cast<T*>(static_cast<std::intptr_t>(address));
+}
+
+struct Layout {
+  Index address, kind;
+  Sizes shape, strides;
+
+  // Whether the entries lie in memory in their order, but for the last two dimensions if `turned`.
+  bool is_plain(bool turned = false) const {
+    Index expected = 1;
+    const Index dims = static_cast<Index>(shape.size());
+    if (std::count(shape.begin(), shape.end(), 0) > 0) return true;
+    for (Index i = dims - 1; i >= 0; --i) {
+      const Index j = turned && dims >= 2 && i >= dims - 2 ? 2 * dims - 3 - i : i;
+      if (shape[j] != 1 && strides[j] != expected) return false;
+      expected *= shape[j];
+    }
+    return true;
+  }
+};
+
+class Reader {
+ public:
+  // Torch's dtypes in the order of their kinds.
+  explicit Reader(PyObject* dtypes) : dtypes_(dtypes) {}
+
+  // False with an exception of Python.
+  bool read(PyObject* tensor, Layout* found) {
+    if (Py_TYPE(tensor) != type_ && !know(Py_TYPE(tensor))) return false;
+    return exchange_ == nullptr ? by_attributes(tensor, found) : packed(tensor, found);
+  }
+
+ private:
+  bool know(PyTypeObject* type) {
+    type_ = type;
+    exchange_ = nullptr;
+    PyObject* offered =
+        PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__");
+    if (offered == nullptr) {
+      PyErr_Clear();
+      return true;
+    }
+    auto* exchange = static_cast<Exchange*>(PyCapsule_GetPointer(offered, "dlpack_exchange_api"));
+    Py_DECREF(offered);
+    if (exchange == nullptr) return false;
+    if (exchange->major == 1 && exchange->pack != nullptr) exchange_ = exchange;
+    return true;
+  }
+
+  bool packed(PyObject* tensor, Layout* found) const {
+    PackedTensor t;
+    if (exchange_->pack(tensor, &t) != 0) return false;
+    found->address =
+        static_cast<Index>(reinterpret_cast<std::intptr_t>(t.data)) + static_cast<Index>(t.offset);
+    found->shape.assign(t.shape, t.shape + t.dims);
+    found->strides.assign(t.strides, t.strides + t.dims);
+    found->kind = unknown_kind;
+    if (t.code == 2 || t.code == 5) {  // real, complex
+      const int bits = t.code == 2 ? t.bits : t.bits / 2;
+      if (bits == 32 || bits == 64)
+        found->kind = (t.code == 5 ? complex_bit : 0) | (bits == 64 ? double_bit : 0);
+    } else if (t.code == 0 && t.bits == 64) {
+      found->kind = counter_kind;
+    }
+    return true;
+  }
+
+  bool by_attributes(PyObject* tensor, Layout* found) const {
+    PyObject* shape = PyObject_GetAttrString(tensor, "shape");
+    PyObject* strides = PyObject_CallMethod(tensor, "stride", nullptr);
+    PyObject* dtype = PyObject_GetAttrString(tensor, "dtype");
+    PyObject* address = PyObject_CallMethod(tensor, "data_ptr", nullptr);
+    const bool is_read = shape != nullptr && strides != nullptr && dtype != nullptr &&
+                         address != nullptr && sizes(shape, &found->shape) &&
+                         sizes(strides, &found->strides);
+    if (is_read) {
+      found->address = PyLong_AsLongLong(address);
+      found->kind = unknown_kind;
+      for (Py_ssize_t i = 0; i < PyTuple_Size(dtypes_); ++i)
+        if (PyTuple_GetItem(dtypes_, i) == dtype) found->kind = i;
+    }
+    for (PyObject* own : {shape, strides, dtype, address}) Py_XDECREF(own);
+    return is_read && !PyErr_Occurred();
+  }
+
+  static bool sizes(PyObject* tuple, Sizes* values) {
+    values->clear();
+    for (Py_ssize_t i = 0; i < PyTuple_Size(tuple); ++i)
+      values->push_back(PyLong_AsLongLong(PyTuple_GetItem(tuple, i)));
+    return !PyErr_Occurred();
+  }
+
+  PyObject* dtypes_;
+  PyTypeObject* type_ = nullptr;
+  const Exchange* exchange_ = nullptr;
+};
+
+// What all tensors of a list have to be; without strides they have to be plain.
+struct Form {
+  Index kind;
+  Sizes shape;
+  const Sizes* strides = nullptr;
+  bool turned = false;
+
+  bool fits(const Layout& t) const {
+    return t.kind == kind && t.shape == shape &&
+           (strides == nullptr ? t.is_plain(turned) : t.strides == *strides);
+  }
+};
+
+}  // namespace
