@@ -1,7 +1,6 @@
 """The kernels as a backend."""
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -78,22 +77,24 @@ class CPU(Reference):
         gradients and buffers may be in any number of tensors.
         """
         native = rule.native(group)
-        if native and spec.normalize in kernels.NORMALIZATIONS and _knows(x[0], grad[0], spec):
+        # What is conjugated lazily takes torch's operations; what lies otherwise is refused below.
+        is_lazy = x[0].is_conj() or grad[0].is_conj()
+        if native and not is_lazy and spec.k is not None and spec.sketch in kernels.SKETCHES:
             # A length in radians does not depend on the metric.
-            scale = spec.scale if spec.normalize is None else 1.0
-            length = float(group["lr"]) * scale
+            length = float(group["lr"]) * (spec.scale if spec.normalize is None else 1.0)
             state = [piece for name in native.state for piece in buffers[name]]
-            # torch's dispatcher takes no lazily conjugated or negated tensors to be changed.
-            if any(piece.is_conj() or piece.is_neg() for piece in state):
-                return super().step_(x, grad, buffers, rule, group, spec)
             numbers = [float(number) for number in native.numbers]
-            counters = list(buffers["step"]), list(buffers["skipped"])
             kind, sweep = (spec.k, spec.sketch, spec.retraction), min(spec.sweep, x[0].shape[-1])
             length = length if group["maximize"] else -length
             options = native.name, numbers, *kind, length, sweep, spec.normalize
-            # State that was loaded may have any strides: what is refused goes another way.
-            with suppress(kernels.Refused):
-                return steps.step_(list(x), list(grad), state, *counters, *options)
+            try:
+                return steps.step_(x, grad, state, buffers["step"], buffers["skipped"], *options)
+            except kernels.Refused:
+                pass  # State that was loaded may have any strides.
+            except RuntimeError:
+                # torch's dispatcher takes no lazily conjugated or negated tensors to be changed.
+                if not any(piece.is_conj() or piece.is_neg() for piece in state):
+                    raise
         super().step_(x, grad, buffers, rule, group, spec)
 
 

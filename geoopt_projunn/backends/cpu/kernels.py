@@ -45,7 +45,7 @@ def refusal(x: torch.Tensor) -> str | None:
     """Return why the kernels cannot serve a tensor, however it lies in memory, or None."""
     if LACK is not None:
         return f"the C++ kernels are missing: {LACK}"
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return f"the tensors are on {x.device}"
     if x.dtype not in KINDS:
         return f"the kernels do not know {x.dtype}"
