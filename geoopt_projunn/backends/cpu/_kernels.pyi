@@ -2,6 +2,8 @@ import torch
 
 USES_THREADS: bool
 
+class Refused(ValueError): ...
+
 # What each number is stands in csrc/module.cpp.
 def both_sides(*numbers: int) -> None: ...
 def add_product(*numbers: int) -> None: ...
@@ -14,4 +16,12 @@ def step(
     reals: tuple[float, ...],
     /,
     *lists: list[torch.Tensor],
-) -> tuple[int, int, tuple[int, ...], int] | None: ...
+) -> None: ...
+def address(
+    dtypes: tuple[torch.dtype, ...],
+    tensor: torch.Tensor,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    /,
+) -> int: ...

@@ -54,11 +54,10 @@ def _matrices(x: torch.Tensor, like: torch.Tensor) -> Given:
 
 def _call(name: str, numbers: tuple[int, ...], *outs: torch.Tensor, **given: Given) -> None:
     """Check what a kernel is given, its matrices first, and call it."""
-    for argument, (t, shape, dtype) in given.items():
-        kernels.check(t, argument, shape, dtype)
-    tensors = [*(t for t, *_ in given.values()), *outs]
-    addresses = (t.data_ptr() for t in tensors)
-    kind = kernels.KINDS[tensors[0].dtype]
+    address, dtypes = kernels.kernels.address, kernels.DTYPES
+    addresses = [address(dtypes, t, key, shape, dtype) for key, (t, shape, dtype) in given.items()]
+    addresses += [out.data_ptr() for out in outs]
+    kind = kernels.KINDS[next(iter(given.values()))[2]]
     getattr(kernels.kernels, name)(kind, *numbers, torch.get_num_threads(), *addresses)
 
 
@@ -115,7 +114,6 @@ def _of_sketch(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor, 
 def sketch(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor, name: str) -> Pair:
     """Return the rows and the core of geoopt_projunn.sketches.SKETCHES[name]."""
     b, n, p = x.shape
-    kernels.check_numbers(n, p, k)
     kind = kernels.check_choice("name", name, kernels.SKETCHES)
     numbers = b, n, p, k, kind, is_by_columns(x) + 2 * is_by_columns(d)
     outs, counters = _of_sketch(x, d, k, counter, name), (counter.contiguous(), (b,), torch.int64)
@@ -156,7 +154,6 @@ def turn_(
 ) -> torch.Tensor:
     """Do what geoopt_projunn.drift.turn_ does."""
     (b, n, p), r = x.shape, rows.shape[-2]
-    kernels.check_numbers(n, p, 1, sweep)
     turned = active.clone(memory_format=torch.contiguous_format)
     _call(
         "turn",

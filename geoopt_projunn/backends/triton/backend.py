@@ -105,7 +105,9 @@ def _step_one(
     given = [x, *buffers.values()]
     if not all(map(_is_plain, (*given, grad))):
         own = [_plain(t) for t in given]
-        _step_one(own[0], _plain(grad), dict(zip(buffers, own[1:], strict=True)), native, spec, group)
+        _step_one(
+            own[0], _plain(grad), dict(zip(buffers, own[1:], strict=True)), native, spec, group
+        )
         for to, t in zip(given, own, strict=True):
             if to is not t:
                 to.copy_(t)

@@ -75,107 +75,126 @@ struct Step {
   }
 };
 
-// The first tensor of a list that is not as it has to be, as a tuple: the number of its list in a
-// call of `step`, its own, -1 if their count is wrong, and what its shape and kind have to be.
-PyObject* misfit(Index list, Index number, const Form& form) {
-  PyObject* shape = PyTuple_New(form.shape.size());
-  for (std::size_t i = 0; shape != nullptr && i < form.shape.size(); ++i)
-    if (PyTuple_SetItem(shape, i, PyLong_FromLongLong(form.shape[i])) != 0) return nullptr;
-  return shape == nullptr
-             ? nullptr
-             : Py_BuildValue("LLNL", static_cast<long long>(list), static_cast<long long>(number),
-                             shape, static_cast<long long>(form.kind));
-}
-
-// Checks the lists of tensors of a step, and finds where the tensors are.
+// Checks a step and its lists of tensors, and finds where the tensors are.
 class StepTensors {
  public:
   StepTensors(PyObject* dtypes, PyObject* const* lists) : reader_(dtypes), lists_(lists) {}
 
-  // What is wrong, nullptr with an exception, or None.
-  PyObject* find(Step* step) {
+  // False with an exception.
+  bool find(Step* step) {
     Layout x, grad;
-    if (!first(0, &x) || !first(1, &grad)) return nullptr;
-    Index of_points = 0, of_grads = 0;
-    Form form{x.kind, x.shape};
-    if (x.kind < 0 || x.kind >= counter_kind || x.shape.size() < 2 || !stored(x, &of_points))
-      return misfit(0, 0, form);
-    if (!stored(grad, &of_grads)) return misfit(1, 0, form);
-    const Index turned = of_points + 2 * of_grads;
+    if (!read(0, 0, &x) || !read(1, 0, &grad)) return false;
+    const Form form{std::max<Index>(0, x.kind), x.shape};
+    if (x.kind < 0 || x.kind >= counter_kind || x.shape.size() < 2 || !is_stored(x))
+      return refuse_layout("x", PyList_GetItem(lists_[0], 0), x, form, reader_);
+    if (!is_stored(grad))
+      return refuse_layout("grad", PyList_GetItem(lists_[1], 0), grad, form, reader_);
 
     const Sizes lead(x.shape.begin(), x.shape.end() - 2);
     const Index n = x.shape.end()[-2], p = x.shape.end()[-1], many = PyList_Size(lists_[0]);
-    Index each = 1;
-    for (const Index size : lead) each *= size;
-    const Index real = x.kind & double_bit;
+    each_ = 1;
+    for (const Index size : lead) each_ *= size;
+    std::vector<Index>& numbers = step->numbers;
+    if (!check_numbers(n, p, numbers[0], numbers[4]) || !has_parts(*step, many)) return false;
+
+    const Index real = x.kind & double_bit, state = PyList_Size(lists_[4]);
+    Layout second;
+    if (state > many && !read(4, many, &second)) return false;
+    const Sizes& of_second = second.shape;
+    const bool is_scalar =
+        of_second.size() > 1 && of_second.end()[-1] == 1 && of_second.end()[-2] == 1;
     Sizes one = lead;
     one.insert(one.end(), {1, 1});
-    const bool is_scalar = PyList_Size(lists_[4]) > many && number_of_each(many, &layout_);
-    if (PyErr_Occurred()) return nullptr;
-
+    const bool by_columns = !grad.is_plain();
+    // The first buffer is like the points; the others are real, a number for each entry or for all.
+    const Form like{x.kind, x.shape, nullptr, by_columns};
+    const Form others{real, is_scalar ? one : x.shape, nullptr, by_columns};
     if (!gather(0, 0, many, Form{x.kind, x.shape, &x.strides}, &step->x) ||
         !gather(1, 0, many, Form{x.kind, x.shape, &grad.strides}, &step->grad) ||
         !gather(2, 0, many, Form{counter_kind, lead}, &step->taken) ||
-        !gather(3, 0, many, Form{real, lead}, &step->skipped))
-      return wrong_;
-    // The first buffer is like the points; the others are real, a number for each entry or for all.
-    std::vector<Index>* const buffers[] = {&step->first, &step->second, &step->third};
-    for (Index i = 0; i < 3 && i * many < PyList_Size(lists_[4]); ++i) {
-      const Form of_buffer{i == 0 ? x.kind : real, i > 0 && is_scalar ? one : x.shape, nullptr,
-                           of_grads != 0};
-      if (!gather(4, i * many, many, of_buffer, buffers[i])) return wrong_;
-    }
-    const Index own[] = {x.kind, many * each, n, p};
-    step->numbers.insert(step->numbers.begin(), own, own + 4);
-    step->numbers.insert(step->numbers.end() - 1, {turned, Index{is_scalar}});
-    Py_RETURN_NONE;
+        !gather(3, 0, many, Form{real, lead}, &step->skipped) ||
+        (state > 0 && !gather(4, 0, many, like, &step->first)) ||
+        (state > many && !gather(4, many, many, others, &step->second)) ||
+        (state > 2 * many && !gather(4, 2 * many, many, others, &step->third)))
+      return false;
+    const Index own[] = {x.kind, many * each_, n, p};
+    numbers.insert(numbers.begin(), own, own + 4);
+    numbers.insert(numbers.end() - 1, {!x.is_plain() + 2 * by_columns, is_scalar});
+    return true;
   }
 
  private:
-  bool first(Index list, Layout* found) {
-    PyObject* tensor = PyList_GetItem(lists_[list], 0);
+  bool read(Index list, Index i, Layout* found) {
+    PyObject* tensor = PyList_GetItem(lists_[list], i);
     return tensor != nullptr && reader_.read(tensor, found);
   }
 
   // Whether matrices are stored by rows, or by columns.
-  static bool stored(const Layout& t, Index* by_columns) {
-    *by_columns = !t.is_plain();
-    return t.is_plain() || t.is_plain(true);
+  static bool is_stored(const Layout& t) { return t.is_plain() || t.is_plain(true); }
+
+  // Whether there are as many buffers and numbers as a rule has.
+  bool has_parts(const Step& step, Index many) const {
+    static const struct {
+      const char *name, *buffers;
+      Index fewest, most, numbers;
+    } rules[] = {
+        {"gradient", "0", 0, 0, 0}, {"momentum", "1", 1, 1, 3}, {"adam", "2 or 3", 2, 3, 3}};
+    const auto& rule = rules[step.numbers[5]];
+    const long long pieces = many, state = PyList_Size(lists_[4]), rest = rule.numbers,
+                    numbers = static_cast<long long>(step.reals.size()) - 2;
+    if (state != rule.fewest * many && state != rule.most * many)
+      return refuse(PyUnicode_FromFormat(
+          "`state` must be %s buffers of %lld tensors for '%s', got %lld tensors.", rule.buffers,
+          pieces, rule.name, state));
+    if (numbers != rest)
+      return refuse(PyUnicode_FromFormat("`numbers` must be %lld for '%s', got %lld.", rest,
+                                         rule.name, numbers));
+    return true;
   }
 
-  // Whether the second buffer has one number for each matrix.
-  bool number_of_each(Index many, Layout* second) {
-    if (!reader_.read(PyList_GetItem(lists_[4], many), second)) return false;
-    const Sizes& shape = second->shape;
-    return shape.size() > 1 && shape.end()[-1] == 1 && shape.end()[-2] == 1;
-  }
-
-  // Of a part of a list; false with `wrong_` set.
+  // Of a part of a list.
   bool gather(Index list, Index begin, Index many, const Form& form, std::vector<Index>* found) {
-    if (list < 4 && PyList_Size(lists_[list]) != many) {
-      wrong_ = misfit(list, -1, form);
-      return false;
-    }
+    static const char* const names[] = {"x", "grad", "step", "skipped", "state"};
+    const Py_ssize_t count = PyList_Size(lists_[list]);
+    if (list < 4 && count != many)
+      return refuse(PyUnicode_FromFormat("`%s` must be of %lld matrices, got %zd tensors.",
+                                         names[list], static_cast<long long>(many * each_), count));
     found->reserve(many);
     for (Index i = begin; i < begin + many; ++i) {
-      PyObject* tensor = PyList_GetItem(lists_[list], i);
-      if (tensor == nullptr || !reader_.read(tensor, &layout_)) {
-        wrong_ = nullptr;
-        return false;
-      }
-      if (!form.fits(layout_)) {
-        wrong_ = misfit(list, i, form);
-        return false;
-      }
+      if (!read(list, i, &layout_)) return false;
+      if (!form.fits(layout_)) return refuse_one(names[list], list, i, form);
       found->push_back(layout_.address);
     }
     return true;
   }
 
+  bool refuse_one(const char* name, Index list, Index i, const Form& form) {
+    PyObject* tensor = PyList_GetItem(lists_[list], i);
+    if (list > 1 || i == 0) {
+      if (!Form{form.kind, form.shape}.fits(layout_))
+        return refuse_layout(name, tensor, layout_, form, reader_);
+      // What is made entry by entry of both has to be stored alike.
+      return refuse(
+          PyUnicode_FromString("`grad` must be stored by rows like the state, not by columns."));
+    }
+    PyObject* got = described("%R, %R and %R", tensor, layout_);
+    Layout first;
+    PyObject* expected = nullptr;
+    if (got != nullptr && read(list, 0, &first))
+      expected = described("%R, %R and %R", PyList_GetItem(lists_[list], 0), first);
+    if (expected != nullptr)
+      refuse(PyUnicode_FromFormat(
+          "`%s` must be tensors of one shape, strides and dtype, got %U, and %U.", name, expected,
+          got));
+    Py_XDECREF(got);
+    Py_XDECREF(expected);
+    return false;
+  }
+
   Reader reader_;
   PyObject* const* lists_;
   Layout layout_;
-  PyObject* wrong_ = nullptr;
+  Index each_ = 1;
 };
 
 }  // namespace

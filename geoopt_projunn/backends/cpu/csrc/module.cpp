@@ -126,7 +126,7 @@ void sketch(const Index* v) {
 
 PyObject* py_sketch(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Index v[13];
-  if (!parse(args, count, 13, v)) return nullptr;
+  if (!parse(args, count, 13, v) || !check_numbers(v[2], v[3], v[4], 0)) return nullptr;
   return without_lock([&] { is_double(v[0]) ? sketch<double>(v) : sketch<float>(v); });
 }
 
@@ -161,39 +161,52 @@ void turn(const Index* v) {
 
 PyObject* py_turn(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Index v[13];
-  if (!parse(args, count, 13, v)) return nullptr;
+  if (!parse(args, count, 13, v) || !check_numbers(v[2], v[3], 1, v[5])) return nullptr;
   return without_lock([&] { is_double(v[0]) ? turn<double>(v) : turn<float>(v); });
 }
 
-// dtypes, integers, reals; lists of points, gradients, both counters and buffers
+// dtypes, integers (k, sketch, retraction, normalization, sweep, rule, threads), reals; lists of
+// points, gradients, both counters and buffers
 PyObject* py_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (count != 8) return PyErr_Format(PyExc_TypeError, "expected 8 arguments, got %zd", count);
   Step step;
   if (!parse(args[1], PyLong_AsLongLong, &step.numbers)) return nullptr;
   if (!parse(args[2], PyFloat_AsDouble, &step.reals)) return nullptr;
-  PyObject* wrong;
   try {
-    wrong = StepTensors(args[0], args + 3).find(&step);
+    if (!StepTensors(args[0], args + 3).find(&step)) return nullptr;
   } catch (const std::exception&) {
     return PyErr_NoMemory();
   }
-  if (wrong != Py_None) return wrong;
-  Py_DECREF(wrong);
   return without_lock(
       [&] { is_double(step.numbers[0]) ? step.take<double>() : step.take<float>(); });
+}
+
+// dtypes, tensor, name, shape, dtype; where a tensor is, that has to be contiguous and like this
+PyObject* py_address(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (count != 5) return PyErr_Format(PyExc_TypeError, "expected 5 arguments, got %zd", count);
+  try {
+    Reader reader(args[0]);
+    Layout found;
+    Form form{reader.kind_of(args[4]), {}};
+    if (!sizes(args[3], &form.shape) || !reader.read(args[1], &found)) return nullptr;
+    if (form.fits(found)) return PyLong_FromLongLong(found.address);
+    if (PyObject* name = PyUnicode_AsUTF8String(args[2])) {
+      refuse_layout(PyBytes_AsString(name), args[1], found, form, reader);
+      Py_DECREF(name);
+    }
+  } catch (const std::exception&) {
+    PyErr_NoMemory();
+  }
+  return nullptr;
 }
 
 #define METHOD(name)                                                                             \
   {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(py_##name)), METH_FASTCALL, \
    nullptr}
 
-PyMethodDef methods[] = {METHOD(both_sides),
-                         METHOD(add_product),
-                         METHOD(sketch),
-                         METHOD(retract),
-                         METHOD(turn),
-                         METHOD(step),
-                         {nullptr, nullptr, 0, nullptr}};
+PyMethodDef methods[] = {
+    METHOD(both_sides), METHOD(add_product), METHOD(sketch),  METHOD(retract),
+    METHOD(turn),       METHOD(step),        METHOD(address), {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef module = {
     PyModuleDef_HEAD_INIT, "_kernels", nullptr, 0, methods, nullptr, nullptr, nullptr, nullptr};
@@ -207,8 +220,13 @@ PyMODINIT_FUNC PyInit__kernels() {
 #else
   PyObject* uses_threads = Py_False;
 #endif
-  if (made != nullptr && PyModule_AddObjectRef(made, "USES_THREADS", uses_threads) != 0) {
-    Py_DECREF(made);
+  refused = PyErr_NewExceptionWithDoc("geoopt_projunn.backends.cpu.kernels.Refused",
+                                      "Tensors that the kernels cannot take; nothing has changed.",
+                                      PyExc_ValueError, nullptr);
+  if (made == nullptr || refused == nullptr ||
+      PyModule_AddObjectRef(made, "USES_THREADS", uses_threads) != 0 ||
+      PyModule_AddObjectRef(made, "Refused", refused) != 0) {
+    Py_XDECREF(made);
     return nullptr;
   }
   return made;

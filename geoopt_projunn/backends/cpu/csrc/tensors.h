@@ -34,8 +34,14 @@ struct Exchange {
   int (*pack)(void* tensor, PackedTensor* packed);
 };
 
-// What dtypes are called: those of points (bit 0: complex; bit 1: double precision), int64.
-enum : Index { complex_bit = 1, double_bit = 2, counter_kind = 4, unknown_kind = -1 };
+// What dtypes are called: those of points (bit 0: complex; bit 1: double precision), int64, bool.
+enum : Index {
+  complex_bit = 1,
+  double_bit = 2,
+  counter_kind = 4,
+  flag_kind = 5,
+  unknown_kind = -1
+};
 
 Index parts_of(Index kind) { return 1 + (kind & complex_bit); }
 bool is_double(Index kind) { return (kind & double_bit) != 0; }
@@ -63,10 +69,24 @@ struct Layout {
   }
 };
 
+bool sizes(PyObject* tuple, Sizes* values) {
+  values->clear();
+  for (Py_ssize_t i = 0; i < PyTuple_Size(tuple); ++i)
+    values->push_back(PyLong_AsLongLong(PyTuple_GetItem(tuple, i)));
+  return !PyErr_Occurred();
+}
+
 class Reader {
  public:
   // Torch's dtypes in the order of their kinds.
   explicit Reader(PyObject* dtypes) : dtypes_(dtypes) {}
+
+  PyObject* dtype_of(Index kind) const { return PyTuple_GetItem(dtypes_, kind); }
+  Index kind_of(PyObject* dtype) const {
+    for (Py_ssize_t i = 0; i < PyTuple_Size(dtypes_); ++i)
+      if (PyTuple_GetItem(dtypes_, i) == dtype) return i;
+    return unknown_kind;
+  }
 
   // False with an exception of Python.
   bool read(PyObject* tensor, Layout* found) {
@@ -105,6 +125,8 @@ class Reader {
         found->kind = (t.code == 5 ? complex_bit : 0) | (bits == 64 ? double_bit : 0);
     } else if (t.code == 0 && t.bits == 64) {
       found->kind = counter_kind;
+    } else if (t.code == 6) {
+      found->kind = flag_kind;
     }
     return true;
   }
@@ -119,19 +141,10 @@ class Reader {
                          sizes(strides, &found->strides);
     if (is_read) {
       found->address = PyLong_AsLongLong(address);
-      found->kind = unknown_kind;
-      for (Py_ssize_t i = 0; i < PyTuple_Size(dtypes_); ++i)
-        if (PyTuple_GetItem(dtypes_, i) == dtype) found->kind = i;
+      found->kind = kind_of(dtype);
     }
     for (PyObject* own : {shape, strides, dtype, address}) Py_XDECREF(own);
     return is_read && !PyErr_Occurred();
-  }
-
-  static bool sizes(PyObject* tuple, Sizes* values) {
-    values->clear();
-    for (Py_ssize_t i = 0; i < PyTuple_Size(tuple); ++i)
-      values->push_back(PyLong_AsLongLong(PyTuple_GetItem(tuple, i)));
-    return !PyErr_Occurred();
   }
 
   PyObject* dtypes_;
@@ -151,5 +164,62 @@ struct Form {
            (strides == nullptr ? t.is_plain(turned) : t.strides == *strides);
   }
 };
+
+// What is raised for tensors that the kernels cannot take, when nothing has changed yet.
+PyObject* refused = nullptr;
+
+// Of a new reference to `text`, which may be nullptr.
+bool refuse(PyObject* text) {
+  if (text != nullptr) PyErr_SetObject(refused, text);
+  Py_XDECREF(text);
+  return false;
+}
+
+PyObject* tuple_of(const Sizes& values) {
+  PyObject* tuple = PyTuple_New(static_cast<Py_ssize_t>(values.size()));
+  for (std::size_t i = 0; tuple != nullptr && i < values.size(); ++i)
+    PyTuple_SetItem(tuple, static_cast<Py_ssize_t>(i), PyLong_FromLongLong(values[i]));
+  return tuple;
+}
+
+// "shape, strides and dtype" of a tensor, with words before and between them.
+PyObject* described(const char* words, PyObject* tensor, const Layout& t) {
+  PyObject *shape = tuple_of(t.shape), *strides = tuple_of(t.strides);
+  PyObject* dtype = PyObject_GetAttrString(tensor, "dtype");
+  PyObject* text = nullptr;
+  if (shape != nullptr && strides != nullptr && dtype != nullptr)
+    text = PyUnicode_FromFormat(words, shape, strides, dtype);
+  for (PyObject* own : {shape, strides, dtype}) Py_XDECREF(own);
+  return text;
+}
+
+bool refuse_layout(const char* name, PyObject* tensor, const Layout& t, const Form& form,
+                   const Reader& reader) {
+  PyObject* got = described("%R, strides %R and %R", tensor, t);
+  PyObject* shape = tuple_of(form.shape);
+  if (got != nullptr && shape != nullptr)
+    refuse(
+        PyUnicode_FromFormat("`%s` must be contiguous, of shape %R and %R, got shape %U; use "
+                             "`LowRankUnitary` and the optimizers, which take all.",
+                             name, shape, reader.dtype_of(form.kind), got));
+  Py_XDECREF(got);
+  Py_XDECREF(shape);
+  return false;
+}
+
+// Refuses wide matrices, and what a step of n x p matrices cannot have: rank, columns.
+bool check_numbers(Index n, Index p, Index k, Index sweep) {
+  const long long rows = n, columns = p, most = std::min(p, n / 2), rank = k, swept = sweep;
+  if (p > n)
+    return refuse(PyUnicode_FromFormat(
+        "`x` must have as many rows as columns or more, got %lld x %lld.", rows, columns));
+  if (k < 1 || k > most)
+    return refuse(PyUnicode_FromFormat("`k` must be between 1 and min(p, n // 2) = %lld, got %lld.",
+                                       most, rank));
+  if (sweep < 0 || sweep > p)
+    return refuse(
+        PyUnicode_FromFormat("`sweep` must be between 0 and p = %lld, got %lld.", columns, swept));
+  return true;
+}
 
 }  // namespace
