@@ -7,8 +7,7 @@ over the seeds, at the best rate. Runs are recorded one by one in a JSON-lines f
 continues it.
 
     python benchmarks/defaults.py                     # the tables and the picture, half an hour
-    python benchmarks/defaults.py --methods "Nesterov, angle" \
-        --rates 0.01 0.02 0.05 0.1 0.2 0.35 0.5 0.75 0.8 1.1  # which angle, ten minutes
+    python benchmarks/defaults.py --help              # --methods and --rates choose parts
     python benchmarks/defaults.py --smoke             # seconds, for a test
 """
 
@@ -54,6 +53,8 @@ DRAWN = {
 IN_RADIANS = (
     "Nesterov, angle",
     *(f"Nesterov, angle, {name}" for name in ("k = 1", "k = 4", "k = 16", "full rank")),
+    "Nesterov, spectral",
+    "Nesterov, angle, coordinates",
 )
 
 
@@ -106,6 +107,8 @@ def methods() -> Iterator[Method]:
         name = "full rank" if k is None else f"k = {k}"
         make = on_manifold(LowRankUnitary(k), sgd, **angle)
         yield Method("angle", f"Nesterov, angle, {name}", make)
+    make = on_manifold(LowRankUnitary(8, sketch="coordinates"), sgd, **angle)
+    yield Method("angle", "Nesterov, angle, coordinates", make)
     for second in ("elementwise", "mean"):
         for k in (8, 1):
             name = f"Adam, {second}" + ("" if k == 8 else f", k = {k}")

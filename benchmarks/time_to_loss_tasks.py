@@ -86,7 +86,7 @@ def in_radians(k: int) -> Make:
     def make(start: torch.Tensor, plan: float) -> Trained:
         weight = geoopt.ManifoldParameter(start.clone(), manifold=LowRankUnitary(k))
         options = {"normalize": "angle", "momentum": 0.9, "nesterov": True}
-        angle = planned_angle(*start.shape[-2:], k, int(plan))
+        angle = planned_angle(*start.shape[-2:], k, plan)
         optimizer = ProjUNNRiemannianSGD([weight], lr=angle, **options)
         return lambda: weight, Falling(optimizer, int(plan))
 

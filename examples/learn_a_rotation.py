@@ -36,7 +36,7 @@ Built = tuple[torch.nn.Module, torch.optim.Optimizer]
 def ours(start: Tensor) -> Built:
     layer = OrthogonalLinear(*start.shape, bias=False, k=min(8, len(start) // 2))
     layer.load_state_dict({"weight": start})
-    groups = param_groups(layer, lr=0.1, angle=0.4)  # 5n / (kT), T = 1600 steps
+    groups = param_groups(layer, lr=0.1, steps=1600)  # about as many as there will be
     return layer, ProjUNNRiemannianSGD(groups, momentum=0.9, nesterov=True)
 
 

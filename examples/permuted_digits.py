@@ -42,7 +42,11 @@ Split = tuple[torch.Tensor, torch.Tensor]
 def orthogonal(options: argparse.Namespace, lr: float) -> tuple[Model, torch.optim.Optimizer]:
     layer = OrthogonalRNN(1, options.hidden, nonlinearity="relu", k=options.k)
     model = Model(layer, torch.nn.Linear(options.hidden, 10), last=True)
-    groups = param_groups(model, lr=lr, angle=options.angle)
+    if options.angle is None:
+        length = PIXELS[options.dataset]
+        groups = param_groups(model, lr=lr, steps=options.steps, sequence_length=length)
+    else:
+        groups = param_groups(model, lr=lr, angle=options.angle)
     return model, ProjUNNRiemannianAdam(groups)
 
 
@@ -223,7 +227,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     parser.add_argument("--hidden", type=positive, default=128, help="size of the recurrent matrix")
     parser.add_argument("--k", type=rank, default=8, help="rank of a step, or 'full'")
     parser.add_argument(
-        "--angle", type=float, help="of its steps, in radians (default: one over the pixels)"
+        "--angle", type=float, help="of its steps, in radians (default: what suits their number)"
     )
     parser.add_argument("--lr", type=float, help="one learning rate for all networks")
     parser.add_argument("--batch", type=positive, default=64)
@@ -233,11 +237,10 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     parser.add_argument("--smoke", action="store_true", help="a few seconds, for a test")
     options = parser.parse_args(arguments)
     options.epochs = options.epochs or EPOCHS[options.dataset]
-    # The matrix acts once for each pixel.
-    options.angle = options.angle or 1 / PIXELS[options.dataset]
     if options.smoke:
         options.epochs, options.hidden = 2, 16
     task, in_epoch = reading(options)
+    options.steps = options.epochs * in_epoch
     if options.tune:
         tune(task, in_epoch, options)
         return []

@@ -133,7 +133,7 @@ def normalized(
 
 
 def planned_angle(
-    rows: int, columns: int, k: int | None, steps: int, *, at_random: bool = False
+    rows: int, columns: int, k: int | None, steps: float, *, at_random: bool = False
 ) -> float:
     r"""Return the angle for a number of steps with a rate that falls to zero.
 
