@@ -1,7 +1,4 @@
-"""Steps whose launches are replayed are those that Triton binds, bit for bit.
-
-In a process of its own, which `test_triton.py` starts, as `test_triton_interpreted.py`.
-"""
+"""Steps whose launches are replayed are those that Triton binds, bit for bit."""
 
 import copy
 
@@ -9,15 +6,11 @@ import pytest
 import torch
 
 from geoopt_projunn import ProjUNNRiemannianSGD, backends
-from geoopt_projunn.backends.triton import programs, support
+from geoopt_projunn.backends.triton import programs
 from tests._asserts import assert_bit_equal
 from tests._triton import InterpretedAsCompiled
-
-from ._cases import ADAM, RULES, SGD
-from .test_conformance import parameters
-
-if not support.INTERPRETED:
-    pytest.skip("kernels are not interpreted in this process", allow_module_level=True)
+from tests.backends._cases import ADAM, RULES, SGD
+from tests.backends._steps import parameters
 
 F32, F64, C64, C128 = torch.float32, torch.float64, torch.complex64, torch.complex128
 

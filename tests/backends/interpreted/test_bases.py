@@ -1,23 +1,17 @@
-"""The bases of the Triton kernels, interpreted on a CPU, are orthonormal or zero to rounding.
-
-In a process of its own, which `test_triton.py` starts.
-"""
+"""The bases of a step are orthonormal or zero to rounding."""
 
 import pytest
 import torch
 
 from geoopt_projunn.backends.spec import StepSpec
-from geoopt_projunn.backends.triton import support
-from tests._asserts import assert_within
-from tests._matrices import unitary
-
-if not support.INTERPRETED:
-    pytest.skip("kernels are not interpreted in this process", allow_module_level=True)
-
 from geoopt_projunn.backends.triton.direction import Direction
 from geoopt_projunn.backends.triton.kernels import directions
 from geoopt_projunn.backends.triton.launching import padded
 from geoopt_projunn.backends.triton.step import Step
+from tests._asserts import assert_within
+from tests._matrices import unitary
+
+pytestmark = pytest.mark.usefixtures("spoilt_memory")
 
 
 def orthonormalized(rows):
