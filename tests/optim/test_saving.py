@@ -79,7 +79,7 @@ def test_all_loaded_state_is_on_the_device_of_its_parameter(kind, options):
     other = kind([elsewhere], **options)
     other.load_state_dict(optimizer.state_dict())
     devices = {name: value.device.type for name, value in other.state[elsewhere].items()}
-    assert devices == dict.fromkeys(devices, "meta")
+    assert devices == dict.fromkeys(optimizer.state[p], "meta")
 
 
 def test_a_state_dict_holds_nothing_but_tensors_and_plain_values():
@@ -87,6 +87,7 @@ def test_a_state_dict_holds_nothing_but_tensors_and_plain_values():
     optimizer = ProjUNNRiemannianAdam(params)
     run(optimizer, params, range(2))
     state = optimizer.state_dict()
+    assert len(state["state"]) == len(params)
     for values in state["state"].values():
         assert all(isinstance(value, (torch.Tensor, int)) for value in values.values())
     for group in state["param_groups"]:

@@ -43,5 +43,6 @@ def test_points_are_drawn_and_named(case):
         assert_unitary(case.tall(point.detach()))
         assert point.is_contiguous()
     error = case.manifold.orthogonality_error(2 * point)
-    assert_within(error, 3 * case.tall(point).shape[-1] ** 0.5, 1e-3)
-    assert_within(case.manifold.estimate_orthogonality_error(point), 0, 1e-5)
+    count = min(case.shape[0] // case.blocks, case.shape[1])
+    assert_within(error, 3 * count**0.5, 20 * eps(case.dtype))
+    assert_within(case.manifold.estimate_orthogonality_error(point), 0, 20 * eps(case.dtype))

@@ -18,6 +18,8 @@ from tests._matrices import (
     unitary,
 )
 
+from ._methods import LOW_RANK, METHODS, arguments, tensors
+
 
 @pytest.mark.parametrize("dtype", WIDE_DTYPES)
 @pytest.mark.parametrize("retraction", RETRACTIONS)
@@ -27,31 +29,13 @@ def test_retr_without_truncation_is_differentiable(retraction, dtype):
     assert torch.autograd.gradcheck(manifold.retr, (x.requires_grad_(), u.requires_grad_()))
 
 
-def assert_slope_is_right_or_absent(function, direction, scale=1e-6):
-    """The derivative at zero is that of finite differences, unless there is none."""
-    t = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    weights = torch.linspace(-1, 1, direction.numel(), dtype=direction.dtype).view_as(direction)
-
-    def value(t):
-        return (weights.conj() * function(t * direction)).real.sum()
-
-    at_zero = value(t)
-    if at_zero.requires_grad:
-        (slope,) = torch.autograd.grad(at_zero, t)
-        h = torch.tensor(scale, dtype=torch.float64)
-        difference = (value(h) - value(-h)) / (2 * h)
-        assert_within(slope, difference.item(), 1e-7)
-
-
-@pytest.mark.parametrize("dtype", WIDE_DTYPES)
-@pytest.mark.parametrize("retraction", RETRACTIONS)
-@pytest.mark.parametrize("rank", [2, 6])
-def test_retr_with_truncation_has_the_right_slope_or_none(rank, retraction, dtype):
-    # At rank 2k the rows that a sketch orthonormalizes are dependent.
-    manifold = LowRankUnitary(1, retraction=retraction)
-    x = unitary(6, 6, dtype=dtype)
-    u = tangent_at(x, rank=rank)
-    assert_slope_is_right_or_absent(lambda du: manifold.retr(x, u + du), u)
+@pytest.mark.parametrize("method", LOW_RANK)
+def test_steps_that_truncate_record_no_gradient(method):
+    inputs = [t.requires_grad_() for t in arguments(2)]
+    for result in tensors(METHODS[method](LowRankUnitary(1), *inputs)):
+        assert not result.requires_grad
+    for result in tensors(METHODS[method](LowRankUnitary(None), *inputs)):
+        assert result.requires_grad
 
 
 @pytest.mark.parametrize("norm", [1e-3, 1.0, 3.0])

@@ -63,5 +63,8 @@ def test_the_smallest_matrices_work(dtype, n, method):
 @methods
 @ranks
 def test_an_empty_batch_gives_an_empty_batch(k, method):
-    for result in tensors(METHODS[method](LowRankUnitary(k), *arguments(0))):
-        assert result.numel() == 0
+    manifold = LowRankUnitary(k)
+    for of_one, of_none in zip(
+        *(tensors(METHODS[method](manifold, *arguments(count))) for count in (1, 0)), strict=True
+    ):
+        assert of_none.shape == (0, *of_one.shape[1:])

@@ -151,4 +151,5 @@ def test_far_from_the_manifold_nothing_is_swept():
 
 def test_a_batch_may_be_empty():
     p = geoopt.ManifoldParameter(torch.empty(0, 4, 4), manifold=LowRankUnitary())
-    run("triton", [p], "adam", steps=1)
+    (stepped,), (state,), _ = run("triton", [p], "adam", steps=1)
+    assert stepped.shape == state["exp_avg"].shape == (0, 4, 4)
