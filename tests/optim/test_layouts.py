@@ -1,10 +1,10 @@
-"""Parameters and gradients may lie in memory in any way."""
+"""Parameters, gradients and state may lie in memory in any way."""
 
 import geoopt
 import pytest
 import torch
 
-from geoopt_projunn import LowRankUnitary
+from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam
 
 from ._helpers import (
     OPTIMIZERS,
@@ -17,6 +17,7 @@ from ._helpers import (
     rotation,
     unitary_parameter,
 )
+from ._textbook import SECOND_MOMENTS
 
 pytestmark = pytest.mark.usefixtures("each_way")
 
@@ -91,3 +92,34 @@ def test_an_expanded_gradient_is_stepped_as_its_dense_copy(kind):
     for optimizer in optimizers:
         optimizer.step()
     assert_within(p, q, 1e-13)
+
+
+@pytest.mark.parametrize("second_moment", SECOND_MOMENTS)
+def test_a_gradient_that_is_the_parameter_itself_is_that_before_the_step(second_moment):
+    start = rotation(8, 8, dtype=torch.float64)
+    p, q = on_manifold(start), on_manifold(start)
+    optimizers = [ProjUNNRiemannianAdam([x], lr=0.1, second_moment=second_moment) for x in (p, q)]
+    for _ in range(2):
+        p.grad, q.grad = p.detach(), q.detach().clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert_within(p, q, 1e-14)
+    for name, value in optimizers[0].state[p].items():
+        assert_within(value.double(), optimizers[1].state[q][name].double(), 1e-14)
+
+
+def test_a_loaded_state_may_be_stored_by_columns():
+    start = rotation(8, 8, dtype=torch.float64)
+    p, q = on_manifold(start), on_manifold(start)
+    grads = gradients(p, 2)
+    optimizers = [
+        ProjUNNRiemannianAdam([x], lr=0.1, amsgrad=True, second_moment="elementwise")
+        for x in (p, q)
+    ]
+    for optimizer, x in zip(optimizers, (p, q), strict=True):
+        feed(optimizer, x, grads[:1])
+    state = optimizers[1].state[q]
+    state["max_exp_avg_sq"] = state["max_exp_avg_sq"].mT.contiguous().mT
+    for optimizer, x in zip(optimizers, (p, q), strict=True):
+        feed(optimizer, x, grads[1:])
+    assert_within(p, q, 1e-12)
