@@ -7,8 +7,7 @@ from geoopt_projunn import LowRankUnitary
 from geoopt_projunn.sketches import SKETCHES
 from tests._asserts import assert_same_to_rounding, assert_within
 from tests._matrices import WIDE_DTYPES, eps, polar_reference, unitary, wide
-
-from ._sketching import approximation, dtypes, generator, hash_rows, run, sizes
+from tests._sketching import approximation, dtypes, generator, hash_rows, run, sizes
 
 pytestmark = pytest.mark.usefixtures("each_way", "without_gradients")
 

@@ -8,8 +8,7 @@ import torch
 from geoopt_projunn.sketches import SKETCHES, exact
 from tests._asserts import assert_bit_equal, assert_within
 from tests._matrices import eps, unitary, wide
-
-from ._sketching import dtypes, generator, omega, run, sizes, sketches
+from tests._sketching import dtypes, generator, omega, run, sizes, sketches
 
 pytestmark = pytest.mark.usefixtures("each_way", "without_gradients")
 

@@ -18,8 +18,7 @@ from tests._matrices import (
     unitary,
     wide,
 )
-
-from ._sketching import captured, dtypes, generator, hash_rows, omega, run, sizes
+from tests._sketching import captured, dtypes, generator, hash_rows, omega, run, sizes
 
 pytestmark = pytest.mark.usefixtures("each_way", "without_gradients")
 
