@@ -23,6 +23,7 @@ def parser(name: str, description: str, **defaults: Any) -> argparse.ArgumentPar
     # A run is continued only if these are as they were.
     fixed = [
         add("--hidden", type=positive, help="size of the recurrent matrix"),
+        add("--layers", type=positive, help="recurrent layers, each above the last"),
         add("--nonlinearity", choices=NONLINEARITIES, default="modrelu"),
         add("--init", choices=sorted(INITS), default="henaff", help="of the recurrent matrix"),
         add("--batch", type=positive),
@@ -36,7 +37,9 @@ def parser(name: str, description: str, **defaults: Any) -> argparse.ArgumentPar
         add("--clip", type=float, help="largest norm of a gradient (default: any)"),
         add("--every", type=positive, help="iterations to a row of the history"),
     ]
-    parser.set_defaults(name=name, fixed=[action.dest for action in fixed], **defaults)
+    parser.set_defaults(
+        name=name, fixed=[action.dest for action in fixed], **{"layers": 1, **defaults}
+    )
     return parser
 
 

@@ -34,14 +34,21 @@ class Model(torch.nn.Module):
         states, _ = self.layer(x)
         return self.readout(states[-1] if self.last else states)
 
+    def recurrent(self) -> list[torch.nn.Parameter]:
+        """Return the recurrent matrix of every layer."""
+        named = self.layer.named_parameters()
+        return [weight for name, weight in named if name.startswith("weight_hh")]
+
     @torch.no_grad()
     def orthogonality_error(self) -> float | None:
-        """Return ‖WᴴW − I‖ of the recurrent matrix; None where several are stacked."""
-        weight = self.layer.weight_hh_l0
-        if weight.shape[0] != weight.shape[1]:  # torch's LSTM and GRU
-            return None
-        weight = weight.to(torch.complex128 if weight.is_complex() else torch.float64)
-        return float(torch.linalg.matrix_norm(weight.mH @ weight - torch.eye(len(weight))))
+        """Return the largest ‖WᴴW − I‖ of a recurrent matrix; None for those with gates."""
+        errors = []
+        for weight in self.recurrent():
+            if weight.shape[0] != weight.shape[1]:  # torch's LSTM and GRU
+                return None
+            wide = weight.to(torch.complex128 if weight.is_complex() else torch.float64)
+            errors.append(float(torch.linalg.matrix_norm(wide.mH @ wide - torch.eye(len(wide)))))
+        return max(errors)
 
 
 def adam(
@@ -52,14 +59,14 @@ def adam(
     angle: float | None = None,
     second_moment: str = "mean",
 ) -> ProjUNNRiemannianAdam:
-    """Return one optimizer for everything trained, with a rate of its own for the recurrent matrix.
+    """Return one optimizer for everything trained, with a rate of its own for recurrent matrices.
 
     Adam's direction of an n x n matrix has a norm of about n, so that the rate that suits the other
-    weights turns the recurrent matrix too far. With an angle its steps are in radians.
+    weights turns a recurrent matrix too far. With an angle its steps are in radians.
     """
-    recurrent = model.layer.weight_hh_l0
-    rest = [p for p in model.parameters() if p is not recurrent]
-    turned = {"params": [recurrent], "lr": recurrent_lr, "second_moment": second_moment}
+    recurrent = model.recurrent()
+    rest = [p for p in model.parameters() if all(p is not one for one in recurrent)]
+    turned = {"params": recurrent, "lr": recurrent_lr, "second_moment": second_moment}
     if angle is not None:
         turned.update(lr=angle, normalize="angle")
     return ProjUNNRiemannianAdam([{"params": rest, "lr": lr}, turned], betas=betas)
@@ -68,11 +75,12 @@ def adam(
 def networks(options: argparse.Namespace, inputs: int, outputs: int, last: bool) -> list[Network]:
     """Return the networks that the options name, those trained on a manifold for every rank.
 
-    A frozen one keeps the recurrent matrix that it starts with and trains all else: what it
+    A frozen one keeps the recurrent matrices that it starts with and trains all else: what it
     reaches is no merit of the steps.
     """
     hidden, betas = options.hidden, (options.momentum, options.smoothing)
-    kind = {"nonlinearity": options.nonlinearity, "init": options.init}
+    layers = {"num_layers": options.layers}
+    kind = {"nonlinearity": options.nonlinearity, "init": options.init, **layers}
 
     def at_rank(layer: type, readout: type, k: int | None) -> tuple[Model, torch.optim.Optimizer]:
         model = Model(layer(inputs, hidden, k=k, **kind), readout(hidden, outputs), last)
@@ -80,13 +88,14 @@ def networks(options: argparse.Namespace, inputs: int, outputs: int, last: bool)
         return model, adam(model, options.lr, options.recurrent_lr, betas, *kinds)
 
     def torchs(layer: type) -> tuple[Model, torch.optim.Optimizer]:
-        model = Model(layer(inputs, hidden), torch.nn.Linear(hidden, outputs), last)
+        model = Model(layer(inputs, hidden, **layers), torch.nn.Linear(hidden, outputs), last)
         return model, torch.optim.Adam(model.parameters(), options.lr, betas)
 
     def frozen() -> tuple[Model, torch.optim.Optimizer]:
         layer = OrthogonalRNN(inputs, hidden, **kind)
         model = Model(layer, torch.nn.Linear(hidden, outputs), last)
-        model.layer.weight_hh_l0.requires_grad_(False)
+        for weight in model.recurrent():
+            weight.requires_grad_(False)
         trained = [p for p in model.parameters() if p.requires_grad]
         return model, torch.optim.Adam(trained, options.lr, betas)
 

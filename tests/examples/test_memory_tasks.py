@@ -17,7 +17,7 @@ def parsed(*arguments):
 
 @pytest.mark.parametrize("name", MEMORY)
 def test_a_memory_experiment_trains_every_network(name, tmp_path, capsys):
-    arguments = ["--smoke", "--output", str(tmp_path), "--k", "1", "full"]
+    arguments = ["--smoke", "--output", str(tmp_path), "--k", "1", "full", "--layers", "2"]
     rows = load(name).main([*arguments, "--networks", *load("_networks").NETWORKS])
     labels = {row["network"] for row in rows}
     assert labels == {
@@ -52,18 +52,21 @@ def test_an_experiment_draws_every_length_and_seed(tmp_path):
     assert len({row["loss"] for row in rows}) == 4
 
 
-@pytest.mark.parametrize("k", ["1", "4"])
-def test_an_angle_is_how_far_the_recurrent_matrix_turns(k):
-    options = parsed("--k", k, "--angle", "0.1", "--lr", "1e-3")
+@pytest.mark.parametrize(("k", "layers"), [("1", 1), ("4", 3)])
+def test_an_angle_is_how_far_every_recurrent_matrix_turns(k, layers):
+    options = parsed("--k", k, "--angle", "0.1", "--lr", "1e-3", "--layers", str(layers))
     [chosen] = load("_networks").networks(options, 10, 9, last=False)
     model, optimizer = chosen.build()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for p in model.parameters():
         p.grad = torch.randn_like(p)
     optimizer.step()
-    turn = model.layer.weight_hh_l0.detach() @ before["layer.weight_hh_l0"].mT
-    angles = torch.linalg.eigvals(turn.double()).angle()
-    assert float(angles.square().sum() / (2 * int(k))) ** 0.5 == pytest.approx(0.1, rel=1e-3)
+    weights = [getattr(model.layer, f"weight_hh_l{i}").detach() for i in range(layers)]
+    assert len(weights) == len(model.recurrent())
+    for i, weight in enumerate(weights):
+        turn = weight @ before[f"layer.weight_hh_l{i}"].mT
+        angles = torch.linalg.eigvals(turn.double()).angle()
+        assert float(angles.square().sum() / (2 * int(k))) ** 0.5 == pytest.approx(0.1, rel=1e-3)
     # All other weights by the learning rate: Adam's first step has entries of this size.
     moved = model.readout.weight.detach() - before["readout.weight"]
     assert float(moved.abs().max()) == pytest.approx(1e-3, rel=1e-3)
