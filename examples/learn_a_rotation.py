@@ -21,7 +21,9 @@ from typing import NamedTuple
 import _needed  # noqa: F401
 import geoopt
 import torch
-from _runs import explain, plt, positive, save_picture
+from _options import positive
+from _pictures import plt, save_picture
+from _tables import explain
 from torch import Tensor
 from torch.nn.utils import parametrizations
 from tqdm import tqdm
