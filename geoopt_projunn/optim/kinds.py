@@ -55,8 +55,8 @@ def is_low_rank(manifold: Manifold | None) -> TypeGuard[LowRankManifold]:
 
 def low_rank_of(p: torch.Tensor) -> LowRankManifold:
     """Return the manifold of a parameter that is on one of those."""
-    manifold = manifold_of(p)
-    assert is_low_rank(manifold)
+    manifold = getattr(p, "manifold", None)
+    assert isinstance(manifold, _LOW_RANK)
     return manifold
 
 

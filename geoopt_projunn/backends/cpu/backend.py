@@ -28,9 +28,7 @@ class CPU(Reference):
         """Return whether the kernels were built."""
         return kernels.LACK is None
 
-    def refusal(self, x: torch.Tensor) -> str | None:
-        """Return why the kernels cannot serve tensors like ``x``."""
-        return kernels.refusal(x)
+    refusal = staticmethod(kernels.refusal)
 
     def sketch(
         self, x: torch.Tensor, d: torch.Tensor, spec: StepSpec, counter: torch.Tensor
