@@ -15,8 +15,8 @@ def step(
     integers: tuple[int, ...],
     reals: tuple[float, ...],
     /,
-    *lists: list[torch.Tensor],
-) -> None: ...
+    *lists_and_dispatch: object,
+) -> bool: ...
 def address(
     dtypes: tuple[torch.dtype, ...],
     tensor: torch.Tensor,

@@ -86,7 +86,7 @@ class CPU(Reference):
             length = length if group["maximize"] else -length
             options = native.name, numbers, *kind, length, sweep, spec.normalize
             try:
-                return steps.step_(x, grad, state, buffers["step"], buffers["skipped"], *options)
+                return steps.take((x, grad, state, buffers["step"], buffers["skipped"]), options)
             except kernels.Refused:
                 pass  # State that was loaded may have any strides.
             except RuntimeError:

@@ -1,10 +1,13 @@
 """Whole steps as one operator of torch."""
 
+import itertools
 from typing import Any
 
 import torch
 
 from ...normalization import noise_floor
+from ..batch import Pieces
+from ..modes import is_watched
 from . import kernels
 from .kernels import check_choice
 from .operators import FLOPS_OF_SKETCH, mark_changed, operator
@@ -28,6 +31,22 @@ def _flops(x: list[torch.Size], *rest: object, **__: object) -> int:
     return (of_sketch * k + 4 * (2 * k + sweep)) * len(x) * x[0].numel()  # type: ignore[operator]
 
 
+def _take(lists: tuple[Pieces, ...], options: tuple[Any, ...], *dispatch: Any) -> bool:
+    """Return whether a step was taken; if not, its tensors need the dispatcher."""
+    rule, numbers, k, sketch, retraction, length, sweep, normalize = options
+    integers = (
+        *(k, check_choice("sketch", sketch, kernels.SKETCHES)),
+        check_choice("retraction", retraction, kernels.RETRACTIONS),
+        check_choice("normalize", normalize, kernels.NORMALIZATIONS),
+        *(sweep, check_choice("rule", rule, kernels.RULES), torch.get_num_threads()),
+    )
+    x, _, *changed = lists
+    reals = length, noise_floor(x[0]), *numbers
+    if is_taken := kernels.kernels.step(kernels.DTYPES, integers, reals, *lists, *dispatch):
+        mark_changed(list(itertools.chain(x, *changed)))
+    return is_taken
+
+
 @operator(
     "(Tensor(a!)[] x, Tensor[] grad, Tensor(b!)[] state, Tensor(c!)[] step, Tensor(d!)[] skipped,"
     " str rule, float[] numbers, int k, str sketch, str retraction, float length, int sweep,"
@@ -42,13 +61,10 @@ def step_(
 
     ``state`` holds what the rule keeps: the pieces of its first buffer, then those of its second...
     """
-    rule, numbers, k, sketch, retraction, length, sweep, normalize = options
-    integers = (
-        *(k, check_choice("sketch", sketch, kernels.SKETCHES)),
-        check_choice("retraction", retraction, kernels.RETRACTIONS),
-        check_choice("normalize", normalize, kernels.NORMALIZATIONS),
-        *(sweep, check_choice("rule", rule, kernels.RULES), torch.get_num_threads()),
-    )
-    reals = length, noise_floor(x[0]), *numbers
-    kernels.kernels.step(kernels.DTYPES, integers, reals, x, grad, step, skipped, state)
-    mark_changed([*x, *state, *step, *skipped])
+    _take((x, grad, state, step, skipped), options)
+
+
+def take(lists: tuple[Pieces, ...], options: tuple[Any, ...]) -> None:
+    """Do what :func:`step_` does, past torch's dispatcher where nothing needs it."""
+    if is_watched() or not _take(lists, options, torch.Tensor.__torch_dispatch__):
+        step_(*lists, *options)

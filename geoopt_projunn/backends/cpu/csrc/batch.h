@@ -78,10 +78,13 @@ struct Step {
 // Checks a step and its lists of tensors, and finds where the tensors are.
 class StepTensors {
  public:
-  StepTensors(PyObject* dtypes, PyObject* const* lists) : reader_(dtypes), lists_(lists) {}
+  StepTensors(const Reader& reader, PyObject* const* lists) : reader_(reader), lists_(lists) {}
 
-  // False with an exception.
+  // False with an exception, or without one for what the reader leaves to torch's dispatcher.
   bool find(Step* step) {
+    // The dispatcher makes lists of what is none.
+    if (!std::all_of(lists_, lists_ + 5, [](PyObject* list) { return PyList_Check(list) != 0; }))
+      return false;
     Layout x, grad;
     if (!read(0, 0, &x) || !read(1, 0, &grad)) return false;
     const Form form{std::max<Index>(0, x.kind), x.shape};
@@ -97,9 +100,9 @@ class StepTensors {
     std::vector<Index>& numbers = step->numbers;
     if (!check_numbers(n, p, numbers[0], numbers[4]) || !has_parts(*step, many)) return false;
 
-    const Index real = x.kind & double_bit, state = PyList_Size(lists_[4]);
+    const Index real = x.kind & double_bit, state = PyList_Size(lists_[2]);
     Layout second;
-    if (state > many && !read(4, many, &second)) return false;
+    if (state > many && !read(2, many, &second)) return false;
     const Sizes& of_second = second.shape;
     const bool is_scalar =
         of_second.size() > 1 && of_second.end()[-1] == 1 && of_second.end()[-2] == 1;
@@ -111,11 +114,11 @@ class StepTensors {
     const Form others{real, is_scalar ? one : x.shape, nullptr, by_columns};
     if (!gather(0, 0, many, Form{x.kind, x.shape, &x.strides}, &step->x) ||
         !gather(1, 0, many, Form{x.kind, x.shape, &grad.strides}, &step->grad) ||
-        !gather(2, 0, many, Form{counter_kind, lead}, &step->taken) ||
-        !gather(3, 0, many, Form{real, lead}, &step->skipped) ||
-        (state > 0 && !gather(4, 0, many, like, &step->first)) ||
-        (state > many && !gather(4, many, many, others, &step->second)) ||
-        (state > 2 * many && !gather(4, 2 * many, many, others, &step->third)))
+        !gather(3, 0, many, Form{counter_kind, lead}, &step->taken) ||
+        !gather(4, 0, many, Form{real, lead}, &step->skipped) ||
+        (state > 0 && !gather(2, 0, many, like, &step->first)) ||
+        (state > many && !gather(2, many, many, others, &step->second)) ||
+        (state > 2 * many && !gather(2, 2 * many, many, others, &step->third)))
       return false;
     const Index own[] = {x.kind, many * each_, n, p};
     numbers.insert(numbers.begin(), own, own + 4);
@@ -140,7 +143,7 @@ class StepTensors {
     } rules[] = {
         {"gradient", "0", 0, 0, 0}, {"momentum", "1", 1, 1, 3}, {"adam", "2 or 3", 2, 3, 3}};
     const auto& rule = rules[step.numbers[5]];
-    const long long pieces = many, state = PyList_Size(lists_[4]), rest = rule.numbers,
+    const long long pieces = many, state = PyList_Size(lists_[2]), rest = rule.numbers,
                     numbers = static_cast<long long>(step.reals.size()) - 2;
     if (state != rule.fewest * many && state != rule.most * many)
       return refuse(PyUnicode_FromFormat(
@@ -154,9 +157,9 @@ class StepTensors {
 
   // Of a part of a list.
   bool gather(Index list, Index begin, Index many, const Form& form, std::vector<Index>* found) {
-    static const char* const names[] = {"x", "grad", "step", "skipped", "state"};
+    static const char* const names[] = {"x", "grad", "state", "step", "skipped"};
     const Py_ssize_t count = PyList_Size(lists_[list]);
-    if (list < 4 && count != many)
+    if (list != 2 && count != many)
       return refuse(PyUnicode_FromFormat("`%s` must be of %lld matrices, got %zd tensors.",
                                          names[list], static_cast<long long>(many * each_), count));
     found->reserve(many);

@@ -166,19 +166,25 @@ PyObject* py_turn(PyObject*, PyObject* const* args, Py_ssize_t count) {
 }
 
 // dtypes, integers (k, sketch, retraction, normalization, sweep, rule, threads), reals; lists of
-// points, gradients, both counters and buffers
+// points, gradients, buffers and both counters; and, where torch's dispatcher was not asked, the
+// argument of `Reader`. Whether the step was taken: false for what needs the dispatcher.
 PyObject* py_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  if (count != 8) return PyErr_Format(PyExc_TypeError, "expected 8 arguments, got %zd", count);
+  if (count != 8 && count != 9)
+    return PyErr_Format(PyExc_TypeError, "expected 8 or 9 arguments, got %zd", count);
   Step step;
   if (!parse(args[1], PyLong_AsLongLong, &step.numbers)) return nullptr;
   if (!parse(args[2], PyFloat_AsDouble, &step.reals)) return nullptr;
   try {
-    if (!StepTensors(args[0], args + 3).find(&step)) return nullptr;
+    const Reader reader(args[0], count == 9 ? args[8] : nullptr);
+    if (!StepTensors(reader, args + 3).find(&step))
+      return PyErr_Occurred() ? nullptr : PyBool_FromLong(0);
   } catch (const std::exception&) {
     return PyErr_NoMemory();
   }
-  return without_lock(
-      [&] { is_double(step.numbers[0]) ? step.take<double>() : step.take<float>(); });
+  PyObject* none =
+      without_lock([&] { is_double(step.numbers[0]) ? step.take<double>() : step.take<float>(); });
+  Py_XDECREF(none);
+  return none == nullptr ? nullptr : PyBool_FromLong(1);
 }
 
 // dtypes, tensor, name, shape, dtype; where a tensor is, that has to be contiguous and like this

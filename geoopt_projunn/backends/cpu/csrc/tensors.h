@@ -78,8 +78,10 @@ bool sizes(PyObject* tuple, Sizes* values) {
 
 class Reader {
  public:
-  // Torch's dtypes in the order of their kinds.
-  explicit Reader(PyObject* dtypes) : dtypes_(dtypes) {}
+  // Torch's dtypes in the order of their kinds. With the `__torch_dispatch__` of torch.Tensor what
+  // needs torch's dispatcher is not read: other types that have their own, lazy tensors.
+  explicit Reader(PyObject* dtypes, PyObject* dispatch = nullptr)
+      : dtypes_(dtypes), dispatch_(dispatch) {}
 
   PyObject* dtype_of(Index kind) const { return PyTuple_GetItem(dtypes_, kind); }
   Index kind_of(PyObject* dtype) const {
@@ -88,18 +90,35 @@ class Reader {
     return unknown_kind;
   }
 
-  // False with an exception of Python.
+  // False with an exception of Python, or without one for what needs torch's dispatcher.
   bool read(PyObject* tensor, Layout* found) {
     if (Py_TYPE(tensor) != type_ && !know(Py_TYPE(tensor))) return false;
-    return exchange_ == nullptr ? by_attributes(tensor, found) : packed(tensor, found);
+    if (dispatch_ != nullptr && (!is_bare_ || is_true(tensor, "is_neg"))) return false;
+    if (!(exchange_ == nullptr ? by_attributes(tensor, found) : packed(tensor, found)))
+      return false;
+    const bool is_complex =
+        found->kind >= 0 && found->kind < counter_kind && (found->kind & complex_bit) != 0;
+    return dispatch_ == nullptr || !is_complex || !is_true(tensor, "is_conj");
   }
 
  private:
+  static bool is_true(PyObject* tensor, const char* question) {
+    PyObject* answer = PyObject_CallMethod(tensor, question, nullptr);
+    Py_XDECREF(answer);
+    return answer != Py_False;
+  }
+
   bool know(PyTypeObject* type) {
     type_ = type;
     exchange_ = nullptr;
-    PyObject* offered =
-        PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__");
+    PyObject* object = reinterpret_cast<PyObject*>(type);
+    if (dispatch_ != nullptr) {
+      PyObject* own = PyObject_GetAttrString(object, "__torch_dispatch__");
+      Py_XDECREF(own);
+      is_bare_ = own == dispatch_;
+      if (own == nullptr) return false;
+    }
+    PyObject* offered = PyObject_GetAttrString(object, "__dlpack_c_exchange_api__");
     if (offered == nullptr) {
       PyErr_Clear();
       return true;
@@ -147,7 +166,8 @@ class Reader {
     return is_read && !PyErr_Occurred();
   }
 
-  PyObject* dtypes_;
+  PyObject *dtypes_, *dispatch_;
+  bool is_bare_ = true;
   PyTypeObject* type_ = nullptr;
   const Exchange* exchange_ = nullptr;
 };
