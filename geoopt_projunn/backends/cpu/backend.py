@@ -34,16 +34,17 @@ class CPU(Reference):
         self, x: torch.Tensor, d: torch.Tensor, spec: StepSpec, counter: torch.Tensor
     ) -> Sketched:
         """Sketch by one kernel, where it knows the sketch."""
-        if spec.k is not None and spec.normalize is None and _knows(x, d, spec):
+        is_known = spec.sketch in kernels.SKETCHES and spec.normalize is None and d.dtype == x.dtype
+        most = min(x.shape[-1], x.shape[-2] // 2) if is_known and kernels.is_stored(x) else 0
+        if spec.k is not None and spec.k <= most and kernels.is_stored(d):
             rows, core = operators.sketch(x, d, spec.k, counter, spec.sketch)
             return Sketched(rows, core if spec.scale == 1 else core.mul_(spec.scale))
         return super().sketch(x, d, spec, counter)
 
     def retract(self, core: torch.Tensor, retraction: str) -> torch.Tensor:
         """Retract by one kernel, cores of the size that steps have."""
-        is_wide = WIDE.get(core.dtype) == core.dtype
-        is_small = core.shape[-1] <= _LARGEST_CORE
-        if is_wide and is_small and retraction in kernels.RETRACTIONS:
+        is_known = retraction in kernels.RETRACTIONS and core.dtype in WIDE.values()
+        if is_known and core.shape[-1] <= _LARGEST_CORE:
             return operators.retract(core, retraction)
         return super().retract(core, retraction)
 
@@ -94,15 +95,3 @@ class CPU(Reference):
                 if not any(piece.is_conj() or piece.is_neg() for piece in state):
                     raise
         super().step_(x, grad, buffers, rule, group, spec)
-
-
-def _knows(x: torch.Tensor, d: torch.Tensor, spec: StepSpec) -> bool:
-    """Return whether the kernels know a sketch of such matrices, (*, n, p)."""
-    return (
-        spec.sketch in kernels.SKETCHES
-        and spec.k is not None
-        and spec.k <= min(x.shape[-1], x.shape[-2] // 2)
-        and d.dtype == x.dtype
-        and kernels.is_stored(x)
-        and kernels.is_stored(d)
-    )

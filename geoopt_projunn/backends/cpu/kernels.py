@@ -23,13 +23,10 @@ except ImportError as error:
         LACK = f"they could not be loaded ({error})"
 
 kernels = _kernels
-DTYPES = (
-    *(torch.float32, torch.complex64, torch.float64, torch.complex128),
-    *(torch.int64, torch.bool),
-)
-"""Those of points, with bit 0 for complex and bit 1 for double precision, and others."""
-KINDS = {dtype: kind for kind, dtype in enumerate(DTYPES[:4])}
-"""What the kernels call a dtype of points."""
+KINDS = {torch.float32: 0, torch.complex64: 1, torch.float64: 2, torch.complex128: 3}
+"""What the kernels call a dtype of points. Bit 0: complex; bit 1: double precision."""
+DTYPES = (*KINDS, torch.int64, torch.bool)
+"""All dtypes that they know, in their order."""
 SKETCHES = ("tangent", "lsi", "column")
 RETRACTIONS = ("exponential", "cayley", "polar")
 """Those that the kernels know, in their order."""

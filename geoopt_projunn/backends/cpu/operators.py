@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd.graph import increment_version
 from torch.utils.flop_counter import register_flop_formula
 
 from ...linalg.precision import WIDE
@@ -35,10 +36,6 @@ def operator(
         return packet.default
 
     return made
-
-
-mark_changed = torch.autograd.graph.increment_version
-"""Let autograd notice that tensors it has saved were changed."""
 
 
 def _plain(t: torch.Tensor) -> torch.Tensor:
@@ -73,12 +70,9 @@ def _of_both_sides(left: torch.Tensor, right: torch.Tensor, x: torch.Tensor) -> 
 def both_sides(left: torch.Tensor, right: torch.Tensor, x: torch.Tensor) -> Pair:
     """Return left @ x and right @ x.mH."""
     (b, n, m), of_left, of_right = x.shape, left.shape[-2], right.shape[-2]
-    outs = _of_both_sides(left, right, x)
-    lefts, rights = (
-        (_plain(left), (b, of_left, n), x.dtype),
-        (_plain(right), (b, of_right, m), x.dtype),
-    )
-    points = x, (b, n, m), x.dtype
+    outs, points = _of_both_sides(left, right, x), (x, (b, n, m), x.dtype)
+    lefts = _plain(left), (b, of_left, n), x.dtype
+    rights = _plain(right), (b, of_right, m), x.dtype
     _call("both_sides", (b, n, m, of_left, of_right), *outs, x=points, left=lefts, right=rights)
     return outs
 
@@ -93,7 +87,7 @@ def add_product_(x: torch.Tensor, rows: torch.Tensor, factor: torch.Tensor) -> N
     (b, n, m), r = x.shape, rows.shape[-2]
     left, right = (_plain(rows), (b, r, n), x.dtype), (_plain(factor), (b, r, m), x.dtype)
     _call("add_product", (b, n, m, r), x=(x, (b, n, m), x.dtype), rows=left, factor=right)
-    mark_changed([x])
+    increment_version([x])
 
 
 FLOPS_OF_SKETCH = {"tangent": 16, "lsi": 6, "column": 4}
@@ -163,5 +157,5 @@ def turn_(
         counter=(counter.contiguous(), (b,), torch.int64),
         active=(turned, (b,), torch.bool),
     )
-    mark_changed([x])
+    increment_version([x])
     return turned

@@ -4,13 +4,14 @@ import itertools
 from typing import Any
 
 import torch
+from torch.autograd.graph import increment_version
 
 from ...normalization import noise_floor
 from ..batch import Pieces
 from ..modes import is_watched
 from . import kernels
 from .kernels import check_choice
-from .operators import FLOPS_OF_SKETCH, mark_changed, operator
+from .operators import FLOPS_OF_SKETCH, operator
 
 Tensors = list[torch.Tensor]
 
@@ -43,7 +44,7 @@ def _take(lists: tuple[Pieces, ...], options: tuple[Any, ...], *dispatch: Any) -
     x, _, *changed = lists
     reals = length, noise_floor(x[0]), *numbers
     if is_taken := kernels.kernels.step(kernels.DTYPES, integers, reals, *lists, *dispatch):
-        mark_changed(list(itertools.chain(x, *changed)))
+        increment_version(list(itertools.chain(x, *changed)))
     return is_taken
 
 

@@ -92,18 +92,20 @@ class Reader {
 
   // False with an exception of Python, or without one for what needs torch's dispatcher.
   bool read(PyObject* tensor, Layout* found) {
+    static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
+    static PyObject* const is_conj = PyUnicode_InternFromString("is_conj");
     if (Py_TYPE(tensor) != type_ && !know(Py_TYPE(tensor))) return false;
-    if (dispatch_ != nullptr && (!is_bare_ || is_true(tensor, "is_neg"))) return false;
+    if (dispatch_ != nullptr && (!is_bare_ || is_true(tensor, is_neg))) return false;
     if (!(exchange_ == nullptr ? by_attributes(tensor, found) : packed(tensor, found)))
       return false;
     const bool is_complex =
         found->kind >= 0 && found->kind < counter_kind && (found->kind & complex_bit) != 0;
-    return dispatch_ == nullptr || !is_complex || !is_true(tensor, "is_conj");
+    return dispatch_ == nullptr || !is_complex || !is_true(tensor, is_conj);
   }
 
  private:
-  static bool is_true(PyObject* tensor, const char* question) {
-    PyObject* answer = PyObject_CallMethod(tensor, question, nullptr);
+  static bool is_true(PyObject* tensor, PyObject* question) {
+    PyObject* answer = PyObject_CallMethodObjArgs(tensor, question, nullptr);
     Py_XDECREF(answer);
     return answer != Py_False;
   }
