@@ -75,7 +75,9 @@ class _Pass(Pass):
             bool(wanted.bias_ih or wanted.bias_hh),
         )
         super().__init__(states, x, h0, weights.ih, weights.hh, grads, needs, order)
-        self.stepping = stepping_for(nonlinearity, states, self.conjugate, weights.offset, order)
+        self.stepping = stepping_for(
+            nonlinearity, states, self.conjugate.t(), weights.offset, order
+        )
         self.pointwise = self.stepping.pointwise
         if isinstance(self.pointwise, ModReLU) and wanted.offset:
             self.pointwise.watch_offset(states[: self.sizes[0]])

@@ -92,7 +92,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     transposed = weights.hh.t()
     u = weights.project(x)
-    stepping = stepping_for(nonlinearity, u, transposed, weights.offset, order)
+    stepping = stepping_for(nonlinearity, u, weights.hh, weights.offset, order)
     sizes = order.batch_sizes
     states = u.split_with_sizes(sizes)
     final = u.new_empty(sizes[0], u.shape[1])

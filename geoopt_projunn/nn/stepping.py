@@ -79,8 +79,8 @@ def stepping_for(
     states : torch.Tensor
         (rows, n) of all steps, or what they are made of
     matrix : torch.Tensor
-        (n, n), what rows are multiplied by between two steps: the transpose of the recurrent
-        weights, or on the way back their conjugate
+        (n, n), what a row is multiplied by between two steps: the recurrent weights, or on the way
+        back their conjugate transpose
     offset : torch.Tensor or None
         (n,), of a modReLU; the gradients of a real one do not need it
     order : Order

@@ -113,9 +113,9 @@ def test_bits_do_not_depend_on_how_many_tiles_are_kept(dtype, monkeypatch):
     x, h0, weights = arguments(70, 4, 2, dtype)
     loss_of = torch.randn(4, 70, dtype=dtype)
     expected = derivatives(recur, x, h0, weights, Order([2, 2], False), loss_of)
-    down, across, usual = kernels.Tiling.of(2, 70, dtype)
+    blocks, pieces, usual = kernels.Tiling.of(2, 70, dtype)
     for kept in {0, 4, 6} - {usual}:
-        tiling = kernels.Tiling(down, across, kept)
+        tiling = kernels.Tiling(blocks, pieces, kept)
         monkeypatch.setattr(kernels.Tiling, "of", lambda *_, tiling=tiling: tiling)
         again = derivatives(recur, x, h0, weights, Order([2, 2], False), loss_of)
         for one, other in zip(again, expected, strict=True):

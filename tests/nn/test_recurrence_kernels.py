@@ -27,7 +27,7 @@ SIZES = [
     (torch.complex128, 128),
 ]
 TILE_OF_A_THREAD = 64
-"""Bytes of a tile of complex64."""
+"""Bytes of a tile of float64 or complex64."""
 
 
 def launched(monkeypatch, n, dtype):
@@ -76,7 +76,7 @@ def test_they_compile_and_keep_tiles_in_registers(dtype, n, architecture, monkey
         made = compiled(kernel, args, options, architecture)
         assert_runs(made, architecture, name)
         # What is spilt is read again at each step, as one more tile would be.
-        is_spared = dtype.is_complex and tiling.kept < tiling.down * tiling.across
+        is_spared = dtype != torch.float32 and tiling.kept < tiling.blocks * tiling.pieces
         assert made.spilt <= (TILE_OF_A_THREAD if is_spared else 0), name
         assert_states_are_read_after_a_barrier(made.ptx, name)
 
@@ -96,8 +96,8 @@ def test_sizes_are_the_largest():
 
     for dtype, n in SIZES[::2]:
         tiling, next_larger = Tiling.of(1, n, dtype), Tiling.of(1, n + 3, dtype)
-        assert tiling.kept == tiling.down * tiling.across
-        assert next_larger.kept < next_larger.down * next_larger.across
+        assert tiling.kept == tiling.blocks * tiling.pieces
+        assert next_larger.kept < next_larger.blocks * next_larger.pieces
     for dtype, n in SIZES[1::2]:
         assert Tiling.of(1, n, dtype) is not None
         assert Tiling.of(1, n + 1, dtype) is None

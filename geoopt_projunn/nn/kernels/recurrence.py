@@ -2,7 +2,7 @@ r"""All time steps of a modReLU recurrence in one launch each way.
 
 A program takes one row of the batch through all steps. Rows do not depend on each other, so
 programs never wait for each other, and the bits of a row do not depend on the other rows. At each
-step a program multiplies its vector by the whole matrix, as sums of products in the precision of
+step a program multiplies the whole matrix by its vector, as sums of products in the precision of
 the tensors. As many tiles of the matrix as there is room for stay in registers, the others are
 read again at each step, from the cache of the multiprocessor.
 """
@@ -14,11 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import modrelu, row_products
+from . import modrelu, vector_products
 from .launching import launch
 
-_ROWS = 32
 _BLOCK = 64
+_LENGTH = 32
 _MOST_BLOCKS = 4
 _WARPS = 8
 _THREADS = 32 * _WARPS
@@ -26,7 +26,7 @@ _THREADS = 32 * _WARPS
 # other tiles, and where there are. Less is left to complex numbers, which have two of everything.
 _REGISTERS = {
     torch.float32: (144, 96),
-    torch.float64: (112, 80),
+    torch.float64: (112, 64),
     torch.complex64: (128, 64),
     torch.complex128: (96, 32),
 }
@@ -39,10 +39,10 @@ _MOST_BYTES = 1024 * 144 * 2**10
 
 
 class Tiling(NamedTuple):
-    """How a program takes a matrix apart: into tiles of ``_ROWS`` rows and ``_BLOCK`` columns."""
+    """How a program takes a matrix apart: into tiles of ``_BLOCK`` rows and ``_LENGTH`` columns."""
 
-    down: int
-    across: int
+    blocks: int
+    pieces: int
     kept: int
     """Tiles that stay in registers."""
 
@@ -51,13 +51,13 @@ class Tiling(NamedTuple):
         """Return that of matrices (n, n), None if they or so many rows are too large for this."""
         if rows > min(_MOST_ROWS, _MOST_BYTES // (n * n * dtype.itemsize)):
             return None
-        down, across = triton.cdiv(n, _ROWS), triton.cdiv(n, _BLOCK)
-        tiles, size = down * across, _ROWS * _BLOCK * dtype.itemsize
+        blocks, pieces = triton.cdiv(n, _BLOCK), triton.cdiv(n, _LENGTH)
+        tiles, size = blocks * pieces, _BLOCK * _LENGTH * dtype.itemsize
         most, beside_others = (4 * _THREADS * each // size for each in _REGISTERS[dtype])
         kept = tiles if tiles <= most else beside_others
-        if across > _MOST_BLOCKS or (tiles - kept) * size > _CACHED:
+        if blocks > _MOST_BLOCKS or (tiles - kept) * size > _CACHED:
             return None
-        return cls(down, across, kept)
+        return cls(blocks, pieces, kept)
 
 
 class Loop:
@@ -66,7 +66,7 @@ class Loop:
     Parameters
     ----------
     matrix : torch.Tensor
-        (n, n); to the rows of a step it adds the product of those before and this
+        (n, n); its product with a row of one step is added to that row of the next
     offset : torch.Tensor or None
         (n,), of the modReLU; the gradients of a real one do not need it
     tiling : Tiling
@@ -77,7 +77,9 @@ class Loop:
         n = matrix.shape[0]
         entries = torch.view_as_real(matrix).movedim(-1, 0) if matrix.is_complex() else matrix[None]
         # One part after the other, with zeros at the ends of rows and columns.
-        self._matrix = entries.new_zeros(len(entries), tiling.down * _ROWS, tiling.across * _BLOCK)
+        self._matrix = entries.new_zeros(
+            len(entries), tiling.blocks * _BLOCK, tiling.pieces * _LENGTH
+        )
         self._matrix[:, :n, :n].copy_(entries)
         self._offset = self._matrix if offset is None else offset.contiguous()
         info = torch.finfo(matrix.dtype)
@@ -85,12 +87,12 @@ class Loop:
         self._constants: dict[str, Any] = {
             "TINY": info.tiny**0.5,
             "IS_COMPLEX": matrix.is_complex(),
-            "DOWN": tiling.down,
-            "ACROSS": tiling.across,
-            "KEPT": tiling.kept,
-            "ROWS": _ROWS,
+            "BLOCKS": tiling.blocks,
+            "PIECES": tiling.pieces,
             "BLOCK": _BLOCK,
-            "WIDTH": triton.next_power_of_2(tiling.across * _BLOCK),
+            "LENGTH": _LENGTH,
+            "KEPT": tiling.kept,
+            "WIDTH": triton.next_power_of_2(tiling.blocks * _BLOCK),
             "num_warps": _WARPS,
             # A state must not be fetched before it is there.
             "num_stages": 1,
@@ -139,36 +141,36 @@ def _forward(
     stride,
     TINY: tl.constexpr,
     IS_COMPLEX: tl.constexpr,
-    DOWN: tl.constexpr,
-    ACROSS: tl.constexpr,
-    ROWS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    PIECES: tl.constexpr,
     BLOCK: tl.constexpr,
+    LENGTH: tl.constexpr,
     KEPT: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    kept = row_products.tiles(matrix, IS_COMPLEX, DOWN, ACROSS, ROWS, BLOCK, KEPT)
+    kept = vector_products.tiles(matrix, IS_COMPLEX, BLOCKS, PIECES, BLOCK, LENGTH, KEPT)
     column = tl.arange(0, WIDTH)
     known = column < n
     b = tl.load(offset + column, known, 0.0)
     now = tl.program_id(0).to(tl.int64) * n
-    given = row_products.load(states, now + column, known, IS_COMPLEX)
+    given = vector_products.load(states, now + column, known, IS_COMPLEX)
     for step in range(steps):
         # From far memory, a step ahead.
-        following = row_products.load(
+        following = vector_products.load(
             states, now + stride + column, known & (step + 1 < steps), IS_COMPLEX
         )
         # All threads see what any of them stored before the barrier, in whatever cache it is.
         tl.debug_barrier()
-        own = row_products.add_product(
+        own = vector_products.add_product(
             given,
             *(states, now - stride, n, step > 0, matrix, kept),
-            *(IS_COMPLEX, DOWN, ACROSS, ROWS, BLOCK, KEPT),
+            *(IS_COMPLEX, BLOCKS, PIECES, BLOCK, LENGTH, KEPT),
         )
         if IS_COMPLEX:
             own = modrelu.of_complex(own[0], own[1], b, TINY)
         else:
             own = (modrelu.of_real(own[0], b),)
-        row_products.store(states, now + column, known, own, IS_COMPLEX)
+        vector_products.store(states, now + column, known, own, IS_COMPLEX)
         now += stride
         given = following
 
@@ -190,14 +192,14 @@ def _backward(
     EPS: tl.constexpr,
     TINY: tl.constexpr,
     IS_COMPLEX: tl.constexpr,
-    DOWN: tl.constexpr,
-    ACROSS: tl.constexpr,
-    ROWS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    PIECES: tl.constexpr,
     BLOCK: tl.constexpr,
+    LENGTH: tl.constexpr,
     KEPT: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    kept = row_products.tiles(matrix, IS_COMPLEX, DOWN, ACROSS, ROWS, BLOCK, KEPT)
+    kept = vector_products.tiles(matrix, IS_COMPLEX, BLOCKS, PIECES, BLOCK, LENGTH, KEPT)
     column = tl.arange(0, WIDTH)
     known = column < n
     if IS_COMPLEX:
@@ -205,17 +207,17 @@ def _backward(
     row = tl.program_id(0).to(tl.int64) * n
     total = tl.load(along + row + column, known & WATCH, 0.0)
     now = row
-    given = row_products.load(grad, now + column, known, IS_COMPLEX)
-    h = row_products.load(states, now + column, known, IS_COMPLEX)
+    given = vector_products.load(grad, now + column, known, IS_COMPLEX)
+    h = vector_products.load(states, now + column, known, IS_COMPLEX)
     for step in range(steps):
         is_there = known & (step + 1 < steps)
-        following = row_products.load(grad, now + stride + column, is_there, IS_COMPLEX)
-        following_h = row_products.load(states, now + stride + column, is_there, IS_COMPLEX)
+        following = vector_products.load(grad, now + stride + column, is_there, IS_COMPLEX)
+        following_h = vector_products.load(states, now + stride + column, is_there, IS_COMPLEX)
         tl.debug_barrier()
-        own = row_products.add_product(
+        own = vector_products.add_product(
             given,
             *(grad, now - stride, n, step > 0, matrix, kept),
-            *(IS_COMPLEX, DOWN, ACROSS, ROWS, BLOCK, KEPT),
+            *(IS_COMPLEX, BLOCKS, PIECES, BLOCK, LENGTH, KEPT),
         )
         if IS_COMPLEX:
             of_offset, re, im = modrelu.back_of_complex(own[0], own[1], h[0], h[1], b, TINY, EPS)
@@ -224,7 +226,7 @@ def _backward(
             of_offset, re = modrelu.back_of_real(own[0], h[0])
             own = (re,)
         total += of_offset
-        row_products.store(grad, now + column, known, own, IS_COMPLEX)
+        vector_products.store(grad, now + column, known, own, IS_COMPLEX)
         now += stride
         given, h = following, following_h
     if WATCH:
