@@ -5,7 +5,7 @@ import math
 import pytest
 from torch import distributed
 
-from tests.test_examples import load
+from tests.examples._load import load
 
 
 def start(folder):
