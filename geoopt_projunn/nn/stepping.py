@@ -77,7 +77,7 @@ def stepping_for(
     nonlinearity : {"modrelu", "relu", "tanh"}
         of the recurrence
     states : torch.Tensor
-        (rows, n) of all steps, or what they are made of
+        (rows, n) of all steps, or what they are made of; contiguous
     matrix : torch.Tensor
         (n, n), what a row is multiplied by between two steps: the recurrent weights, or on the way
         back their conjugate transpose
@@ -91,6 +91,5 @@ def stepping_for(
 
         tiling = recurrence.Tiling.of(order.batch_sizes[0], len(matrix), matrix.dtype)
         if tiling is not None:
-            assert states.is_contiguous()
             return _InOneLaunch(recurrence.Loop(matrix, offset, tiling), offset, order)
     return Stepping(pointwise_for(nonlinearity, states, offset))

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from geoopt_projunn.nn import OrthogonalRNN, UnitaryRNN, passes, pointwise
+from geoopt_projunn.nn import OrthogonalGRU, OrthogonalRNN, UnitaryRNN, passes, pointwise
 from geoopt_projunn.nn.kernels import modrelu
 from geoopt_projunn.nn.kernels import recurrence as kernels
 from geoopt_projunn.nn.recurrence import recur
@@ -62,8 +62,8 @@ def arguments(n, rows, batch, dtype):
 
 
 def derivatives(run, x, h0, weights, order, loss_of):
-    """Return both outputs, and the gradients of all arguments."""
-    given = [t for t in (x, h0, *weights) if t is not None]
+    """Return both outputs, and the gradients of all arguments that require one."""
+    given = [t for t in (x, h0, *weights) if t is not None and t.requires_grad]
     states, last = run(x, h0, weights, nonlinearity="modrelu", order=order)
     weight = loss_of.to(states.dtype)
     loss = (states * weight).real.sum() + last.abs().square().sum()
@@ -106,6 +106,19 @@ def test_values_and_gradients_are_those_of_the_loop_in_double_precision(case, dt
     expected = derivatives(unrolled, wide[0], wide[1], Weights(*wide[2:]), order, loss_of)
     for actual, other in zip(ours, expected, strict=True):
         assert_same_to_rounding(actual, other.to(actual.dtype), ulps=50)
+
+
+@each_dtype
+def test_gradients_of_some_arguments_are_those_of_all(dtype):
+    x, h0, weights = arguments(33, 6, 2, dtype)
+    order, loss_of = Order([2] * 3, False), torch.randn(6, 33, dtype=dtype)
+    _, _, of_x, _, _, of_hh, *_ = derivatives(recur, x, h0, weights, order, loss_of)
+    fixed = Weights(*[t.detach() for t in weights])
+    *_, alone, _ = derivatives(recur, x, h0, fixed, order, loss_of)
+    assert torch.equal(alone, of_x)
+    one = fixed._replace(hh=weights.hh)
+    *_, alone = derivatives(recur, x.detach(), h0.detach(), one, order, loss_of)
+    assert torch.equal(alone, of_hh)
 
 
 @each_dtype
@@ -218,6 +231,33 @@ def test_a_matrix_or_a_batch_that_is_too_large_takes_a_launch_a_step(kind, hidde
     states.backward(torch.ones_like(states))
     name = "complex" if layer.is_complex else "real"
     assert idle == {f"forward_{name}": 3, f"backward_{name}": 3}
+
+
+@pytest.mark.parametrize("kind", [OrthogonalRNN, OrthogonalGRU])
+def test_a_hook_may_lay_out_states_anew(kind):
+    layer = kind(2, 5, nonlinearity="modrelu", dtype=torch.float64)
+    x = torch.randn(3, 2, 2, dtype=torch.float64)
+
+    def gradients():
+        loss = layer(x)[0].square().sum()
+        return torch.autograd.grad(loss, [*layer.parameters()])
+
+    expected = gradients()
+    anew = torch.autograd.graph.saved_tensors_hooks(
+        lambda t: t, lambda t: t.mT.contiguous().mT if t.ndim == 2 else t
+    )
+    with anew:
+        again = gradients()
+    for one, other in zip(again, expected, strict=True):
+        assert_same_to_rounding(one, other)
+
+
+def test_a_batch_of_no_sequences_has_no_states():
+    layer = OrthogonalRNN(2, 5)
+    states, last = layer(torch.randn(3, 0, 2))
+    states.sum().backward()
+    assert (states.shape, last.shape) == ((3, 0, 5), (1, 0, 5))
+    assert not layer.weight_hh_l0.grad.any()
 
 
 @pytest.mark.parametrize("kind", [OrthogonalRNN, UnitaryRNN])

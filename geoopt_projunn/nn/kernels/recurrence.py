@@ -25,7 +25,7 @@ _THREADS = 32 * _WARPS
 # Of the 255 registers of a thread, four bytes each, as many as tiles may take: where there are no
 # other tiles, and where there are. Less is left to complex numbers, which have two of everything.
 _REGISTERS = {
-    torch.float32: (144, 96),
+    torch.float32: (144, 88),
     torch.float64: (112, 64),
     torch.complex64: (128, 64),
     torch.complex128: (96, 32),
