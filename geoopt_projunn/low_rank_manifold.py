@@ -13,6 +13,7 @@ from .backends.spec import StepSpec
 from .geometry.orthonormal import OrthonormalGeometry
 from .linalg.hashing import bits_of_row
 from .linalg.precision import full_precision
+from .linalg.truncated import without_derivative
 from .retractions import RETRACTIONS
 from .rotation import Rotation
 from .sketches import SKETCHES, Sketched
@@ -26,16 +27,18 @@ _MOST_BY_DEFAULT = 8
 
 
 def _step(method: Callable[..., T]) -> Callable[..., T]:
-    """Run a step with autocast off, and without a gradient where it truncates.
-
-    The basis of a sketch has no derivative where rows depend on each other, as they do in any
-    direction of low rank.
-    """
+    """Run a step with autocast off. Where it truncates, asking for its derivative is an error."""
 
     @functools.wraps(method)
-    def wrapped(self: "LowRankManifold", *args: Any, **kwargs: Any) -> T:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.k is None):
+    def wrapped(self: "LowRankManifold", *args: Any, **kwargs: Any) -> Any:
+        if self.k is None or not torch.is_grad_enabled():
             return method(self, *args, **kwargs)
+        with torch.set_grad_enabled(False):
+            result = method(self, *args, **kwargs)
+        # The compiler would look for a derivative while it traces.
+        if torch.compiler.is_compiling():
+            return result
+        return without_derivative(method.__name__, result, (*args, *kwargs.values()))
 
     return full_precision(wrapped)
 
@@ -163,6 +166,11 @@ class LowRankManifold(OrthonormalGeometry):
         -------
         torch.Tensor
             tangent at x
+
+        Raises
+        ------
+        RuntimeError
+            If the derivative of the result is asked for: only steps with k=None have one.
         """
         (x, u), shape = self._flatten(x=x, u=u)
         if self._rank(*x.shape[-2:]) is None:
@@ -193,6 +201,11 @@ class LowRankManifold(OrthonormalGeometry):
         -------
         torch.Tensor
             a point
+
+        Raises
+        ------
+        RuntimeError
+            If the derivative of the result is asked for: only steps with k=None have one.
         """
         (x, u), shape = self._flatten(x=x, u=u)
         (y,) = self._turned(x, u, x)
@@ -217,6 +230,11 @@ class LowRankManifold(OrthonormalGeometry):
         -------
         tuple of torch.Tensor
             the new point and the transported vector
+
+        Raises
+        ------
+        RuntimeError
+            If the derivative of the result is asked for: only steps with k=None have one.
         """
         (x, u, v), shape = self._flatten(x=x, u=u, v=v)
         y, carried = self._turned(x, u, x, v)

@@ -30,12 +30,31 @@ def test_retr_without_truncation_is_differentiable(retraction, dtype):
 
 
 @pytest.mark.parametrize("method", LOW_RANK)
-def test_steps_that_truncate_record_no_gradient(method):
+def test_a_step_that_truncates_refuses_a_derivative(method):
     inputs = [t.requires_grad_() for t in arguments(2)]
     for result in tensors(METHODS[method](LowRankUnitary(1), *inputs)):
+        loss = result.sum() + inputs[0].sum()
+        with pytest.raises(RuntimeError, match=rf"`{method}` with a rank k.*k=None.*detach"):
+            loss.backward()
+        assert all(t.grad is None for t in inputs[1:])
+    with torch.no_grad():
+        for result in tensors(METHODS[method](LowRankUnitary(1), *inputs)):
+            assert not result.requires_grad
+    for result in tensors(METHODS[method](LowRankUnitary(1), *(t.detach() for t in inputs))):
         assert not result.requires_grad
     for result in tensors(METHODS[method](LowRankUnitary(None), *inputs)):
         assert result.requires_grad
+
+
+@pytest.mark.parametrize("method", LOW_RANK)
+def test_torch_func_is_refused_the_derivative_of_a_step_that_truncates(method):
+    x, y, u, v = arguments()
+
+    def loss(u):
+        return sum(t.sum() for t in tensors(METHODS[method](LowRankUnitary(1), x, y, u, v)))
+
+    with pytest.raises(RuntimeError, match=rf"`{method}` with a rank k"):
+        torch.func.grad(loss)(u)
 
 
 @pytest.mark.parametrize("norm", [1e-3, 1.0, 3.0])
