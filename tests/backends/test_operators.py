@@ -257,6 +257,17 @@ def test_torchs_dispatcher_is_asked_where_something_needs_it(needs, dispatched):
     assert torch.equal(found, expected)
 
 
+@pytest.mark.usefixtures("_read")
+@pytest.mark.parametrize("place", range(5))
+def test_memory_of_another_device_is_not_touched(place, dispatched):
+    given = list(step_arguments("momentum").values())
+    lists, options = given[:5], tuple(given[5:])
+    lists[place] = [t.to("meta") for t in lists[place]]
+    with pytest.raises(RuntimeError, match="All tensors of a step must be on one device"):
+        steps.take(tuple(lists), options)
+    assert len(dispatched) == 1
+
+
 def test_what_is_to_be_changed_and_conjugated_lazily_goes_to_the_dispatcher(dispatched):
     given = list(step_arguments("momentum").values())
     lists, options = given[:5], tuple(given[5:])

@@ -53,6 +53,7 @@ T* at(Index address) {
 
 struct Layout {
   Index address, kind;
+  bool on_cpu;
   Sizes shape, strides;
 
   // Whether the entries lie in memory in their order, but for the last two dimensions if `turned`.
@@ -79,7 +80,7 @@ bool sizes(PyObject* tuple, Sizes* values) {
 class Reader {
  public:
   // Torch's dtypes in the order of their kinds. With the `__torch_dispatch__` of torch.Tensor what
-  // needs torch's dispatcher is not read: other types that have their own, lazy tensors.
+  // needs torch's dispatcher is not read: types that have their own, lazy tensors, other devices.
   explicit Reader(PyObject* dtypes, PyObject* dispatch = nullptr)
       : dtypes_(dtypes), dispatch_(dispatch) {}
 
@@ -98,6 +99,7 @@ class Reader {
     if (dispatch_ != nullptr && (!is_bare_ || is_true(tensor, is_neg))) return false;
     if (!(exchange_ == nullptr ? by_attributes(tensor, found) : packed(tensor, found)))
       return false;
+    if (dispatch_ != nullptr && !found->on_cpu) return false;
     const bool is_complex =
         found->kind >= 0 && found->kind < counter_kind && (found->kind & complex_bit) != 0;
     return dispatch_ == nullptr || !is_complex || !is_true(tensor, is_conj);
@@ -134,7 +136,12 @@ class Reader {
 
   bool packed(PyObject* tensor, Layout* found) const {
     PackedTensor t;
-    if (exchange_->pack(tensor, &t) != 0) return false;
+    if (exchange_->pack(tensor, &t) != 0) {
+      // Such as of tensors without memory.
+      if (dispatch_ != nullptr) PyErr_Clear();
+      return false;
+    }
+    found->on_cpu = t.device == 1;
     found->address =
         static_cast<Index>(reinterpret_cast<std::intptr_t>(t.data)) + static_cast<Index>(t.offset);
     found->shape.assign(t.shape, t.shape + t.dims);
@@ -157,14 +164,16 @@ class Reader {
     PyObject* strides = PyObject_CallMethod(tensor, "stride", nullptr);
     PyObject* dtype = PyObject_GetAttrString(tensor, "dtype");
     PyObject* address = PyObject_CallMethod(tensor, "data_ptr", nullptr);
+    PyObject* on_cpu = PyObject_GetAttrString(tensor, "is_cpu");
     const bool is_read = shape != nullptr && strides != nullptr && dtype != nullptr &&
-                         address != nullptr && sizes(shape, &found->shape) &&
+                         address != nullptr && on_cpu != nullptr && sizes(shape, &found->shape) &&
                          sizes(strides, &found->strides);
     if (is_read) {
       found->address = PyLong_AsLongLong(address);
       found->kind = kind_of(dtype);
+      found->on_cpu = on_cpu == Py_True;
     }
-    for (PyObject* own : {shape, strides, dtype, address}) Py_XDECREF(own);
+    for (PyObject* own : {shape, strides, dtype, address, on_cpu}) Py_XDECREF(own);
     return is_read && !PyErr_Occurred();
   }
 
