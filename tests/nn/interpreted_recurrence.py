@@ -180,6 +180,18 @@ def test_values_at_the_ends_are_those_of_torchs_operations(dtype):
     torch.testing.assert_close(along - 1, plain.along, equal_nan=True)
 
 
+def test_weights_may_be_a_conjugate_that_is_not_computed_yet(launches):
+    x, h0, weights = arguments(5, 6, 2, torch.complex128)
+    order, loss_of = Order([2] * 3, False), torch.randn(6, 5, dtype=x.dtype)
+    lazy = weights._replace(hh=weights.hh.detach().conj().requires_grad_())
+    done = weights._replace(hh=weights.hh.detach().conj().resolve_conj().requires_grad_())
+    assert lazy.hh.is_conj()
+    ours = derivatives(recur, x, h0, lazy, order, loss_of)
+    assert launches == {"forward": 1, "backward": 1}
+    for one, other in zip(ours, derivatives(recur, x, h0, done, order, loss_of), strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("kind", [OrthogonalRNN, UnitaryRNN])
 def test_any_number_of_steps_is_one_launch_each_way(kind, idle):
     layer = kind(2, 190)

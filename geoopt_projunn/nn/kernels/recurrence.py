@@ -76,6 +76,7 @@ class Loop:
 
     def __init__(self, matrix: Tensor, offset: Tensor | None, tiling: Tiling) -> None:
         n = matrix.shape[0]
+        matrix = matrix.resolve_conj()
         entries = torch.view_as_real(matrix).movedim(-1, 0) if matrix.is_complex() else matrix[None]
         # One part after the other, with zeros at the ends of rows and columns.
         self._matrix = entries.new_zeros(
