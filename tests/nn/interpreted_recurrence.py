@@ -245,6 +245,22 @@ def test_a_matrix_or_a_batch_that_is_too_large_takes_a_launch_a_step(kind, hidde
     assert idle == {f"forward_{name}": 3, f"backward_{name}": 3}
 
 
+def test_weights_of_another_precision_are_refused_as_by_torchs_operations():
+    x, _, weights = arguments(5, 6, 2, torch.float32)
+    wide = weights._replace(hh=weights.hh.detach().double())
+    with pytest.raises(RuntimeError, match="must have the same dtype, but got Float and Double"):
+        recur(x, None, wide, nonlinearity="modrelu", order=Order([2] * 3, False))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_takes_a_launch_a_step(dtype, idle):
+    x, h0, weights = arguments(5, 6, 2, torch.float32)
+    x, h0, *weights = (t.detach().to(dtype).requires_grad_() for t in (x, h0, *weights))
+    states, _ = recur(x, h0, Weights(*weights), nonlinearity="modrelu", order=Order([2] * 3, False))
+    states.backward(torch.ones_like(states))
+    assert idle == {"forward_real": 3, "backward_real": 3}
+
+
 @pytest.mark.parametrize("kind", [OrthogonalRNN, OrthogonalGRU])
 def test_a_hook_may_lay_out_states_anew(kind):
     layer = kind(2, 5, nonlinearity="modrelu", dtype=torch.float64)

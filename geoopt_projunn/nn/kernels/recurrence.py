@@ -49,7 +49,12 @@ class Tiling(NamedTuple):
 
     @classmethod
     def of(cls, rows: int, n: int, dtype: torch.dtype) -> "Tiling | None":
-        """Return that of matrices (n, n), None if they or so many rows are too large for this."""
+        """Return that of matrices (n, n), None if they or so many rows are too large for this.
+
+        Half precision has none either.
+        """
+        if dtype not in _REGISTERS:
+            return None
         if rows > min(_MOST_ROWS, _MOST_BYTES // (n * n * dtype.itemsize)):
             return None
         blocks, pieces = triton.cdiv(n, _BLOCK), triton.cdiv(n, _LENGTH)
