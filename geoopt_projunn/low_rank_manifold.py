@@ -111,10 +111,11 @@ class LowRankManifold(OrthonormalGeometry):
         # Matrices of one row have no plane.
         return min(_MOST_BY_DEFAULT, self._highest_rank(n, p)[0]) or None
 
-    def spec(self, points: torch.Tensor) -> StepSpec:
+    def spec(self, points: torch.Tensor, normalize: str | None = None) -> StepSpec:
         """Return what a backend has to know about steps of points, viewed as :meth:`points`."""
-        k = self._rank(*points.shape[-2:])
-        return StepSpec(k, self.sketch, self.retraction, self.sweep, scale=self._factor)
+        *_, n, p = points.shape
+        k = self._rank(n, p)
+        return StepSpec(k, self.sketch, self.retraction, self.sweep, self._factor, normalize)
 
     @full_precision
     def sketch_direction(self, x: torch.Tensor, d: torch.Tensor, counter: torch.Tensor) -> Sketched:

@@ -43,6 +43,8 @@ def test_every_method_is_measured_and_reported(tmp_path, capsys):
     rectangular = [method.name for method in METHODS if method.rectangular]
     assert [r["method"] for r in written["tall"]] == 2 * rectangular
     assert "of an n × n/4 matrix, 1 thread(s)" in text
+    for name in (update_methods.OURS, update_methods.DEFAULT):
+        assert text.count(f"Others over `{name}`") == 2
     for row in written["tall"]:
         assert row["over_ours"] > 0
         assert (row["method"] != update_methods.OURS) or row["over_ours"] == 1
