@@ -31,13 +31,10 @@ def _step(method: Callable[..., T]) -> Callable[..., T]:
 
     @functools.wraps(method)
     def wrapped(self: "LowRankManifold", *args: Any, **kwargs: Any) -> Any:
-        if self.k is None or not torch.is_grad_enabled():
+        if self.k is None:
             return method(self, *args, **kwargs)
         with torch.set_grad_enabled(False):
             result = method(self, *args, **kwargs)
-        # The compiler would look for a derivative while it traces.
-        if torch.compiler.is_compiling():
-            return result
         return without_derivative(method.__name__, result, (*args, *kwargs.values()))
 
     return full_precision(wrapped)

@@ -34,12 +34,30 @@ class Truncated(torch.autograd.Function):
             "to its arguments was asked for; use k=None, whose steps can, or detach the result."
         )
 
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        """Refuse, for what forward mode finds is wrong where rows depend on each other."""
+        raise RuntimeError(
+            f"`{ctx.method}` with a rank k cannot be differentiated, but its arguments have "
+            "tangents of forward mode; use k=None, whose steps can, or detach the arguments."
+        )
+
 
 def without_derivative(method: str, result: Any, inputs: tuple[Any, ...]) -> Any:
-    """Return tensors, one or a tuple of them, that refuse a derivative by inputs that want one."""
-    given = [t for t in inputs if isinstance(t, torch.Tensor) and t.requires_grad]
-    if not given:
+    """Return tensors, one or a tuple of them, that refuse a derivative by the inputs."""
+    # Compilers would look for a derivative while they trace.
+    is_traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if is_traced or torch.compiler.is_compiling():
+        return result
+    # All of them: of a batch of torch.func.vmap one does not see which require a gradient.
+    given = [t for t in inputs if isinstance(t, torch.Tensor)]
+    if not torch.is_grad_enabled() and not any(map(_has_tangent, given)):
         return result
     if isinstance(result, tuple):
         return tuple(Truncated.apply(method, one, *given) for one in result)  # type: ignore[no-untyped-call]
     return Truncated.apply(method, result, *given)  # type: ignore[no-untyped-call]
+
+
+def _has_tangent(t: torch.Tensor) -> bool:
+    """Return whether forward mode differentiates, which no_grad does not turn off."""
+    return torch.autograd.forward_ad.unpack_dual(t).tangent is not None

@@ -86,7 +86,9 @@ def stepping_for(
     order : Order
         of the recurrence
     """
-    if nonlinearity == "modrelu" and serve(states):
+    # Products of what does not fit together are torch's to refuse.
+    fits = (matrix.dtype, matrix.device) == (states.dtype, states.device)
+    if nonlinearity == "modrelu" and fits and serve(states):
         from .kernels import recurrence
 
         tiling = recurrence.Tiling.of(order.batch_sizes[0], len(matrix), matrix.dtype)

@@ -43,7 +43,8 @@ def param_groups(
         radians. Let it fall to zero too, for such steps do not shrink by themselves.
     sequence_length : int
         How many time steps a sequence has. Needed with ``steps`` if the model has orthogonal
-        recurrent weights, which are those with a name that begins with ``weight_hh``.
+        recurrent weights, which are those with a name that begins with ``weight_hh``, be it one of
+        several names, or that of a parametrized weight.
     normalize : {"angle", "spectral"}
         whether the angle is the root mean square over the planes that a step turns, or the angle of
         each of them, see :class:`ProjUNNRiemannianSGD`
@@ -102,27 +103,39 @@ def param_groups(
     if steps is None:
         groups.append({"params": orthogonal, "lr": angle, "normalize": normalize})
     else:
-        _check_sequences(sequence_length, [name for name, _ in orthogonal])
+        recurrent = _recurrent(model)
+        _check_sequences(sequence_length, recurrent)
         together: dict[float, list[tuple[str, torch.Tensor]]] = {}
         for name, p in orthogonal:
-            together.setdefault(_planned(name, p, steps, sequence_length), []).append((name, p))
+            rate = _planned(p, steps, sequence_length if id(p) in recurrent else None)
+            together.setdefault(rate, []).append((name, p))
         for rate, params in together.items():
             groups.append({"params": params, "lr": rate, "normalize": normalize})
     others = [(name, p) for name, p in named if not is_low_rank(manifold_of(p))]
     return [*groups, {"params": others, "lr": lr}] if others else groups
 
 
-def _planned(name: str, p: torch.Tensor, steps: int, sequence_length: int | None) -> float:
+def _planned(p: torch.Tensor, steps: int, sequence_length: int | None) -> float:
     manifold = low_rank_of(p)
     manifold.assert_check_point(p)
     rows, columns, k = p.shape[-2] // manifold.blocks, p.shape[-1], manifold.rank(p)
     at_random = manifold.sketch == COORDINATES and k is not None
     angle = planned_angle(rows, columns, k, steps, at_random=at_random)
-    return min(angle, 1 / sequence_length) if sequence_length and _is_recurrent(name) else angle
+    return angle if sequence_length is None else min(angle, 1 / sequence_length)
 
 
-def _is_recurrent(name: str) -> bool:
-    return name.rpartition(".")[2].startswith(_RECURRENT)
+def _recurrent(model: torch.nn.Module) -> dict[int, str]:
+    """Return the orthogonal recurrent weights, their names by identity.
+
+    A tied one may have another name first, and a parametrized one is called
+    ``parametrizations.weight_hh.original``.
+    """
+    return {
+        id(p): name
+        for name, p in model.named_parameters(remove_duplicate=False)
+        if is_low_rank(manifold_of(p))
+        and any(part.startswith(_RECURRENT) for part in name.split("."))
+    }
 
 
 def _check_one_answer(steps: Any, angle: Any, sequence_length: Any) -> None:
@@ -143,11 +156,11 @@ def _check_one_answer(steps: Any, angle: Any, sequence_length: Any) -> None:
         )
 
 
-def _check_sequences(sequence_length: int | None, names: list[str]) -> None:
-    recurrent = [name for name in names if _is_recurrent(name)]
+def _check_sequences(sequence_length: int | None, recurrent: dict[int, str]) -> None:
     if recurrent and sequence_length is None:
+        first = next(iter(recurrent.values()))
         raise ValueError(
-            f"`sequence_length` must be given with `steps`, for `{recurrent[0]}` acts at each time "
+            f"`sequence_length` must be given with `steps`, for `{first}` acts at each time "
             "step; pass the number of time steps of a sequence, or `angle` instead of `steps`."
         )
     if not recurrent and sequence_length is not None:

@@ -180,6 +180,18 @@ def test_values_at_the_ends_are_those_of_torchs_operations(dtype):
     torch.testing.assert_close(along - 1, plain.along, equal_nan=True)
 
 
+def test_weights_may_be_a_conjugate_that_is_not_computed_yet(launches):
+    x, h0, weights = arguments(5, 6, 2, torch.complex128)
+    order, loss_of = Order([2] * 3, False), torch.randn(6, 5, dtype=x.dtype)
+    lazy = weights._replace(hh=weights.hh.detach().conj().requires_grad_())
+    done = weights._replace(hh=weights.hh.detach().conj().resolve_conj().requires_grad_())
+    assert lazy.hh.is_conj()
+    ours = derivatives(recur, x, h0, lazy, order, loss_of)
+    assert launches == {"forward": 1, "backward": 1}
+    for one, other in zip(ours, derivatives(recur, x, h0, done, order, loss_of), strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("kind", [OrthogonalRNN, UnitaryRNN])
 def test_any_number_of_steps_is_one_launch_each_way(kind, idle):
     layer = kind(2, 190)
@@ -231,6 +243,22 @@ def test_a_matrix_or_a_batch_that_is_too_large_takes_a_launch_a_step(kind, hidde
     states.backward(torch.ones_like(states))
     name = "complex" if layer.is_complex else "real"
     assert idle == {f"forward_{name}": 3, f"backward_{name}": 3}
+
+
+def test_weights_of_another_precision_are_refused_as_by_torchs_operations():
+    x, _, weights = arguments(5, 6, 2, torch.float32)
+    wide = weights._replace(hh=weights.hh.detach().double())
+    with pytest.raises(RuntimeError, match="must have the same dtype, but got Float and Double"):
+        recur(x, None, wide, nonlinearity="modrelu", order=Order([2] * 3, False))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_takes_a_launch_a_step(dtype, idle):
+    x, h0, weights = arguments(5, 6, 2, torch.float32)
+    x, h0, *weights = (t.detach().to(dtype).requires_grad_() for t in (x, h0, *weights))
+    states, _ = recur(x, h0, Weights(*weights), nonlinearity="modrelu", order=Order([2] * 3, False))
+    states.backward(torch.ones_like(states))
+    assert idle == {"forward_real": 3, "backward_real": 3}
 
 
 @pytest.mark.parametrize("kind", [OrthogonalRNN, OrthogonalGRU])

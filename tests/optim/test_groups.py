@@ -190,6 +190,34 @@ def test_a_recurrent_weight_turns_by_at_most_one_over_the_length(length, expecte
     assert rates["plain.weight"] == pytest.approx(0.2)
 
 
+def tied():
+    rnn = OrthogonalRNN(3, 64)
+    model = torch.nn.ModuleDict({"first": torch.nn.Linear(64, 64, bias=False), "rnn": rnn})
+    model["first"].weight = rnn.weight_hh_l0
+    return model
+
+
+def parametrized():
+    cell = torch.nn.Module()
+    cell.weight_hh = on(LowRankUnitary(), 64, 64)
+    torch.nn.utils.parametrize.register_parametrization(cell, "weight_hh", torch.nn.Identity())
+    return cell
+
+
+def listed():
+    layer = torch.nn.Module()
+    layer.weight_hh = torch.nn.ParameterList([on(LowRankUnitary(), 64, 64)])
+    return layer
+
+
+@pytest.mark.parametrize("build", [tied, parametrized, listed])
+def test_a_weight_is_recurrent_under_any_of_its_names(build):
+    rate = param_groups(build(), lr=1e-3, steps=200, sequence_length=50)[0]["lr"]
+    assert rate == pytest.approx(0.02)
+    with pytest.raises(ValueError, match=r"`sequence_length` must be given.*weight_hh"):
+        param_groups(build(), lr=1e-3, steps=200)
+
+
 def test_a_recurrent_weight_needs_the_length():
     with pytest.raises(
         ValueError, match=r"`sequence_length` must be given with `steps`, for `0\.weight_hh_l0`"

@@ -57,6 +57,59 @@ def test_torch_func_is_refused_the_derivative_of_a_step_that_truncates(method):
         torch.func.grad(loss)(u)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+@pytest.mark.parametrize("method", LOW_RANK)
+def test_vmap_is_refused_the_derivative_of_a_step_that_truncates(method):
+    x, y, u, v = arguments(3)
+    manifold = LowRankUnitary(1)
+    u.requires_grad_()
+
+    def total(x, u):
+        return sum(t.sum() for t in tensors(METHODS[method](manifold, x, y[0], u, v[0])))
+
+    loss = torch.func.vmap(total, in_dims=(None, 0))(x[0], u).sum() + u.sum()
+    with pytest.raises(RuntimeError, match=rf"`{method}` with a rank k"):
+        loss.backward()
+
+
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script`:DeprecationWarning", "ignore:There is a performance drop:UserWarning"
+)
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("method", LOW_RANK)
+def test_forward_mode_is_refused_the_derivative_of_a_step_that_truncates(method, grad):
+    x, y, u, v = arguments()
+
+    def moved(u):
+        return METHODS[method](LowRankUnitary(1), x, y, u, v)
+
+    refusal = pytest.raises(RuntimeError, match=rf"`{method}` with a rank k.*detach the arguments")
+    with torch.set_grad_enabled(grad):
+        with refusal:
+            torch.func.jvp(moved, (u,), (v,))
+        with refusal:
+            torch.func.jacfwd(moved)(u)
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(u, v)
+            with refusal:
+                moved(dual)
+        # Constants have none.
+        constant = [t.clone() for t in tensors(moved(u))]
+        _, tangent = torch.func.jvp(lambda u: tensors(moved(u.detach()))[0] + 2 * u, (u,), (v,))
+    assert torch.equal(tangent, 2 * v)
+    for one, other in zip(tensors(moved(u)), constant, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.trace:DeprecationWarning", "ignore::torch.jit.TracerWarning"
+)
+def test_a_step_that_truncates_can_be_traced():
+    x, _, u, v = arguments()
+    traced = torch.jit.trace(lambda x, u: LowRankUnitary(1).retr(x, u), (x.requires_grad_(), u))
+    assert torch.equal(traced(x, v), LowRankUnitary(1).retr(x, v))
+
+
 @pytest.mark.parametrize("norm", [1e-3, 1.0, 3.0])
 @pytest.mark.parametrize("dtype", WIDE_DTYPES)
 def test_logmap_is_differentiable_once_along_the_manifold(dtype, norm):

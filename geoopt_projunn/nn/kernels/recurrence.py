@@ -49,7 +49,12 @@ class Tiling(NamedTuple):
 
     @classmethod
     def of(cls, rows: int, n: int, dtype: torch.dtype) -> "Tiling | None":
-        """Return that of matrices (n, n), None if they or so many rows are too large for this."""
+        """Return that of matrices (n, n), None if they or so many rows are too large for this.
+
+        Half precision has none either.
+        """
+        if dtype not in _REGISTERS:
+            return None
         if rows > min(_MOST_ROWS, _MOST_BYTES // (n * n * dtype.itemsize)):
             return None
         blocks, pieces = triton.cdiv(n, _BLOCK), triton.cdiv(n, _LENGTH)
@@ -76,6 +81,7 @@ class Loop:
 
     def __init__(self, matrix: Tensor, offset: Tensor | None, tiling: Tiling) -> None:
         n = matrix.shape[0]
+        matrix = matrix.resolve_conj()
         entries = torch.view_as_real(matrix).movedim(-1, 0) if matrix.is_complex() else matrix[None]
         # One part after the other, with zeros at the ends of rows and columns.
         self._matrix = entries.new_zeros(
