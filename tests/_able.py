@@ -1,6 +1,7 @@
 """What the torch at hand can do, without this package: older versions lack some of it."""
 
 import functools
+import inspect
 
 import geoopt
 import pytest
@@ -43,6 +44,11 @@ def export_parameters_of_a_subclass():
     """export parameters of a subclass by tracing Python"""
     export = functools.partial(torch.export.export, _with_a_manifold(), (torch.ones(1, 2),))
     return _runs(lambda: export(strict=True), torch._dynamo.exc.InternalTorchDynamoError)
+
+
+def limit_compilations_of_one_function():
+    """limit how often one function is compiled"""
+    return "recompile_limit" in inspect.signature(torch.compile).parameters
 
 
 @functools.cache
