@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 
 from geoopt_projunn import LowRankStiefel, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD, backends
 from geoopt_projunn.backends.torch_compile import compiled
-from tests._able import limit_compilations_of_one_function, skip_unless
+from tests._able import compile_steps, limit_compilations_of_one_function, skip_unless
 
 from ._helpers import (
     OPTIMIZERS,
@@ -52,6 +52,7 @@ KINDS = {
 
 @pytest.fixture(autouse=True)
 def _fresh_compiler():
+    skip_unless(compile_steps)
     torch._dynamo.reset()
     counters.clear()
     yield
