@@ -1,4 +1,4 @@
-"""What the torch at hand can do, without this package: older versions lack some of it."""
+"""What the torch at hand can do: older versions lack some of it."""
 
 import functools
 import inspect
@@ -7,7 +7,10 @@ import geoopt
 import pytest
 import torch
 from torch import distributed
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.torch_version import TorchVersion
+
+from geoopt_projunn.backends.distributed.collectives import concatenate_over
 
 
 def skip_unless(able):
@@ -29,6 +32,17 @@ def broadcast_complex_numbers():
     finally:
         if alone:
             distributed.destroy_process_group()
+
+
+@functools.cache
+def gather_without_values():
+    """gather tensors that have no values"""
+    distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        part, group = torch.empty(1, 1, 1, device="meta"), distributed.group.WORLD
+        return _runs(lambda: concatenate_over(part, group, 2), NotImplementedError)
+    finally:
+        distributed.destroy_process_group()
 
 
 @functools.cache
