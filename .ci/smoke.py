@@ -15,7 +15,7 @@ from geoopt_projunn.nn import OrthogonalLinear, orthogonality_errors
 expected = sys.argv[1]
 torch.manual_seed(0)
 target, model = OrthogonalLinear(64, 32), OrthogonalLinear(64, 32, k=8)
-optimizer = ProjUNNRiemannianSGD(param_groups(model, lr=0.1, angle=0.2), momentum=0.9)
+optimizer = ProjUNNRiemannianSGD(param_groups(model, lr=0.1, steps=200), momentum=0.9)
 schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=200)
 losses = []
 with warnings.catch_warnings(record=True) as caught:

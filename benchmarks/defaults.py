@@ -7,6 +7,7 @@ over the seeds, at the best rate. Runs are recorded one by one in a JSON-lines f
 continues it.
 
     python benchmarks/defaults.py                     # the tables and the picture, half an hour
+    python benchmarks/defaults.py --help              # --methods and --rates choose parts
     python benchmarks/defaults.py --smoke             # seconds, for a test
 """
 
@@ -52,6 +53,8 @@ DRAWN = {
 IN_RADIANS = (
     "Nesterov, angle",
     *(f"Nesterov, angle, {name}" for name in ("k = 1", "k = 4", "k = 16", "full rank")),
+    "Nesterov, spectral",
+    "Nesterov, angle, coordinates",
 )
 
 
@@ -104,6 +107,8 @@ def methods() -> Iterator[Method]:
         name = "full rank" if k is None else f"k = {k}"
         make = on_manifold(LowRankUnitary(k), sgd, **angle)
         yield Method("angle", f"Nesterov, angle, {name}", make)
+    make = on_manifold(LowRankUnitary(8, sketch="coordinates"), sgd, **angle)
+    yield Method("angle", "Nesterov, angle, coordinates", make)
     for second in ("elementwise", "mean"):
         for k in (8, 1):
             name = f"Adam, {second}" + ("" if k == 8 else f", k = {k}")
@@ -168,8 +173,9 @@ def record(options: argparse.Namespace) -> list[Run]:
         for problem in options.problems
         for method in methods()
         if method.takes_complex or problem != "random unitary"
+        if any(text in method.variant for text in options.methods)
         for schedule in SCHEDULES
-        for lr in GRIDS[method.family][:: options.thin]
+        for lr in options.rates or GRIDS[method.family][:: options.thin]
     ]
     runs = []
     with path.open("a") as file:
@@ -195,26 +201,26 @@ def table(runs: list[Run], schedule: str) -> str:
     """Return a Markdown table: the end of every method on every problem, and its best rate."""
     names = list(dict.fromkeys(run.problem for run in runs))
     lines = [f"| {schedule} rate | " + " | ".join(names) + " |", "|---" * (1 + len(names)) + "|"]
-    for method in methods():
+    for method in dict.fromkeys(run.method for run in runs):
         cells = []
         for name in names:
-            run = best(runs, name, method.variant, schedule)
+            run = best(runs, name, method, schedule)
             cells.append("" if run is None else f"{run.mean:.2g} ({run.lr:g})")
-        lines.append(f"| {method.variant} | " + " | ".join(cells) + " |")
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def angles(runs: list[Run]) -> str:
-    """Return how far above the best angle each ends with a falling rate, mean over the problems."""
+def angles(runs: list[Run], schedule: str) -> str:
+    """Return how far above the best angle each ends, the geometric mean over the problems."""
     ranks = [name for name in dict.fromkeys(run.method for run in runs) if name in IN_RADIANS]
     rates = sorted({run.lr for run in runs if run.method in ranks})
-    lines = ["| angle | " + " | ".join(f"{lr:g}" for lr in rates) + " |"]
+    lines = [f"| angle, {schedule} | " + " | ".join(f"{lr:g}" for lr in rates) + " |"]
     lines.append("|---" * (1 + len(rates)) + "|")
     for method in ranks:
         logs: dict[float, list[float]] = {lr: [] for lr in rates}
         for run in runs:
-            if (run.method, run.schedule) == (method, "decaying"):
-                least = best(runs, run.problem, method, "decaying")
+            if (run.method, run.schedule) == (method, schedule):
+                least = best(runs, run.problem, method, schedule)
                 assert least is not None
                 ends = max(run.mean, SOLVED), max(least.mean, SOLVED)
                 logs[run.lr].append(math.log(ends[0] / ends[1]))
@@ -250,6 +256,8 @@ def main(arguments: list[str] | None = None) -> list[Run]:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--thin", type=int, default=1, help="take every nth learning rate")
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
+    parser.add_argument("--methods", nargs="+", default=[""], help="parts of methods' names")
+    parser.add_argument("--rates", nargs="+", type=float, help="instead of those of a family")
     parser.add_argument("--output", type=Path, default=Path("outputs/defaults"))
     parser.add_argument("--smoke", action="store_true", help="seconds, for a test")
     options = parser.parse_args(arguments)
@@ -257,7 +265,8 @@ def main(arguments: list[str] | None = None) -> list[Run]:
         options.n, options.steps, options.seeds, options.thin = 32, 3, 2, 7
     torch.set_num_threads(1)
     runs = record(options)
-    text = "\n\n".join([*(table(runs, schedule) for schedule in SCHEDULES), angles(runs)])
+    tables = [make(runs, schedule) for make in (table, angles) for schedule in SCHEDULES]
+    text = "\n\n".join(tables)
     (options.output / "defaults.md").write_text(text + "\n")
     draw(runs, options.output / "defaults.png")
     print(text)

@@ -28,8 +28,10 @@ def recurrences(device: str) -> Cases:
         "torch.nn.RNN relu, TF32": (lambda: _cudnn(tf32=True), theirs("relu")),
         "OrthogonalRNN relu": (nullcontext, ours(nonlinearity="relu")),
         "OrthogonalRNN modrelu": (nullcontext, ours()),
+        "OrthogonalRNN modrelu, step by step": (_step_by_step, ours()),
         "OrthogonalRNN modrelu, torch's operations": (_torchs_operations, ours()),
         "UnitaryRNN modrelu": (nullcontext, ours(UnitaryRNN)),
+        "UnitaryRNN modrelu, step by step": (_step_by_step, ours(UnitaryRNN)),
         "UnitaryRNN modrelu, torch's operations": (_torchs_operations, ours(UnitaryRNN)),
         "torch.nn.RNN tanh, no TF32": (lambda: _cudnn(tf32=False), theirs("tanh")),
         "OrthogonalRNN tanh": (nullcontext, ours(nonlinearity="tanh")),
@@ -101,9 +103,14 @@ def _both_passes(
 def _torchs_operations() -> AbstractContextManager:
     """Leave the Triton kernels of layers out."""
     stack = ExitStack()
-    for module in ("pointwise", "frequencies"):
+    for module in ("pointwise", "stepping", "frequencies"):
         stack.enter_context(patch(f"geoopt_projunn.nn.{module}.serve", lambda _: False))
     return stack
+
+
+def _step_by_step() -> AbstractContextManager:
+    """Leave out the kernels that take all time steps in one launch."""
+    return patch("geoopt_projunn.nn.stepping.serve", lambda _: False)
 
 
 def _cudnn(*, tf32: bool) -> AbstractContextManager:

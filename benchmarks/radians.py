@@ -19,8 +19,8 @@ from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianSGD
 BATCH = 32
 RATES: dict[str | None, tuple[float, ...]] = {
     None: (0.1, 0.3, 1.0),
-    "angle": (0.2, 0.35, 0.5, 0.8),
-    "spectral": (0.2, 0.35, 0.5, 0.8),
+    "angle": (0.2, 0.35, 0.5, 0.75),
+    "spectral": (0.2, 0.35, 0.5, 0.75),
 }
 
 

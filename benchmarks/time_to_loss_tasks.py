@@ -14,6 +14,7 @@ from methods import Make, Method, Trained, on_manifold, parametrized
 from problems import Problem, procrustes, regression
 
 from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianSGD
+from geoopt_projunn.normalization import planned_angle
 
 HAS_POGO = importlib.util.find_spec("pogo") is not None
 RANKS = (1, 4, 8, 16, 32)
@@ -85,7 +86,7 @@ def in_radians(k: int) -> Make:
     def make(start: torch.Tensor, plan: float) -> Trained:
         weight = geoopt.ManifoldParameter(start.clone(), manifold=LowRankUnitary(k))
         options = {"normalize": "angle", "momentum": 0.9, "nesterov": True}
-        angle = min(0.8, 5 * start.shape[-1] / (k * plan))
+        angle = planned_angle(*start.shape[-2:], k, plan)
         optimizer = ProjUNNRiemannianSGD([weight], lr=angle, **options)
         return lambda: weight, Falling(optimizer, int(plan))
 

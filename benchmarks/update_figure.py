@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import matplotlib as mpl
-from update_methods import MATMUL, OURS
+from update_methods import DEFAULT, MATMUL, OURS
 from update_report import Report, Result
 
 mpl.use("Agg")
@@ -19,6 +19,7 @@ STYLES = {
     "geoopt EuclideanStiefel, RiemannianSGD": {"color": "tab:red", "marker": "P"},
     MATMUL: {"color": "black", "linestyle": ":"},
     "SGD, k = 16": {"color": "tab:cyan", "marker": "o"},
+    DEFAULT: {"color": "tab:blue", "marker": "o", "linewidth": 2.5, "alpha": 0.6},
     OURS: {"color": "tab:blue", "marker": "o", "linewidth": 2.5},
     "SGD, k = 1, in a CUDA graph": {"color": "tab:green", "marker": "o"},
 }

@@ -7,11 +7,12 @@ import platform
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from update_methods import COPY, OURS
+from update_methods import COPY, DEFAULT, OURS
 
 PACKAGES = ("torch", "geoopt", "geoopt-projunn", "geotorch", "pogo-torch", "cdopt")
 
@@ -71,10 +72,19 @@ class Report:
     def of(self, threads: int) -> list[Result]:
         return [r for r in self.results if r.threads == threads]
 
-    def over_ours(self, result: Result) -> float | None:
+    def over_ours(self, result: Result, name: str = OURS) -> float | None:
         among = self.tall if result in self.tall else self.of(result.threads)
-        ours = _at(among, OURS, result.n)
+        ours = _at(among, name, result.n)
         return result.over(ours) if ours else None
+
+    def _others(self, found: list[Result], what: str) -> Iterable[str]:
+        """Yield the ratios of others over the cheapest of ours, and over the default."""
+        for name in (OURS, DEFAULT):
+            if any(r.method == name for r in found):
+                yield f"Others over `{name}`, {what}:"
+                yield _table(
+                    found, ("floor", "peer"), partial(self.over_ours, name=name), _two_digits
+                )
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -104,8 +114,7 @@ class Report:
                 _table(found, ("floor", "ours", "peer"), lambda r: r.ms, _three_digits),
                 f"Ours over the floor, {threads} thread(s):",
                 _table(found, ("ours",), lambda r: r.over_floor, _three_digits),
-                f"Others over `{OURS}`, {threads} thread(s):",
-                _table(found, ("floor", "peer"), self.over_ours, _two_digits),
+                *self._others(found, f"{threads} thread(s)"),
                 f"Gigabytes per second of a copy, {threads} thread(s):",
                 _table(found, ("floor",), _gigabytes, _three_digits),
                 *_growth(found),
@@ -118,8 +127,7 @@ class Report:
             threads = self.tall[0].threads
             yield f"Milliseconds of one update of an n × n/4 matrix, {threads} thread(s):"
             yield _table(self.tall, ("floor", "ours", "peer"), lambda r: r.ms, _three_digits)
-            yield f"Others over `{OURS}`, n × n/4, {threads} thread(s):"
-            yield _table(self.tall, ("floor", "peer"), self.over_ours, _two_digits)
+            yield from self._others(self.tall, f"n × n/4, {threads} thread(s)")
         if self.small:
             head = "| | one small matrix, ms | 32 in one parameter, ms | ratio |"
             lines = [f"{head} 32 parameters, ms | ratio |", "|---|---|---|---|---|---|"]

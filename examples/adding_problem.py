@@ -22,7 +22,11 @@ import itertools
 import _needed  # noqa: F401
 import numpy as np
 import torch
-from _runs import MemoryTask, Row, cosine, networks, parse, parser, positive, run
+from _memory_options import parse, parser
+from _memory_runs import run
+from _networks import networks
+from _options import positive
+from _tasks import MemoryTask, Row, cosine
 
 TRIVIAL = 1 / 6
 THRESHOLD = 0.01

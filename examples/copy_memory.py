@@ -20,7 +20,11 @@ import math
 import _needed  # noqa: F401
 import numpy as np
 import torch
-from _runs import MemoryTask, Row, networks, parse, parser, positive, run
+from _memory_options import parse, parser
+from _memory_runs import run
+from _networks import networks
+from _options import positive
+from _tasks import MemoryTask, Row
 
 SYMBOLS, LENGTH = 8, 10
 BLANK, MARKER = SYMBOLS, SYMBOLS + 1

@@ -20,7 +20,8 @@ from pathlib import Path
 import _needed  # noqa: F401
 import geoopt
 import torch
-from _runs import plt, positive, save_picture
+from _options import positive
+from _pictures import plt, save_picture
 from torch import Tensor
 from tqdm import tqdm
 

@@ -21,7 +21,9 @@ from typing import NamedTuple
 import _needed  # noqa: F401
 import geoopt
 import torch
-from _runs import explain, plt, positive, save_picture
+from _options import positive
+from _pictures import plt, save_picture
+from _tables import explain
 from torch import Tensor
 from torch.nn.utils import parametrizations
 from tqdm import tqdm
@@ -36,7 +38,7 @@ Built = tuple[torch.nn.Module, torch.optim.Optimizer]
 def ours(start: Tensor) -> Built:
     layer = OrthogonalLinear(*start.shape, bias=False, k=min(8, len(start) // 2))
     layer.load_state_dict({"weight": start})
-    groups = param_groups(layer, lr=0.1, angle=0.4)  # 5n / (kT), T = 1600 steps
+    groups = param_groups(layer, lr=0.1, steps=1600)  # about as many as there will be
     return layer, ProjUNNRiemannianSGD(groups, momentum=0.9, nesterov=True)
 
 

@@ -19,13 +19,13 @@ The package mnist1d makes the data on this machine; it is part of the extra "exa
 
 import argparse
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 
 import _needed  # noqa: F401
 import torch
-from _runs import Model, Network, Row, positive, rank, train, write_csv
-from mnist_1d import draw, print_table, reading
+from _mnist_1d import compare, parser
+from _networks import Model
+from _options import positive
+from _tasks import Row
 
 from geoopt_projunn import ProjUNNRiemannianAdam, param_groups
 from geoopt_projunn.nn import BlockOrthogonalConv1d, OrthogonalConv1d, orthogonality_errors
@@ -83,38 +83,21 @@ def build(name: str, options: argparse.Namespace) -> tuple[Model, torch.optim.Op
 
 
 def main(arguments: list[str] | None = None) -> list[Row]:
-    parser = argparse.ArgumentParser(prog="mnist_1d_conv.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--epochs", type=positive, default=30)
-    parser.add_argument("--width", type=positive, default=16, help="channels of the first layer")
-    parser.add_argument("--kernel", type=positive, default=5, help="size of a small kernel, odd")
-    parser.add_argument("--k", type=rank, default=8, help="highest rank of a step, or 'full'")
-    parser.add_argument("--lr", type=float, default=1e-2, help="learning rate of free weights")
-    parser.add_argument("--angle", type=float, default=0.03, help="of a step, in radians")
-    parser.add_argument("--batch", type=positive, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder to write to")
-    parser.add_argument("--smoke", action="store_true", help="a few seconds, for a test")
-    options = parser.parse_args(arguments)
+    options_parser = parser("mnist_1d_conv", __doc__.splitlines()[0], NETWORKS)
+    add = options_parser.add_argument
+    add("--width", type=positive, default=16, help="channels of the first layer")
+    add("--kernel", type=positive, default=5, help="size of a small kernel, odd")
+    add("--lr", type=float, default=1e-2, help="learning rate of free weights")
+    add("--angle", type=float, default=0.03, help="of a step, in radians")
+    options = options_parser.parse_args(arguments)
     if options.smoke:
         options.epochs, options.width, options.batch, options.k = 2, 4, 1000, 1
     shortest = LENGTH // STRIDE ** (LAYERS - 1)
     if options.kernel % 2 == 0 or not STRIDE <= options.kernel <= shortest:
-        parser.error(f"--kernel must be odd, and at least {STRIDE} and at most {shortest}")
+        options_parser.error(f"--kernel must be odd, and at least {STRIDE} and at most {shortest}")
     if options.k is not None and options.k > options.width // 2:
-        parser.error(f"--k must be at most width / 2 = {options.width // 2}")
-    task, in_epoch = reading(options.batch, options.epochs)
-    histories = {}
-    for name in options.networks:
-        network = Network(name, partial(build, name, options))
-        run = train(task, network, options.seed, options.epochs * in_epoch, every=in_epoch)
-        histories[name] = list(run)
-    rows = [row for history in histories.values() for row in history]
-    write_csv(rows, options.output / "mnist_1d_conv.csv")
-    draw(histories, options.output / "mnist_1d_conv.png")
-    print_table(histories)
-    print(f"\nCurves: {options.output / 'mnist_1d_conv.png'}")
-    return rows
+        options_parser.error(f"--k must be at most width / 2 = {options.width // 2}")
+    return compare(build, options)
 
 
 if __name__ == "__main__":

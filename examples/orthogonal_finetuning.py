@@ -17,8 +17,9 @@ from pathlib import Path
 import _needed  # noqa: F401
 import geoopt
 import torch
+from _options import positive
+from _pictures import plt, save_picture
 from _reader import MATRICES, Reader, digits, train
-from _runs import plt, positive, save_picture
 from torch import Tensor
 from torch.nn.utils import parametrize
 

@@ -16,14 +16,18 @@ use, from files that you have; its runs are saved and continued by a second call
 """
 
 import argparse
-import math
 from functools import partial
 from pathlib import Path
 
 import _needed  # noqa: F401
 import numpy as np
 import torch
-from _runs import Model, Network, Row, Task, cosine, explain, plt, positive, rank, train, write_csv
+from _networks import Model, Network
+from _options import positive, rank
+from _pictures import plt, save_picture
+from _tables import explain, write_csv
+from _tasks import Row, Split, Task, cosine, in_epochs
+from _training import train
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
@@ -36,13 +40,15 @@ EPOCHS = {"digits": 100, "mnist": 20}
 PIXELS = {"digits": 64, "mnist": 784}
 TITLES = {"digits": "Digits", "mnist": "MNIST"}
 
-Split = tuple[torch.Tensor, torch.Tensor]
-
 
 def orthogonal(options: argparse.Namespace, lr: float) -> tuple[Model, torch.optim.Optimizer]:
     layer = OrthogonalRNN(1, options.hidden, nonlinearity="relu", k=options.k)
     model = Model(layer, torch.nn.Linear(options.hidden, 10), last=True)
-    groups = param_groups(model, lr=lr, angle=options.angle)
+    if options.angle is None:
+        length = PIXELS[options.dataset]
+        groups = param_groups(model, lr=lr, steps=options.steps, sequence_length=length)
+    else:
+        groups = param_groups(model, lr=lr, angle=options.angle)
     return model, ProjUNNRiemannianAdam(groups)
 
 
@@ -129,15 +135,8 @@ def accuracy(model: Model, split: Split) -> float:
 def reading(options: argparse.Namespace) -> tuple[Task, int]:
     """Return the task and its iterations in an epoch."""
     splits = load_splits() if options.dataset == "digits" else load_mnist(options.data)
-    (pixels, labels), validation, test = splits
-    in_epoch = math.ceil(len(labels) / options.batch)
-
-    def batch(seed: int, iteration: int) -> Split:
-        epoch, place = divmod(iteration - 1, in_epoch)
-        order = np.random.default_rng([seed, epoch]).permutation(len(labels))
-        chosen = order[place * options.batch : (place + 1) * options.batch]
-        return pixels[:, chosen], labels[chosen]
-
+    training, validation, test = splits
+    batch, in_epoch = in_epochs(*training, options.batch)
     task = Task(
         name=f"permuted_{options.dataset}",
         title=TITLES[options.dataset],
@@ -199,8 +198,7 @@ def draw(histories: dict[str, list[Row]], title: str, path: Path) -> None:
     left.legend(loc="lower right", bbox_to_anchor=(1, 0.12))
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save_picture(figure, path)
 
 
 def print_table(histories: dict[str, list[Row]]) -> None:
@@ -223,7 +221,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     parser.add_argument("--hidden", type=positive, default=128, help="size of the recurrent matrix")
     parser.add_argument("--k", type=rank, default=8, help="rank of a step, or 'full'")
     parser.add_argument(
-        "--angle", type=float, help="of its steps, in radians (default: one over the pixels)"
+        "--angle", type=float, help="of its steps, in radians (default: what suits their number)"
     )
     parser.add_argument("--lr", type=float, help="one learning rate for all networks")
     parser.add_argument("--batch", type=positive, default=64)
@@ -233,11 +231,10 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     parser.add_argument("--smoke", action="store_true", help="a few seconds, for a test")
     options = parser.parse_args(arguments)
     options.epochs = options.epochs or EPOCHS[options.dataset]
-    # The matrix acts once for each pixel.
-    options.angle = options.angle or 1 / PIXELS[options.dataset]
     if options.smoke:
         options.epochs, options.hidden = 2, 16
     task, in_epoch = reading(options)
+    options.steps = options.epochs * in_epoch
     if options.tune:
         tune(task, in_epoch, options)
         return []
@@ -247,9 +244,8 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     }
     rows = [row for history in histories.values() for row in history]
     write_csv(rows, options.output / f"{task.name}.csv")
-    draw(histories, task.title, options.output / f"{task.name}.png")
     print_table(histories)
-    print(f"\nCurves: {options.output / f'{task.name}.png'}")
+    draw(histories, task.title, options.output / f"{task.name}.png")
     return rows
 
 

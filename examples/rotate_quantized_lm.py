@@ -18,7 +18,8 @@ import _needed
 import geoopt
 import scipy.linalg
 import torch
-from _runs import plt, positive, save_picture
+from _options import positive
+from _pictures import plt, save_picture
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm

@@ -13,6 +13,7 @@ from .backends.spec import StepSpec
 from .geometry.orthonormal import OrthonormalGeometry
 from .linalg.hashing import bits_of_row
 from .linalg.precision import full_precision
+from .linalg.truncated import without_derivative
 from .retractions import RETRACTIONS
 from .rotation import Rotation
 from .sketches import SKETCHES, Sketched
@@ -26,16 +27,18 @@ _MOST_BY_DEFAULT = 8
 
 
 def _step(method: Callable[..., T]) -> Callable[..., T]:
-    """Run a step with autocast off, and without a gradient where it truncates.
-
-    The basis of a sketch has no derivative where rows depend on each other, as they do in any
-    direction of low rank.
-    """
+    """Run a step with autocast off. Where it truncates, asking for its derivative is an error."""
 
     @functools.wraps(method)
-    def wrapped(self: "LowRankManifold", *args: Any, **kwargs: Any) -> T:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.k is None):
+    def wrapped(self: "LowRankManifold", *args: Any, **kwargs: Any) -> Any:
+        if self.k is None or not torch.is_grad_enabled():
             return method(self, *args, **kwargs)
+        with torch.set_grad_enabled(False):
+            result = method(self, *args, **kwargs)
+        # The compiler would look for a derivative while it traces.
+        if torch.compiler.is_compiling():
+            return result
+        return without_derivative(method.__name__, result, (*args, *kwargs.values()))
 
     return full_precision(wrapped)
 
@@ -111,10 +114,11 @@ class LowRankManifold(OrthonormalGeometry):
         # Matrices of one row have no plane.
         return min(_MOST_BY_DEFAULT, self._highest_rank(n, p)[0]) or None
 
-    def spec(self, points: torch.Tensor) -> StepSpec:
+    def spec(self, points: torch.Tensor, normalize: str | None = None) -> StepSpec:
         """Return what a backend has to know about steps of points, viewed as :meth:`points`."""
-        k = self._rank(*points.shape[-2:])
-        return StepSpec(k, self.sketch, self.retraction, self.sweep, scale=self._factor)
+        *_, n, p = points.shape
+        k = self._rank(n, p)
+        return StepSpec(k, self.sketch, self.retraction, self.sweep, self._factor, normalize)
 
     @full_precision
     def sketch_direction(self, x: torch.Tensor, d: torch.Tensor, counter: torch.Tensor) -> Sketched:
@@ -162,6 +166,11 @@ class LowRankManifold(OrthonormalGeometry):
         -------
         torch.Tensor
             tangent at x
+
+        Raises
+        ------
+        RuntimeError
+            If the derivative of the result is asked for: only steps with k=None have one.
         """
         (x, u), shape = self._flatten(x=x, u=u)
         if self._rank(*x.shape[-2:]) is None:
@@ -192,6 +201,11 @@ class LowRankManifold(OrthonormalGeometry):
         -------
         torch.Tensor
             a point
+
+        Raises
+        ------
+        RuntimeError
+            If the derivative of the result is asked for: only steps with k=None have one.
         """
         (x, u), shape = self._flatten(x=x, u=u)
         (y,) = self._turned(x, u, x)
@@ -216,6 +230,11 @@ class LowRankManifold(OrthonormalGeometry):
         -------
         tuple of torch.Tensor
             the new point and the transported vector
+
+        Raises
+        ------
+        RuntimeError
+            If the derivative of the result is asked for: only steps with k=None have one.
         """
         (x, u, v), shape = self._flatten(x=x, u=u, v=v)
         y, carried = self._turned(x, u, x, v)

@@ -18,6 +18,10 @@ from .linalg.dense import divided, skewh
 
 Normalization = Callable[[torch.Tensor, int], torch.Tensor]
 
+# In radians. Where steps are few, longer ones gain nothing.
+_LARGEST_PLANNED = 0.75
+# How far all steps together turn each plane.
+_PLANNED_TURN = 5.0
 # A generator below this many units of rounding of its direction is rounding. Of large matrices
 # below twice the root of their size: points from a decomposition in float64 are unitary to
 # 22 units at n = 300, and the generator of a normal direction is off by as much.
@@ -126,6 +130,23 @@ def normalized(
         turned = torch.as_tensor(length * longest, dtype=s.real.dtype)
         length = length * (math.pi / abs(turned).clamp(min=math.pi))
     return length * unit
+
+
+def planned_angle(
+    rows: int, columns: int, k: int | None, steps: float, *, at_random: bool = False
+) -> float:
+    r"""Return the angle for a number of steps with a rate that falls to zero.
+
+    :math:`\min(0.75, 5m / (kT))` radians, with m the longer side of a matrix, or twice the shorter
+    one if that is less; k=None counts as m / 2. A step turns k of m / 2 planes, and the mean rate
+    is half of the first, so that T steps turn each plane by about 5 radians in all. Where planes
+    are drawn ``at_random`` half of the turns are in vain, and the angle is twice that. Both
+    figures are measured, see "Which k, which learning rate" in the documentation.
+    """
+    m = min(max(rows, columns), 2 * min(rows, columns))
+    share = 2.0 if k is None else m / k
+    turn = 2 * _PLANNED_TURN if at_random else _PLANNED_TURN
+    return min(_LARGEST_PLANNED, turn * share / steps)
 
 
 def noise_floor(x: torch.Tensor) -> float:

@@ -45,6 +45,7 @@ class Compiled(NamedTuple):
     """Bytes of memory that the threads of a program share."""
     in_tf32: bool
     """Whether a product rounds its inputs to 10 bits."""
+    ptx: str
 
 
 def compile_ahead(source, architecture, **options):
@@ -61,7 +62,9 @@ def compile_ahead(source, architecture, **options):
         command = [tool, "-res-usage", file.name]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     spilt = int(re.search(r"STACK:(\d+)", usage)[1])
-    return Compiled(spilt, compiled.metadata.shared, "tf32" in compiled.asm["ttir"])
+    ptx = compiled.asm["ptx"]
+    in_tf32 = "tf32" in compiled.asm["ttir"] or "tf32" in ptx
+    return Compiled(spilt, compiled.metadata.shared, in_tf32, ptx)
 
 
 def assert_runs(compiled, architecture, name):

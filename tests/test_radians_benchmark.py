@@ -55,6 +55,17 @@ def test_the_table_of_defaults(tmp_path, capsys):
     assert (tmp_path / "defaults.jsonl").read_bytes() == before
 
 
+def test_the_table_of_defaults_of_chosen_methods_and_rates(tmp_path, capsys):
+    arguments = ["--smoke", "--output", str(tmp_path), "--problems", "Brockett"]
+    runs = defaults.main([*arguments, "--methods", "angle, k = 4", "--rates", "0.1", "0.75"])
+    asked = [("constant", 0.1), ("constant", 0.75), ("decaying", 0.1), ("decaying", 0.75)]
+    assert [(run.schedule, run.lr) for run in runs] == asked
+    assert {run.method for run in runs} == {"Nesterov, angle, k = 4"}
+    of_decaying = [run.mean for run in runs[2:]]
+    ratios = [f"{mean / min(of_decaying):.2g}" for mean in of_decaying]
+    assert f"| Nesterov, angle, k = 4 | {' | '.join(ratios)} |" in capsys.readouterr().out
+
+
 def test_the_default_of_adam_has_no_false_fixed_points(monkeypatch):
     monkeypatch.setitem(stalls.METHODS, "default", (ProjUNNRiemannianAdam, 0.03, {}))
     assert stalls.stalled("default", 4, 1, steps=2000, starts=24) == 0

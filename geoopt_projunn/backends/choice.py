@@ -14,6 +14,7 @@ from .triton.support import warn_of_lack
 
 _BACKENDS = {backend.name: backend for backend in (CPU(), Triton(), Reference())}
 """In order of preference; the last one serves everything."""
+*_PREFERRED, _LAST = _BACKENDS.values()
 
 _asked_for: list[list[str]] = []
 """A list of one name for each context of :func:`use`, the last one counts."""
@@ -44,8 +45,7 @@ def _choose_local(x: torch.Tensor) -> Reference:
     if _asked_for:
         assert_serves(x)
         return _BACKENDS[_asked_for[-1][0]]
-    *preferred, last = _BACKENDS.values()
-    for backend in preferred:
+    for backend in _PREFERRED:
         if backend.refusal(x) is None:
             return backend
     if not torch.compiler.is_compiling():
@@ -53,7 +53,7 @@ def _choose_local(x: torch.Tensor) -> Reference:
             warn_of_lack(x.device)
         elif x.is_cpu:
             kernels.warn_of_lack()
-    return last
+    return _LAST
 
 
 _DISTRIBUTED = Distributed(_choose_local)

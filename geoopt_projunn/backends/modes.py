@@ -17,3 +17,8 @@ def refusal_of_modes() -> str | None:
     if torch.autograd.forward_ad._current_level >= 0:
         return "derivatives are taken in forward mode"
     return None
+
+
+def is_watched() -> bool:
+    """Return whether a mode of torch or a profiler has to be told of each operation."""
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._autograd._profiler_enabled()

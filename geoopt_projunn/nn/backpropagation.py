@@ -7,7 +7,8 @@ From the last step to the first, the gradient of :math:`h_t` becomes that of
 from torch import Tensor
 
 from .passes import Needs, Pass, Sides
-from .pointwise import ModReLU, pointwise_for
+from .pointwise import ModReLU
+from .stepping import stepping_for
 from .unrolled import Order, Step, Weights
 
 
@@ -74,16 +75,22 @@ class _Pass(Pass):
             bool(wanted.bias_ih or wanted.bias_hh),
         )
         super().__init__(states, x, h0, weights.ih, weights.hh, grads, needs, order)
-        self.pointwise = pointwise_for(nonlinearity, states, weights.offset)
+        self.stepping = stepping_for(
+            nonlinearity, states, self.conjugate.t(), weights.offset, order
+        )
+        self.pointwise = self.stepping.pointwise
         if isinstance(self.pointwise, ModReLU) and wanted.offset:
             self.pointwise.watch_offset(states[: self.sizes[0]])
 
     def _open(self, chunk: list[Step], buffer: Tensor) -> Sides:
         return Sides(buffer, buffer, buffer)
 
-    def _pull(self, step: Step, own: Tensor) -> tuple[Tensor, None]:
-        self.pointwise.backward_(own, self.states_by_time[step.now])
-        return own, None
+    def _runs(self, chunk: list[Step]) -> list[list[Step]]:
+        return self.stepping.runs(chunk)
+
+    def _pull(self, run: list[Step], grads: dict[int, Tensor]) -> tuple[Tensor, None]:
+        self.stepping.backward_(run, grads, self.states_by_time)
+        return grads[run[0].now], None
 
     def gradients(self) -> list[Tensor | None]:
         """Return the gradients in the order of the arguments."""

@@ -105,8 +105,10 @@ class _Pass(Pass):
         self.to_parts = [part.split_with_sizes(sizes) for part in whole.split(n, 1)]
         return sides
 
-    def _pull(self, step: Step, own: Tensor) -> tuple[Tensor, Tensor]:
+    def _pull(self, run: list[Step], grads: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
+        (step,) = run
         now, place = step.now, step.now - self.first
+        own = grads[now]
         z, c = self.z[now], self.c[now]
         to_a, to_r, to_z, to_c = (part[place] for part in self.to_parts)
         to_gates = self.to_gates[place]

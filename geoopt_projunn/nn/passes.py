@@ -71,7 +71,8 @@ class Pass:
         needs: Needs,
         order: Order,
     ) -> None:
-        self.states, self.x, self.h0, self.hh = states, x, h0, hh
+        self.states, self.x, self.h0 = states, x, h0
+        self.conjugate = hh.conj().resolve_conj()
         self.grad, self.grad_final = grads
         self.needs = needs
         self.sizes = order.batch_sizes
@@ -96,17 +97,21 @@ class Pass:
         """Return where the steps of a chunk put what they hand on, given that of their states."""
         raise NotImplementedError
 
-    def _pull(self, step: Step, own: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Take the gradient of a state through its step.
+    def _runs(self, chunk: list[Step]) -> list[list[Step]]:
+        """Return a chunk in parts, of each of which all steps are taken at once."""
+        return [[step] for step in chunk]
 
-        Return its part in ``Sides.h``, and what goes to the state before it past the recurrent
-        weights, if anything does. The gradient may be overwritten.
+    def _pull(self, run: list[Step], grads: dict[int, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Take the gradients of states, by time, through the steps of a run.
+
+        Return, of its first step, its part in ``Sides.h``, and what goes to the state before it
+        past the recurrent weights, if anything does. The gradients may be overwritten.
         """
         raise NotImplementedError
 
     def run(self) -> None:
         """Go through all steps, from the last to the first."""
-        conjugate = self.hh.conj().resolve_conj()
+        conjugate = self.conjugate
         chunks = self._chunks()
         buffer, buffers = self._begin(chunks[-1])
         if self.grad_final is not None:
@@ -115,10 +120,10 @@ class Pass:
         for number in reversed(range(len(chunks))):
             chunk = chunks[number]
             sides = self._open(chunk, buffer)
-            for step in reversed(chunk):
-                now, previous, shared = step
+            for run in reversed(self._runs(chunk)):
+                now, previous, shared = run[0]
                 rows = self.sizes[now]
-                turned, past = self._pull(step, buffers[now])
+                turned, past = self._pull(run, buffers)
                 if self.grad_h0 is not None and shared < rows:
                     out = rows_of(self.grad_h0, shared, rows)
                     torch.mm(rows_of(turned, shared, rows), conjugate, out=out)

@@ -63,21 +63,22 @@ class ModReLU(Pointwise):
 
     def __init__(self, offset: Tensor | None) -> None:
         self.offset = offset
-        self._along: Tensor | None = None
+        self.along: Tensor | None = None
+        """The gradient of the offset, row by row, if it is watched."""
 
     def watch_offset(self, h: Tensor) -> None:
         """Sum the gradient of the offset in the steps to come, each of at most h's rows."""
-        self._along = torch.zeros_like(h.real)
+        self.along = torch.zeros_like(h.real)
 
     def offset_gradient(self) -> Tensor:
         """Return what the steps since :meth:`watch_offset` add up to."""
-        assert self._along is not None
-        return self._along.sum(0)
+        assert self.along is not None
+        return self.along.sum(0)
 
     def _watch(self, along: Tensor) -> None:
-        if self._along is not None:
+        if self.along is not None:
             rows = along.shape[0]
-            total = self._along if rows == self._along.shape[0] else self._along[:rows]
+            total = self.along if rows == self.along.shape[0] else self.along[:rows]
             total.add_(along)
 
 
@@ -150,7 +151,7 @@ class _ModReLUInKernels(ModReLU):
 
     def backward_(self, grad: Tensor, h: Tensor) -> None:
         if self._backward is None:
-            self._backward = self._kernels.backward(grad, h, self.offset, self._along)
+            self._backward = self._kernels.backward(grad, h, self.offset, self.along)
         self._backward(grad, h)
 
 

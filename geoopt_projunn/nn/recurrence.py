@@ -12,7 +12,7 @@ from torch import Tensor
 from . import untaped
 from .backpropagation import backpropagate, which_are_read
 from .passes import rows_of
-from .pointwise import pointwise_for
+from .stepping import stepping_for
 from .unrolled import Order, Weights, unrolled
 
 
@@ -92,11 +92,12 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     transposed = weights.hh.t()
     u = weights.project(x)
-    pointwise = pointwise_for(nonlinearity, u, weights.offset)
+    stepping = stepping_for(nonlinearity, u, weights.hh, weights.offset, order)
     sizes = order.batch_sizes
     states = u.split_with_sizes(sizes)
     final = u.new_empty(sizes[0], u.shape[1])
-    for now, previous, shared in order.steps():
+    for run in stepping.runs(order.steps()):
+        now, previous, shared = run[0]
         state, rows = states[now], sizes[now]
         if previous is not None:
             before, ended = states[previous], sizes[previous]
@@ -105,6 +106,6 @@ def _forward(
                 final[shared:ended] = before[shared:]
         if h0 is not None and shared < rows:
             rows_of(state, shared, rows).addmm_(rows_of(h0, shared, rows), transposed)
-        pointwise.forward_(state)
-    rows_of(final, 0, rows).copy_(state)
+        stepping.forward_(run, states)
+    rows_of(final, 0, rows).copy_(states[run[-1].now])
     return u, final

@@ -132,8 +132,11 @@ class OrthogonalRNN(_RNN):
     ``with torch.backends.cudnn.flags(enabled=False):`` they run as modReLU does: as one
     differentiable function. It keeps the input and the states for the backward pass and returns a
     copy of the states, which may be changed in place in any way. modReLU's derivatives are taken
-    to be 0 where the state is 0. On a GPU of compute capability 8 or later, with Triton, a modReLU
-    is one launch a time step each way, beside that of the product.
+    to be 0 where the state is 0. On a GPU of compute capability 8 or later, with Triton, one launch
+    takes all time steps forward, and at most eight take them backward; packed sequences take one
+    more for each of their lengths. That is for up to 256 units in float32, 192 in complex64 and
+    float64, and 128 in complex128, and batches of up to 2048 (of large layers, 300 to 1000). Beyond
+    that, a time step is the launch of the product and that of the modReLU each way.
 
     Forward and backward pass run in the precision of the parameters, also in autocast and where
     float32 products are reduced to TF32 or bfloat16. In the loop below, this holds for its

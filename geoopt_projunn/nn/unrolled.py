@@ -8,7 +8,8 @@ the second, ... with ``batch_sizes`` rows each, not increasing. A batch of equal
 case of constant ``batch_sizes``.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -60,6 +61,10 @@ class Order(NamedTuple):
         sizes = [self.batch_sizes[now] for now in order]
         shared = map(min, sizes, sizes[1:])
         return map(Step, order, [None, *order], [0, *shared])
+
+    def runs(self, steps: Iterable[Step]) -> list[list[Step]]:
+        """Join steps that follow each other and have as many rows, all of which continue."""
+        return [list(run) for _, run in groupby(steps, lambda step: self.batch_sizes[step.now])]
 
 
 def unrolled(

@@ -88,12 +88,14 @@ class _Untaped(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, grad_final: Tensor | None) -> tuple[Any, ...]:
         recurrence, count = ctx.recurrence, len(ctx.others)
         states, *saved = ctx.saved_tensors
-        read, kept = tuple(saved[:count]), tuple(saved[count:])
+        read = tuple(saved[:count])
+        # As they were made; hooks of saved tensors may have laid them out anew.
+        states, *kept = (t.contiguous() for t in (states, *saved[count:]))
         grads, needed = (grad, grad_final), ctx.needs_input_grad[1:]
         if torch.is_grad_enabled() or needs_plain_operations(*grads):
             given = _all_given(recurrence.names, read, ctx.others)
             return None, *_differentiable_backward(recurrence, given, grads, needed)
-        return None, *recurrence.backward(states, kept, read, grads, needed)
+        return None, *recurrence.backward(states, tuple(kept), read, grads, needed)
 
 
 def _version(t: Tensor) -> int | None:

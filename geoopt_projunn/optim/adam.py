@@ -196,15 +196,14 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         -\eta \frac{\sqrt{2k}}{\lVert S \rVert_F} S \quad\text{("angle")}, \qquad
         -\eta\, S (S^H S)^{-1/2} \quad\text{("spectral")},
 
-    whatever the size of the gradient: ``lr`` is an angle. Start with 5n / (kT) radian for T steps
-    and n x n matrices, at most 0.8, and in a recurrent layer, whose matrix acts at each time step,
-    with at most about one over the number of these. It is the angle of the exponential; the Cayley
-    transform and the polar factor turn a little less. No plane turns further than :math:`\pi`.
-    "spectral" turns planes with hardly any gradient less. Where the tangent part of a direction is
-    only rounding, nothing moves; the sketches "lsi" and "column" cannot tell. k=None counts as
-    k = n // 2, or n / 2 for complex x, and p if that is less, in :math:`O(n^3)`. Such steps do not
-    shrink as the gradient does: let ``lr`` decay, to zero at the end. Other parameters take ``lr``
-    as they always do, so give them a group of their own.
+    whatever the size of the gradient: ``lr`` is an angle. Such steps do not shrink as the gradient
+    does: let ``lr`` decay, to zero at the end. Other parameters take ``lr`` as they always do, so
+    they need a group of their own: :func:`geoopt_projunn.param_groups` makes it, and with
+    ``steps`` it finds the angles. They are those of the exponential; the Cayley transform and the
+    polar factor turn a little less. No plane turns further than :math:`\pi`. "spectral" turns
+    planes with hardly any gradient less. Where the tangent part of a direction is only rounding,
+    nothing moves; the sketches "lsi" and "column" cannot tell. k=None counts as k = n // 2, or
+    n / 2 for complex x, and p if that is less, in :math:`O(n^3)`.
 
     References
     ----------

@@ -4,23 +4,30 @@ from typing import Any
 
 import torch
 
-from ..normalization import NORMALIZATIONS
-from .kinds import is_low_rank, manifold_of
-from .options import check_choice, check_range
+from ..normalization import NORMALIZATIONS, planned_angle
+from ..sketches.coordinates import COORDINATES
+from .kinds import is_low_rank, low_rank_of, manifold_of
+from .options import check_choice, check_range, check_steps
 
 __all__ = ["param_groups"]
+
+# What torch and this package call the weights that act at each time step.
+_RECURRENT = "weight_hh"
 
 
 def param_groups(
     model: torch.nn.Module,
     *,
     lr: float | torch.Tensor,
-    angle: float | torch.Tensor,
+    steps: int | None = None,
+    angle: float | torch.Tensor | None = None,
+    sequence_length: int | None = None,
     normalize: str = "angle",
 ) -> list[dict[str, Any]]:
-    """Make a group of the orthogonal parameters, stepped in radians, and one of all others.
+    r"""Make groups of the orthogonal parameters, stepped in radians, and one of all others.
 
-    One learning rate cannot serve both: for the first it is an angle.
+    One learning rate cannot serve both: for the first it is an angle. With ``steps`` each
+    orthogonal parameter gets an angle by its size and rank, with ``angle`` all get the same.
 
     Parameters
     ----------
@@ -28,48 +35,124 @@ def param_groups(
         whose parameters are trained
     lr : float or torch.Tensor
         learning rate of the parameters that are not on a manifold of this package
+    steps : int
+        How many steps the training will take. The angles assume that a schedule lowers the rate
+        to zero in as many steps, linearly or like a cosine.
     angle : float or torch.Tensor
-        Learning rate of the orthogonal ones, in radians: how far a step turns a plane. Start with
-        5n / (kT) for T steps and n x n matrices, at most 0.8, and in a recurrent layer at most
-        about one over the number of time steps. Of an n x p matrix n is the longer side, or 2p if
-        that is less. Let it decay to zero, for such steps do not shrink by themselves.
+        Instead of ``steps``: how far a step turns the planes of each orthogonal parameter, in
+        radians. Let it fall to zero too, for such steps do not shrink by themselves.
+    sequence_length : int
+        How many time steps a sequence has. Needed with ``steps`` if the model has orthogonal
+        recurrent weights, which are those with a name that begins with ``weight_hh``.
     normalize : {"angle", "spectral"}
-        whether ``angle`` is the root mean square over the planes that a step turns, or the angle of
+        whether the angle is the root mean square over the planes that a step turns, or the angle of
         each of them, see :class:`ProjUNNRiemannianSGD`
 
     Returns
     -------
     list of dict
-        for :class:`ProjUNNRiemannianSGD` and :class:`ProjUNNRiemannianAdam`, with the names of the
-        parameters; the orthogonal ones first, the others left out if there are none
+        For :class:`ProjUNNRiemannianSGD` and :class:`ProjUNNRiemannianAdam`, with the names of the
+        parameters: a group for each angle, in the order in which the model has them, and last one
+        of all other parameters, if there are any.
 
     Raises
     ------
     ValueError, TypeError
-        If an argument is out of range, or no parameter is on a manifold of this package.
+        If an argument is missing or out of range, or no parameter is on a manifold of this package.
+
+    Notes
+    -----
+    With ``steps`` = T, an n x p matrix whose steps have rank k gets
+
+    .. math::
+
+        \min\Big(0.75, \frac{5m}{kT}\Big)
+        \text{ radians,}\quad m = \min(\max(n, p), 2 \min(n, p)),
+
+    where k=None counts as m / 2; with ``sketch="coordinates"`` twice 5m / (kT); and if it is
+    recurrent, at most 1 / ``sequence_length``. The rule is the same for real and complex matrices
+    and for both values of ``normalize``.
+
+    Schedules that multiply the rate of each group, such as ``LinearLR``, ``LambdaLR`` and
+    ``CosineAnnealingLR``, suit these groups. ``OneCycleLR`` and ``CyclicLR`` overwrite the rates:
+    pass them ``max_lr=[group["lr"] for group in groups]``.
 
     Examples
     --------
     >>> import geoopt_projunn, torch
-    >>> model = geoopt_projunn.nn.OrthogonalRNN(3, 8)
-    >>> groups = geoopt_projunn.param_groups(model, lr=1e-3, angle=0.1)
-    >>> optimizer = geoopt_projunn.ProjUNNRiemannianAdam(groups)
+    >>> layer = geoopt_projunn.nn.OrthogonalLinear(64, 32)
+    >>> groups = geoopt_projunn.param_groups(layer, lr=1e-3, steps=1000)
+    >>> optimizer = geoopt_projunn.ProjUNNRiemannianSGD(groups, momentum=0.9, nesterov=True)
     >>> [group["lr"] for group in optimizer.param_groups]
-    [0.1, 0.001]
+    [0.04, 0.001]
+    >>> schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=1000)
     """
     check_range("lr", lr, 0.0)
-    check_range("angle", angle, 0.0)
     check_choice("normalize", normalize, tuple(NORMALIZATIONS))
-    groups: list[dict[str, Any]] = [
-        {"params": [], "lr": angle, "normalize": normalize},
-        {"params": [], "lr": lr},
-    ]
-    for name, p in model.named_parameters():
-        groups[0 if is_low_rank(manifold_of(p)) else 1]["params"].append((name, p))
-    if not groups[0]["params"]:
+    _check_one_answer(steps, angle, sequence_length)
+    named = list(model.named_parameters())
+    orthogonal = [(name, p) for name, p in named if is_low_rank(manifold_of(p))]
+    if not orthogonal:
         raise ValueError(
             "`model` must have a parameter on LowRankUnitary or LowRankStiefel, but "
             f"{type(model).__name__} has none; make one a `geoopt.ManifoldParameter`, use a layer "
             "of `geoopt_projunn.nn`, or pass `model.named_parameters()` to an optimizer."
         )
-    return [group for group in groups if group["params"]]
+    groups: list[dict[str, Any]] = []
+    if steps is None:
+        groups.append({"params": orthogonal, "lr": angle, "normalize": normalize})
+    else:
+        _check_sequences(sequence_length, [name for name, _ in orthogonal])
+        together: dict[float, list[tuple[str, torch.Tensor]]] = {}
+        for name, p in orthogonal:
+            together.setdefault(_planned(name, p, steps, sequence_length), []).append((name, p))
+        for rate, params in together.items():
+            groups.append({"params": params, "lr": rate, "normalize": normalize})
+    others = [(name, p) for name, p in named if not is_low_rank(manifold_of(p))]
+    return [*groups, {"params": others, "lr": lr}] if others else groups
+
+
+def _planned(name: str, p: torch.Tensor, steps: int, sequence_length: int | None) -> float:
+    manifold = low_rank_of(p)
+    manifold.assert_check_point(p)
+    rows, columns, k = p.shape[-2] // manifold.blocks, p.shape[-1], manifold.rank(p)
+    at_random = manifold.sketch == COORDINATES and k is not None
+    angle = planned_angle(rows, columns, k, steps, at_random=at_random)
+    return min(angle, 1 / sequence_length) if sequence_length and _is_recurrent(name) else angle
+
+
+def _is_recurrent(name: str) -> bool:
+    return name.rpartition(".")[2].startswith(_RECURRENT)
+
+
+def _check_one_answer(steps: Any, angle: Any, sequence_length: Any) -> None:
+    check_steps("steps", steps)
+    check_steps("sequence_length", sequence_length)
+    if (steps is None) == (angle is None):
+        raise ValueError(
+            "One of `steps` and `angle` must be given, got "
+            f"{'neither' if steps is None else 'both'}; pass `steps`, the planned number of steps, "
+            "for angles by the sizes of the parameters, or `angle` for one of your own."
+        )
+    if angle is not None:
+        check_range("angle", angle, 0.0)
+    if sequence_length is not None and steps is None:
+        raise ValueError(
+            f"`sequence_length` must be None with `angle`, which it does not change, got "
+            f"{sequence_length}; leave it out, or pass `steps` instead of `angle`."
+        )
+
+
+def _check_sequences(sequence_length: int | None, names: list[str]) -> None:
+    recurrent = [name for name in names if _is_recurrent(name)]
+    if recurrent and sequence_length is None:
+        raise ValueError(
+            f"`sequence_length` must be given with `steps`, for `{recurrent[0]}` acts at each time "
+            "step; pass the number of time steps of a sequence, or `angle` instead of `steps`."
+        )
+    if not recurrent and sequence_length is not None:
+        raise ValueError(
+            "`sequence_length` must be None without an orthogonal parameter that is named "
+            f"{_RECURRENT}…, got {sequence_length}; if one acts at each time step under another "
+            "name, pass `angle` instead of `steps`."
+        )

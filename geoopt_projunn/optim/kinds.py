@@ -7,7 +7,7 @@ from typing import Any, TypeGuard
 import torch
 from geoopt.manifolds.base import Manifold
 
-from ..backends.distributed import averages_gradients, is_dtensor
+from ..backends.distributed import averages_gradients
 from ..low_rank_manifold import LowRankManifold
 from ..manifolds import LowRankStiefel, LowRankUnitary
 from .messages import described
@@ -55,8 +55,8 @@ def is_low_rank(manifold: Manifold | None) -> TypeGuard[LowRankManifold]:
 
 def low_rank_of(p: torch.Tensor) -> LowRankManifold:
     """Return the manifold of a parameter that is on one of those."""
-    manifold = manifold_of(p)
-    assert is_low_rank(manifold)
+    manifold = getattr(p, "manifold", None)
+    assert isinstance(manifold, _LOW_RANK)
     return manifold
 
 
@@ -70,21 +70,24 @@ def kind_of(
     grad: torch.Tensor,
     manifold: LowRankManifold,
     state: State,
-    names: Iterable[str],
+    names: tuple[str, ...],
 ) -> Hashable:
     """Return what parameters have in common that can be stepped as one batch.
 
     ``names`` are those of their buffers. All that :func:`check_kind` looks at is part of it.
     """
-    over = averages_gradients(p)
+    # This runs in every step for each parameter: a list of nothing takes a tenth of it.
+    over, dtype, skipped = averages_gradients(p), p.dtype, state["skipped"]
     # Gradients of one parameter may have other strides on other processes.
-    of_grad = over if over is not None else (grad.stride(), grad.is_conj())
-    layout = p.shape, p.stride(), p.is_conj(), is_dtensor(p) or is_dtensor(grad), of_grad
+    of_grad: Hashable = over if over is not None else grad.stride()
+    if dtype.is_complex:
+        of_grad = of_grad, p.is_conj(), over is None and grad.is_conj()
+    # DTensors are types of their own.
+    types = type(p), type(grad), dtype, grad.dtype, p.device
     # They differ where a parameter has got values of another size since its last step.
-    shapes = [state[name].shape for name in names if name in state]
-    skipped = state["skipped"]
-    kept = skipped.dtype, skipped.shape, *state, *shapes
-    return layout, p.dtype, p.device, manifold, grad.dtype, *kept
+    shapes = tuple([state[name].shape for name in names if name in state]) if names else ()
+    of_state = names, tuple(state), skipped.dtype, skipped.shape, shapes
+    return p.shape, p.stride(), of_grad, manifold, types, of_state
 
 
 def check_kind(p: torch.Tensor, state: State, names: Iterable[str], group: Group) -> None:

@@ -64,7 +64,7 @@ class Preparation:
         self._watch = watch
         self._to_probe = to_probe
         # Each step has to check only what it has not seen before.
-        self._checked: set[tuple[Hashable, tuple[str, ...]]] = set()
+        self._checked: set[Hashable] = set()
 
     def sort(self, group: dict[str, Any], states: States, prepared: Prepared) -> None:
         """Sort the parameters of a group, check them, and add what is found."""
@@ -106,9 +106,9 @@ class Preparation:
         for of_kind, members in part.low_rank.items():
             p = members[0]
             state = fresh.get(p) or states[p]
-            if (of_kind, names) not in self._checked:
+            if of_kind not in self._checked:
                 check_kind(p, state, names, group)
-                self._checked.add((of_kind, names))
+                self._checked.add(of_kind)
             assert_serves(p)
             if is_spread(p) or is_dtensor(p.grad):
                 for p in members:

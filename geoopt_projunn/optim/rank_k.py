@@ -44,11 +44,11 @@ def step_kinds(
         lr = on_device(group["lr"], first.device)
         if rates and (over := averages_gradients(first)) in rates:
             lr = lr * rates[over]
-        unit = rule.unit(group, members[0].shape[-2] * members[0].shape[-1])
-        options = {**group, "lr": lr if unit == 1 else lr * unit}
-        spec = manifold.spec(members[0])
-        if group["normalize"] is not None:
-            spec = spec._replace(normalize=group["normalize"])
+        point = members[0]
+        unit = rule.unit(group, point.shape[-2] * point.shape[-1])
+        lr = lr if unit == 1 else lr * unit
+        options = group if lr is group["lr"] else {**group, "lr": lr}
+        spec = manifold.spec(point, group["normalize"])
         choose(first).step_(members, grads_of_kind, buffers, rule, options, spec)
 
 

@@ -6,7 +6,7 @@ import torch
 from triton.compiler import ASTSource
 
 from geoopt_projunn.backends.spec import NativeRule, StepSpec
-from geoopt_projunn.backends.triton import backend, passing, sketching
+from geoopt_projunn.backends.triton import passing, sketching
 from geoopt_projunn.backends.triton import step as turning
 from tests._triton import compile_ahead
 
@@ -53,7 +53,7 @@ def launches(monkeypatch, rule, spec, shape, dtype):
         "w": torch.empty(of_second, dtype=dtype.to_real(), device="meta"),
     }
     group = {"lr": 0.1, "maximize": False}
-    backend._take(x, torch.empty_like(x), buffers, native, spec, group)
+    turning.take(x, torch.empty_like(x), buffers, native, spec, group)
     return found
 
 

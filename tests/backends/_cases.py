@@ -61,10 +61,3 @@ def stretched(x):
 
 def generator(sketched):
     return sketched.rows.mH @ skewh(sketched.core) @ sketched.rows
-
-
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)

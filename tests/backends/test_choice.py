@@ -15,8 +15,6 @@ from geoopt_projunn.backends import choose, products_for
 from geoopt_projunn.backends.cpu import kernels
 from tests._modes import Recorder
 
-from ._cases import threads  # noqa: F401
-
 built = pytest.mark.skipif("cpu" not in backends.available(), reason="the kernels were not built")
 X = torch.eye(4)
 
@@ -35,7 +33,7 @@ def test_the_kernels_are_built_where_they_can_be():
 
 
 @built
-def test_without_threads_of_their_own_they_serve_one(monkeypatch, threads):  # noqa: F811
+def test_without_threads_of_their_own_they_serve_one(monkeypatch, threads):
     class WithoutThreads:
         USES_THREADS = False
 

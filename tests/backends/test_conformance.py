@@ -1,89 +1,21 @@
 """Whole steps: every backend takes those of the reference, refuses what it does, counts alike."""
 
-import copy
-
 import geoopt
 import pytest
 import torch
 
-from geoopt_projunn import LowRankStiefel, LowRankUnitary, backends
+from geoopt_projunn import backends
 from tests._asserts import assert_bit_equal, assert_unitary
-from tests._matrices import DTYPES, eps, unitary
+from tests._matrices import DTYPES
 
-from ._cases import ADAM, OTHERS, RULES, by_columns, device_of, each_other, stretched, threads  # noqa: F401
+from ._cases import ADAM, OTHERS, RULES, by_columns, each_other, stretched
+from ._steps import METHODS, assert_alike, bound, of_rank_one, parameters, run, zero_in_part
 
 rules = pytest.mark.parametrize("rule", RULES)
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
 # One matrix and batches; whole vectors of a processor and rests; one chunk of rows and several.
 shapes = pytest.mark.parametrize("shape", [(2, 2), (7, 7), (3, 24, 24), (2, 2, 5, 5), (301, 301)])
-# Ranks that a kernel knows and others.
-METHODS = {
-    "tangent": {"k": 1},
-    "tangent, k = 3": {"k": 3, "sweep": 2},
-    "lsi": {"k": 2, "sketch": "lsi", "retraction": "polar"},
-    "column": {"k": 2, "sketch": "column", "retraction": "cayley"},
-    "polar": {"k": 1, "retraction": "polar", "sweep": 0},
-    "cayley": {"k": 2, "retraction": "cayley", "sweep": 3},
-    "full rank": {"k": None},
-}
 methods = pytest.mark.parametrize("method", METHODS)
-
-
-def parameters(count, shape, dtype, method, layout=lambda x: x):
-    options = dict(METHODS[method])
-    *batch, n, p = shape
-    if options["k"] is not None:
-        options["k"] = min(options["k"], max(n, p) // 2, n, p)
-    manifold = LowRankUnitary(**options) if n == p else LowRankStiefel(**options)
-    size = max(n, p)
-    return [
-        geoopt.ManifoldParameter(
-            layout(unitary(*batch, size, size, dtype=dtype)[..., :n, :p]), manifold=manifold
-        )
-        for _ in range(count)
-    ]
-
-
-def run(name, params, rule, steps=3, layout=lambda x: x, spoil=None, seed=1):
-    """Step copies by one backend on its device; return points and state, on the CPU.
-
-    And the optimizer.
-    """
-    device = device_of(name)
-    params = [copy.deepcopy(p) for p in params]
-    for p, own in zip(params, params, strict=True):
-        p.data = layout(own.data.to(device))
-    kind, options = RULES[rule]
-    optimizer = kind(params, **options)
-    generator = torch.Generator().manual_seed(seed)
-    with backends.use(name):
-        for step in range(steps):
-            for index, p in enumerate(params):
-                grad = torch.randn(p.shape, dtype=p.dtype, generator=generator) / p.shape[-1]
-                if spoil is not None:
-                    grad = spoil(grad, step, index)
-                p.grad = layout(grad.to(device))
-            optimizer.step()
-    states = [{key: v.cpu() for key, v in optimizer.state[p].items()} for p in params]
-    return [p.detach().cpu() for p in params], states, optimizer
-
-
-def assert_alike(left, right, bound):
-    for p, q in zip(left[0], right[0], strict=True):
-        assert (p - q).abs().max() <= bound
-    for one, other in zip(left[1], right[1], strict=True):
-        assert one.keys() == other.keys()
-        for key in ("step", "skipped"):
-            assert_bit_equal(one[key], other[key])
-        for key, value in one.items():
-            size = max(1.0, float(other[key].abs().max()))
-            assert (value - other[key]).abs().max() <= bound * size, key
-    assert left[2].skipped_steps == right[2].skipped_steps
-
-
-def bound(dtype, shape):
-    # Where 2k test vectors reach nearly everything, the last of them are badly determined.
-    return 1e3 * eps(dtype) * (100 if shape[-1] < 8 else 1)
 
 
 @rules
@@ -140,14 +72,6 @@ def test_so_they_are_however_matrices_lie_in_memory(name, dtype, rule, layout):
     params = parameters(2, (2, 24, 24), dtype, "tangent, k = 3")
     actual = run(name, params, rule, layout=layout)
     assert_alike(actual, run("reference", params, rule), bound(dtype, (24, 24)))
-
-
-def of_rank_one(grad, step, index):
-    return grad[..., :1] @ grad[..., :1, :]
-
-
-def zero_in_part(grad, step, index):
-    return grad * 0 if (step + index) % 2 else grad
 
 
 @pytest.mark.parametrize("spoil", [of_rank_one, zero_in_part])
@@ -229,7 +153,7 @@ def test_the_same_steps_have_the_same_bits(name, method, rule):
 @pytest.mark.parametrize("rule", ["gradient", "nesterov", "adam", "scalar amsgrad"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex128])
 @pytest.mark.skipif("cpu" not in OTHERS, reason="the kernels were not built")
-def test_of_kernels_neither_threads_nor_neighbours_change_a_bit(dtype, rule, n, threads):  # noqa: F811
+def test_of_kernels_neither_threads_nor_neighbours_change_a_bit(dtype, rule, n, threads):
     # As many as give several threads work.
     (p,) = parameters(1, (3 + 2**20 // n**2 // 4, n, n), dtype, "tangent, k = 3")
     whole = run("cpu", [p], rule, steps=1)

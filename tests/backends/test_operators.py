@@ -1,8 +1,12 @@
 """The kernels as operators of torch: shapes, flops, refusals."""
 
+import contextlib
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._mode_utils import no_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from geoopt_projunn import backends
@@ -151,6 +155,14 @@ WRONG = [
 ]
 
 
+@pytest.fixture(params=["in C", "by attributes"])
+def _read(request, monkeypatch):
+    """Tensors are read through DLPack in C where torch offers it, and by their attributes."""
+    if request.param == "by attributes":
+        monkeypatch.delattr(torch.Tensor, "__dlpack_c_exchange_api__", raising=False)
+
+
+@pytest.mark.usefixtures("_read")
 @pytest.mark.parametrize(("rule", "name", "spoil", "message"), WRONG)
 def test_what_does_not_fit_is_refused_before_anything_changes(rule, name, spoil, message):
     arguments = step_arguments(rule)
@@ -161,6 +173,112 @@ def test_what_does_not_fit_is_refused_before_anything_changes(rule, name, spoil,
     with pytest.raises(ValueError, match=f"`{name}` .*{message}"):
         steps.step_(**{**arguments, name: wrong})
     for t, value in zip((t for t in tensors if isinstance(t, torch.Tensor)), before, strict=True):
+        assert torch.equal(t, value)
+
+
+@pytest.mark.parametrize("rule", STATE)
+def test_tensors_are_the_same_however_they_are_read(rule, monkeypatch):
+    results = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        arguments = step_arguments(rule, n=9, k=2, p=5)
+        x = arguments["x"][0]
+        # The second half of a larger tensor that is stored by columns.
+        arguments["x"] = [torch.cat((x, x)).mT.contiguous().mT[3:]]
+        steps.step_(*arguments.values())
+        results.append(
+            [t for value in arguments.values() if isinstance(value, list) for t in value]
+        )
+        monkeypatch.delattr(torch.Tensor, "__dlpack_c_exchange_api__", raising=False)
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+    assert not torch.equal(results[0][0], x)
+
+
+class Nothing(TorchDispatchMode):
+    """A mode that changes nothing."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+class Own(torch.Tensor):
+    """A kind of tensors that is told of operations on it."""
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        with no_dispatch():
+            return function(*args, **(kwargs or {}))
+
+
+def negated(t):
+    """The same values, negated lazily."""
+    lazy = torch._neg_view(-t)
+    assert lazy.is_neg()
+    return lazy
+
+
+@pytest.fixture
+def dispatched(monkeypatch):
+    """Return what is handed to torch's dispatcher."""
+    found, operator = [], steps.step_
+
+    def noted(*arguments):
+        found.append(arguments)
+        return operator(*arguments)
+
+    monkeypatch.setattr(steps, "step_", noted)
+    return found
+
+
+@pytest.mark.usefixtures("_read")
+@pytest.mark.parametrize("needs", ["nothing", "mode", "profiler", "negated", "own", "tuple"])
+def test_torchs_dispatcher_is_asked_where_something_needs_it(needs, dispatched):
+    def step(spoil=None, context=None):
+        torch.manual_seed(0)
+        given = list(step_arguments("momentum", n=9, p=5).values())
+        lists, options = given[:5], tuple(given[5:])
+        if spoil is not None:
+            lists[1] = spoil(lists[1])
+        with context or contextlib.nullcontext():
+            steps.take(tuple(lists), options)
+        return lists[0][0]
+
+    expected = step()
+    assert not dispatched
+    spoilt = {
+        "negated": lambda grads: [negated(t) for t in grads],
+        "own": lambda grads: [t.as_subclass(Own) for t in grads],
+        "tuple": tuple,
+    }
+    contexts = {"mode": Nothing(), "profiler": torch.profiler.profile()}
+    found = step(spoilt.get(needs), contexts.get(needs))
+    assert len(dispatched) == (needs != "nothing")
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.usefixtures("_read")
+@pytest.mark.parametrize("place", range(5))
+def test_memory_of_another_device_is_not_touched(place, dispatched):
+    given = list(step_arguments("momentum").values())
+    lists, options = given[:5], tuple(given[5:])
+    lists[place] = [t.to("meta") for t in lists[place]]
+    with pytest.raises(RuntimeError, match="All tensors of a step must be on one device"):
+        steps.take(tuple(lists), options)
+    assert len(dispatched) == 1
+
+
+def test_what_is_to_be_changed_and_conjugated_lazily_goes_to_the_dispatcher(dispatched):
+    given = list(step_arguments("momentum").values())
+    lists, options = given[:5], tuple(given[5:])
+    for i in range(3):
+        lists[i] = [t.to(torch.complex64) for t in lists[i]]
+    lists[2] = [t.conj() for t in lists[2]]
+    before = [t.clone() for some in lists for t in some]
+    with pytest.raises(RuntimeError):
+        steps.take(tuple(lists), options)
+    assert len(dispatched) == 1
+    for t, value in zip((t for some in lists for t in some), before, strict=True):
         assert torch.equal(t, value)
 
 

@@ -16,8 +16,7 @@ from tests._triton import needs_triton, run_interpreted
 @needs_triton
 @pytest.mark.skipif(support.INTERPRETED, reason="it is interpreted here")
 def test_interpreted_kernels_do_what_the_reference_does():
-    names = ("interpreted", "bases", "replayed")
-    run_interpreted(*(str(Path(__file__).with_name(f"test_triton_{name}.py")) for name in names))
+    run_interpreted(str(Path(__file__).with_name("interpreted")))
 
 
 def test_importing_the_package_imports_no_kernels():

@@ -1,82 +1,16 @@
 """Processes that average gradients step the same parameters, or none."""
 
 import datetime
-import warnings
 
 import geoopt
 import pytest
 import torch
 from torch import distributed
 
-from geoopt_projunn import LowRankStiefel, LowRankUnitary, ProjUNNRiemannianSGD
+from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianSGD
 from geoopt_projunn.distributed import sketch_gradients_
-from geoopt_projunn.optim import agreement, nonfinite, watch
 
-from ._meshes import digest
-from ._traffic import Traffic
-
-N = 12
-RULES = {
-    "gradient": ({}, LowRankUnitary(k=2), (N, N)),
-    "nesterov, lsi": ({"momentum": 0.9, "nesterov": True}, LowRankUnitary(sketch="lsi"), (N, N)),
-    "feedback": ({"momentum": 0.5, "error_feedback": 0.9}, LowRankUnitary(k=2), (N, N)),
-    "wide, angle": ({"momentum": 0.9, "normalize": "angle"}, LowRankStiefel(k=1), (4, N)),
-    "blocks, all": ({"skip_nonfinite": "all"}, LowRankUnitary(blocks=2), (2 * N, N)),
-}
-MOMENTUM = {"momentum": 0.9}
-_groups = {}
-
-
-def group_of(ranks):
-    """Return a group in which nobody waits long; made by all processes, and once."""
-    if ranks not in _groups:
-        _groups[ranks] = distributed.new_group(ranks, timeout=datetime.timedelta(seconds=30))
-    return _groups[ranks]
-
-
-class Replica:
-    """Two matrices, whose gradients the first processes average, and a plain parameter."""
-
-    def __init__(self, size=2, rule="gradient", *, swap_marks=False, swap_groups=False, **options):
-        defaults, manifold, shape = RULES[rule]
-        self.group = group_of(tuple(range(size)))
-        self.is_in = distributed.get_rank() < size
-        self.rank = distributed.get_rank()
-        points = [manifold.random(*shape, dtype=torch.float64) for _ in range(2)]
-        self.a, self.b = (geoopt.ManifoldParameter(x, manifold=manifold) for x in points)
-        self.c = torch.nn.Parameter(torch.ones(3))
-        marked, named = [self.a, self.b], [("a", self.a), ("b", self.b), ("c", self.c)]
-        if self.is_in:
-            sketch_gradients_(marked[::-1] if swap_marks else marked, self.group)
-        self.optimizer = ProjUNNRiemannianSGD(
-            named[::-1] if swap_groups else named, lr=0.1, **{**defaults, **options}
-        )
-
-    def give(self, names):
-        """Give these parameters gradients, the others none; so does c get one."""
-        for name in "abc":
-            p = getattr(self, name)
-            p.grad = torch.randn_like(p) * (1 + self.rank) if name in names + "c" else None
-
-    def refused(self, error, match):
-        """Take a step that raises an error and changes nothing."""
-        before = self.bits()
-        with pytest.raises(error, match=match):
-            self.optimizer.step()
-        assert self.bits() == before
-
-    def bits(self, names="abc"):
-        params = [getattr(self, name) for name in names]
-        state = [self.optimizer.state.get(p, {}) for p in params]
-        tensors = [t for of in state for t in of.values() if isinstance(t, torch.Tensor)]
-        return list(map(sorted, state)), digest(*params, *tensors)
-
-    def is_alike(self):
-        """Return whether all processes have the same points."""
-        own = digest(self.a, self.b)
-        everywhere = [None] * self.group.size()
-        distributed.all_gather_object(everywhere, own, group=self.group)
-        return len(set(everywhere)) == 1
+from ._averaging import MOMENTUM, RULES, N, Replica, group_of
 
 
 def disagree(size, rule):
@@ -222,133 +156,6 @@ def overlap():
 
 def test_a_disagreement_reaches_groups_that_come_later(world):
     assert all(world.run(overlap))
-
-
-def strides(complex_):
-    """Step twice with gradients that one process has transposed, and conjugated lazily."""
-    dtype = torch.complex128 if complex_ else torch.float64
-    group, manifold = group_of((0, 1)), LowRankUnitary(k=2)
-    rank = distributed.get_rank()
-    points = [manifold.random(N, N, dtype=dtype) for _ in range(2)]
-    if rank > 1:
-        return 0.0
-    whole, own = (
-        [geoopt.ManifoldParameter(x.clone(), manifold=manifold) for x in points] for _ in range(2)
-    )
-    sketch_gradients_(own, group)
-    optimizers = [ProjUNNRiemannianSGD(params, lr=0.1, momentum=0.9) for params in (whole, own)]
-    for _ in range(2):
-        for i, (p, q) in enumerate(zip(whole, own, strict=True)):
-            q.grad = torch.randn_like(q) * (1 + rank)
-            p.grad = q.grad.clone()
-            distributed.all_reduce(p.grad, group=group)
-            p.grad /= 2
-            if rank == i:
-                q.grad = q.grad.mH.contiguous().mH
-        for optimizer in optimizers:
-            optimizer.step()
-    return max(float((p - q).abs().max()) for p, q in zip(whole, own, strict=True))
-
-
-@pytest.mark.parametrize("complex_", [False, True])
-def test_gradients_may_have_other_strides_elsewhere(world, complex_):
-    assert max(world.run(strides, complex_)) < 1e-12
-
-
-def mixed():
-    """Give one process's optimizer the matrices of two kinds in another order."""
-    group, rank = group_of((0, 1)), distributed.get_rank()
-    if rank > 1:
-        return True
-    manifolds = [LowRankUnitary(k=2), LowRankUnitary(k=1), LowRankUnitary(k=2)]
-    torch.manual_seed(rank)
-    params = [geoopt.ManifoldParameter(m.random(N, N), manifold=m) for m in manifolds]
-    sketch_gradients_(params, group)
-    first, *others = params
-    optimizer = ProjUNNRiemannianSGD([first, *(others if rank == 0 else others[::-1])], lr=0.1)
-    for p in params:
-        p.grad = torch.randn_like(p)
-    optimizer.step()
-    everywhere = [None] * 2
-    distributed.all_gather_object(everywhere, digest(*params), group=group)
-    return len(set(everywhere)) == 1
-
-
-def test_matrices_of_two_kinds_get_their_own_values_in_any_order(world):
-    """Of each kind the order is the same: the steps agree."""
-    assert all(world.run(mixed))
-
-
-def wait_for_nobody():
-    """Take steps for which no process has the gradient of a matrix, and count the exchanges."""
-    replica = Replica(3)
-    if not replica.is_in:
-        return [("allreduce_", 2)], 0.9
-    replica.give("")
-    replica.c.grad.fill_(1.0)
-    with Traffic() as traffic:
-        replica.optimizer.step()
-    return traffic.seen, round(float(replica.c[0].detach()), 6)
-
-
-def test_a_step_without_such_gradients_exchanges_two_numbers(world):
-    assert world.run(wait_for_nobody) == [([("allreduce_", 2)], 0.9)] * 4
-
-
-def skip(rule):
-    """Disagree where the host does not read: the steps are skipped alike, and counted."""
-    replica = Replica(2, rule)
-    with pytest.MonkeyPatch.context() as patched:
-        for module in (agreement, nonfinite, watch):
-            patched.setattr(module, "reads_at_once", lambda t: False)
-        if not replica.is_in:
-            return None
-        # All read at a first step, and know of themselves alone.
-        replica.give("b" if replica.rank == 1 else "a")
-        replica.refused(RuntimeError, "in the same order, but another process has others. Nothing")
-        replica.give("ab")
-        replica.optimizer.step()
-        before, plain = replica.bits("ab"), replica.c.detach().clone()
-        replica.give("b" if replica.rank == 1 else "a")
-        replica.optimizer.step()
-        skipped = replica.optimizer.skipped_steps
-        for p in (replica.a, replica.b):
-            replica.optimizer.state[p]["skipped"].zero_()
-        unchanged = replica.bits("ab") == before and not torch.equal(replica.c, plain)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            for _ in range(50):
-                replica.optimizer.step()
-            replica.give("ab")
-            replica.optimizer.step()
-    return skipped, unchanged, [str(w.message) for w in caught], replica.is_alike()
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_where_the_host_does_not_read_steps_are_skipped_alike(world, rule):
-    for skipped, unchanged, messages, alike in world.run(skip, rule)[:2]:
-        # Of two blocks each counts.
-        assert (skipped, unchanged, alike) == (2 if "blocks" in rule else 1, True, True)
-        (message,) = messages
-        assert "is not finite, or processes had gradients of different parameters" in message
-
-
-def same(device_reads):
-    """Take steps that read, or that do not, and return their bits."""
-    replica = Replica(2, "wide, angle")
-    if not replica.is_in:
-        return None
-    with pytest.MonkeyPatch.context() as patched:
-        for module in (agreement, nonfinite, watch):
-            patched.setattr(module, "reads_at_once", lambda t: device_reads)
-        for _ in range(3):
-            replica.give("ab")
-            replica.optimizer.step()
-    return replica.bits()
-
-
-def test_the_step_is_the_same_whether_the_host_reads(world):
-    assert world.run(same, True) == world.run(same, False)
 
 
 def leave():

@@ -6,7 +6,7 @@ import warnings
 import pytest
 from torch import distributed
 
-from tests.test_examples import load
+from tests.examples._load import load
 
 
 def start(folder):

@@ -63,6 +63,16 @@ def feed(optimizer, p, grads):
         optimizer.step()
 
 
+def step_alike(pairs, optimizers, steps=4):
+    """Step pairs of parameters along the same random gradients."""
+    for _ in range(steps):
+        for p, q in pairs:
+            q.grad = torch.randn_like(q)
+            p.grad = q.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+
+
 def orthogonality_error(x):
     wide = x.detach().to(torch.complex128 if x.is_complex() else torch.float64)
     eye = torch.eye(x.shape[-1], dtype=wide.dtype)

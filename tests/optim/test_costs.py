@@ -1,5 +1,7 @@
 """Work, memory and waiting of one step, counted and not timed."""
 
+import sys
+
 import geoopt
 import pytest
 import torch
@@ -260,3 +262,37 @@ def test_state_holds_the_promised_number_of_matrices(name, matrices):
     (state,) = ready(kind, options, n, n, device="cpu").state.values()
     size = sum(value.numel() * value.element_size() for value in state.values())
     assert matrices * n * n * 4 <= size < matrices * n * n * 4 + 2 * n * 4
+
+
+def calls(optimizer):
+    """How many functions a step calls in Python, those in C among them."""
+    count = 0
+
+    def note(frame, event, _):
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    optimizer.step()
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        optimizer.step()
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+@pytest.mark.skipif("cpu" not in backends.available(), reason="the kernels were not built")
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adam", "scalar"])
+def test_one_more_small_parameter_takes_the_host_few_calls(name):
+    kind, options = SETTINGS[name]
+    manifold = LowRankUnitary(k=1)
+
+    def optimizer(count):
+        params = [geoopt.ManifoldParameter(torch.eye(8), manifold=manifold) for _ in range(count)]
+        for p in params:
+            p.grad = torch.randn(8, 8)
+        return kind(params, lr=0.1, **options)
+
+    one, many = calls(optimizer(2)), calls(optimizer(18))
+    assert (many - one) / 16 <= 24

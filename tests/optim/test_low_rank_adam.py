@@ -15,7 +15,6 @@ from ._helpers import (
     assert_same_bits,
     assert_within,
     eps,
-    exp_skewh,
     feed,
     gradients,
     near_identity,
@@ -24,12 +23,11 @@ from ._helpers import (
     rotation,
     unitary_parameter,
 )
+from ._textbook import REAL_AND_COMPLEX, SECOND_MOMENTS, geodesic_step, textbook_adam
 
 pytestmark = pytest.mark.usefixtures("each_way")
-
-REAL_AND_COMPLEX = (torch.float64, torch.complex128)
-SECOND_MOMENTS = ("elementwise", "scalar")
 NAMES = {"elementwise": "exp_avg_sq", "scalar": "exp_avg_norm_sq"}
+
 OPTIONS = [
     {},
     {"betas": (0.5, 0.6)},
@@ -38,68 +36,6 @@ OPTIONS = [
     {"amsgrad": True, "betas": (0.9, 0.3)},
     {"maximize": True},
 ]
-
-
-def geodesic_step(x, d, lr):
-    """Move x against the tangent part of d."""
-    return exp_skewh(-lr * (d @ x.mH - x @ d.mH) / 2) @ x
-
-
-def textbook_adam(
-    x,
-    grads,
-    lr,
-    second_moment,
-    betas=(0.9, 0.999),
-    eps=1e-8,
-    amsgrad=False,
-    maximize=False,
-):
-    """Adam of ambient gradients, |g|² as second moment, geodesic steps."""
-    m, v, v_max = torch.zeros_like(x), 0.0, torch.zeros(())
-    for t, grad in enumerate(grads, start=1):
-        g = -grad if maximize else grad
-        square = g.abs() ** 2
-        if second_moment == "scalar":
-            square = square.sum((-2, -1), keepdim=True)
-        m = betas[0] * m + (1 - betas[0]) * g
-        v = betas[1] * v + (1 - betas[1]) * square
-        v_max = torch.maximum(v_max, v)
-        v_hat = (v_max if amsgrad else v) / (1 - betas[1] ** t)
-        m_hat = m / (1 - betas[0] ** t)
-        x = geodesic_step(x, m_hat / (v_hat.sqrt() + eps), lr)
-    return x
-
-
-@pytest.mark.parametrize("second_moment", SECOND_MOMENTS)
-def test_a_gradient_that_is_the_parameter_itself_is_that_before_the_step(second_moment):
-    start = rotation(8, 8, dtype=torch.float64)
-    p, q = on_manifold(start), on_manifold(start)
-    optimizers = [ProjUNNRiemannianAdam([x], lr=0.1, second_moment=second_moment) for x in (p, q)]
-    for _ in range(2):
-        p.grad, q.grad = p.detach(), q.detach().clone()
-        for optimizer in optimizers:
-            optimizer.step()
-    assert_within(p, q, 1e-14)
-    for name, value in optimizers[0].state[p].items():
-        assert_within(value.double(), optimizers[1].state[q][name].double(), 1e-14)
-
-
-def test_a_loaded_state_may_be_stored_by_columns():
-    start = rotation(8, 8, dtype=torch.float64)
-    p, q = on_manifold(start), on_manifold(start)
-    grads = gradients(p, 2)
-    optimizers = [
-        ProjUNNRiemannianAdam([x], lr=0.1, amsgrad=True, second_moment="elementwise")
-        for x in (p, q)
-    ]
-    for optimizer, x in zip(optimizers, (p, q), strict=True):
-        feed(optimizer, x, grads[:1])
-    state = optimizers[1].state[q]
-    state["max_exp_avg_sq"] = state["max_exp_avg_sq"].mT.contiguous().mT
-    for optimizer, x in zip(optimizers, (p, q), strict=True):
-        feed(optimizer, x, grads[1:])
-    assert_within(p, q, 1e-12)
 
 
 @pytest.mark.parametrize("sweep", [0, 1])
@@ -256,90 +192,6 @@ def test_procrustes_is_solved(retraction, sketch, second_moment, k, dtype):
     assert start > 0.5
     assert problem.loss(p).item() < 0.01 * start
     assert orthogonality_error(p) < 20 * eps(dtype)
-
-
-def test_second_moments_may_differ_between_groups():
-    first, second = (unitary_parameter(6, 6, dtype=torch.float64) for _ in range(2))
-    apart = [on_manifold(p.detach()) for p in (first, second)]
-    optimizer = ProjUNNRiemannianAdam(
-        [{"params": [first]}, {"params": [second], "second_moment": "scalar", "lr": 0.1}], lr=0.01
-    )
-    others = [
-        ProjUNNRiemannianAdam([apart[0]], lr=0.01),
-        ProjUNNRiemannianAdam([apart[1]], lr=0.1, second_moment="scalar"),
-    ]
-    for _ in range(4):
-        for p, q, other in zip((first, second), apart, others, strict=True):
-            q.grad = torch.randn_like(q)
-            p.grad = q.grad.clone()
-            other.step()
-        optimizer.step()
-    assert_same_bits(first, apart[0])
-    assert_same_bits(second, apart[1])
-
-
-@pytest.mark.parametrize("first", SECOND_MOMENTS)
-def test_a_group_may_change_its_second_moment(first):
-    (second,) = set(SECOND_MOMENTS) - {first}
-    p = unitary_parameter(6, 6)
-    optimizer = ProjUNNRiemannianAdam([p], second_moment=first)
-    feed(optimizer, p, gradients(p, 2))
-    q = copy.deepcopy(p)
-    optimizer.param_groups[0]["second_moment"] = second
-    grads = gradients(p, 3)
-    feed(optimizer, p, grads)
-    assert optimizer.skipped_steps == 0
-    # As a new one: a moment that begins at zero after many steps would make the next ones too long.
-    feed(ProjUNNRiemannianAdam([q], second_moment=second), q, grads)
-    assert_same_bits(p, q)
-
-
-@pytest.mark.parametrize("first", SECOND_MOMENTS)
-@pytest.mark.parametrize("amsgrad", [False, True])
-def test_a_group_that_changes_back_begins_anew_once_more(first, amsgrad):
-    (second,) = set(SECOND_MOMENTS) - {first}
-    p = unitary_parameter(6, 6)
-    optimizer = ProjUNNRiemannianAdam([p], second_moment=first, amsgrad=amsgrad)
-    optimizer.state[p]["of someone else"] = 1
-    feed(optimizer, p, [1e3 * grad for grad in gradients(p, 3)])
-    (group,) = optimizer.param_groups
-    group["second_moment"] = second
-    feed(optimizer, p, gradients(p, 1))
-    group["second_moment"] = first
-    q, grads = copy.deepcopy(p), gradients(p, 3)
-    feed(optimizer, p, grads)
-    fresh = ProjUNNRiemannianAdam([q], second_moment=first, amsgrad=amsgrad)
-    feed(fresh, q, grads)
-    assert_same_bits(p, q)
-    assert set(optimizer.state[p]) == {*fresh.state[q], "of someone else"}
-
-
-def test_moments_of_torchs_adam_that_were_not_taken_over_are_never_used():
-    p = unitary_parameter(6, 6)
-    plain = torch.nn.Parameter(p.detach().clone())
-    theirs = torch.optim.Adam([plain])
-    feed(theirs, plain, [1e3 * grad for grad in gradients(plain, 3)])
-    optimizer = ProjUNNRiemannianAdam([p])
-    optimizer.load_state_dict(theirs.state_dict())
-    feed(optimizer, p, gradients(p, 1))
-    optimizer.param_groups[0]["second_moment"] = "elementwise"
-    q, grads = copy.deepcopy(p), gradients(p, 3)
-    feed(optimizer, p, grads)
-    feed(ProjUNNRiemannianAdam([q], second_moment="elementwise"), q, grads)
-    assert_same_bits(p, q)
-
-
-def test_a_checkpoint_of_elementwise_moments_goes_on_with_them():
-    """They were the default of version 0.1."""
-    p = unitary_parameter(6, 6)
-    optimizer = ProjUNNRiemannianAdam([p], lr=0.01, second_moment="elementwise")
-    feed(optimizer, p, gradients(p, 3))
-    q, grads = copy.deepcopy(p), gradients(p, 3)
-    resumed = ProjUNNRiemannianAdam([q])
-    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    feed(optimizer, p, grads)
-    feed(resumed, q, grads)
-    assert_same_bits(p, q)
 
 
 @pytest.mark.parametrize("entries", [(3.0, 1.0), (1.0, 3.0), (3.0, -1.0), (0.0, 1.0)])

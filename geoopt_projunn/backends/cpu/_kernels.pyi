@@ -1,6 +1,8 @@
-from collections.abc import Sequence
+import torch
 
 USES_THREADS: bool
+
+class Refused(ValueError): ...
 
 # What each number is stands in csrc/module.cpp.
 def both_sides(*numbers: int) -> None: ...
@@ -8,4 +10,18 @@ def add_product(*numbers: int) -> None: ...
 def sketch(*numbers: int) -> None: ...
 def retract(*numbers: int) -> None: ...
 def turn(*numbers: int) -> None: ...
-def step(numbers: Sequence[int], reals: Sequence[float], /, *tables: Sequence[int]) -> None: ...
+def step(
+    dtypes: tuple[torch.dtype, ...],
+    integers: tuple[int, ...],
+    reals: tuple[float, ...],
+    /,
+    *lists_and_dispatch: object,
+) -> bool: ...
+def address(
+    dtypes: tuple[torch.dtype, ...],
+    tensor: torch.Tensor,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    /,
+) -> int: ...

@@ -1,7 +1,6 @@
 """The kernels as a backend."""
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -29,24 +28,23 @@ class CPU(Reference):
         """Return whether the kernels were built."""
         return kernels.LACK is None
 
-    def refusal(self, x: torch.Tensor) -> str | None:
-        """Return why the kernels cannot serve tensors like ``x``."""
-        return kernels.refusal(x)
+    refusal = staticmethod(kernels.refusal)
 
     def sketch(
         self, x: torch.Tensor, d: torch.Tensor, spec: StepSpec, counter: torch.Tensor
     ) -> Sketched:
         """Sketch by one kernel, where it knows the sketch."""
-        if spec.k is not None and spec.normalize is None and _knows(x, d, spec):
+        is_known = spec.sketch in kernels.SKETCHES and spec.normalize is None and d.dtype == x.dtype
+        most = min(x.shape[-1], x.shape[-2] // 2) if is_known and kernels.is_stored(x) else 0
+        if spec.k is not None and spec.k <= most and kernels.is_stored(d):
             rows, core = operators.sketch(x, d, spec.k, counter, spec.sketch)
             return Sketched(rows, core if spec.scale == 1 else core.mul_(spec.scale))
         return super().sketch(x, d, spec, counter)
 
     def retract(self, core: torch.Tensor, retraction: str) -> torch.Tensor:
         """Retract by one kernel, cores of the size that steps have."""
-        is_wide = WIDE.get(core.dtype) == core.dtype
-        is_small = core.shape[-1] <= _LARGEST_CORE
-        if is_wide and is_small and retraction in kernels.RETRACTIONS:
+        is_known = retraction in kernels.RETRACTIONS and core.dtype in WIDE.values()
+        if is_known and core.shape[-1] <= _LARGEST_CORE:
             return operators.retract(core, retraction)
         return super().retract(core, retraction)
 
@@ -78,32 +76,22 @@ class CPU(Reference):
         gradients and buffers may be in any number of tensors.
         """
         native = rule.native(group)
-        if native and spec.normalize in kernels.NORMALIZATIONS and _knows(x[0], grad[0], spec):
+        # What is conjugated lazily takes torch's operations; what lies otherwise is refused below.
+        is_lazy = x[0].is_conj() or grad[0].is_conj()
+        if native and not is_lazy and spec.k is not None and spec.sketch in kernels.SKETCHES:
             # A length in radians does not depend on the metric.
-            scale = spec.scale if spec.normalize is None else 1.0
-            length = float(group["lr"]) * scale
+            length = float(group["lr"]) * (spec.scale if spec.normalize is None else 1.0)
             state = [piece for name in native.state for piece in buffers[name]]
-            # torch's dispatcher takes no lazily conjugated or negated tensors to be changed.
-            if any(piece.is_conj() or piece.is_neg() for piece in state):
-                return super().step_(x, grad, buffers, rule, group, spec)
             numbers = [float(number) for number in native.numbers]
-            counters = list(buffers["step"]), list(buffers["skipped"])
             kind, sweep = (spec.k, spec.sketch, spec.retraction), min(spec.sweep, x[0].shape[-1])
             length = length if group["maximize"] else -length
             options = native.name, numbers, *kind, length, sweep, spec.normalize
-            # State that was loaded may have any strides: what is refused goes another way.
-            with suppress(kernels.Refused):
-                return steps.step_(list(x), list(grad), state, *counters, *options)
+            try:
+                return steps.take((x, grad, state, buffers["step"], buffers["skipped"]), options)
+            except kernels.Refused:
+                pass  # State that was loaded may have any strides.
+            except RuntimeError:
+                # torch's dispatcher takes no lazily conjugated or negated tensors to be changed.
+                if not any(piece.is_conj() or piece.is_neg() for piece in state):
+                    raise
         super().step_(x, grad, buffers, rule, group, spec)
-
-
-def _knows(x: torch.Tensor, d: torch.Tensor, spec: StepSpec) -> bool:
-    """Return whether the kernels know a sketch of such matrices, (*, n, p)."""
-    return (
-        spec.sketch in kernels.SKETCHES
-        and spec.k is not None
-        and spec.k <= min(x.shape[-1], x.shape[-2] // 2)
-        and d.dtype == x.dtype
-        and kernels.is_stored(x)
-        and kernels.is_stored(d)
-    )

@@ -6,7 +6,6 @@ They are built with the package if there is a C++ compiler.
 import functools
 import importlib.util
 import warnings
-from collections.abc import Iterable
 
 import torch
 
@@ -25,25 +24,25 @@ except ImportError as error:
 
 kernels = _kernels
 KINDS = {torch.float32: 0, torch.complex64: 1, torch.float64: 2, torch.complex128: 3}
-"""What the kernels call a dtype. Bit 0: complex; bit 1: double precision."""
+"""What the kernels call a dtype of points. Bit 0: complex; bit 1: double precision."""
+DTYPES = (*KINDS, torch.int64, torch.bool)
+"""All dtypes that they know, in their order."""
 SKETCHES = ("tangent", "lsi", "column")
 RETRACTIONS = ("exponential", "cayley", "polar")
 """Those that the kernels know, in their order."""
 NORMALIZATIONS = ("angle", "spectral", None)
 """Those that the kernels know, in their order."""
-RULES = {"gradient": ((0,), 0), "momentum": ((1,), 3), "adam": ((2, 3), 3)}
-"""The rules that they know: how many buffers each may keep, and how many numbers it takes."""
-
-
-class Refused(ValueError):
-    """Tensors that the kernels cannot take; nothing has changed."""
+RULES = ("gradient", "momentum", "adam")
+"""Those that the kernels know, in their order."""
+Refused: type[ValueError] = ValueError if LACK else _kernels.Refused
+"""What they raise for tensors that they cannot take, when nothing has changed."""
 
 
 def refusal(x: torch.Tensor) -> str | None:
     """Return why the kernels cannot serve a tensor, however it lies in memory, or None."""
     if LACK is not None:
         return f"the C++ kernels are missing: {LACK}"
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return f"the tensors are on {x.device}"
     if x.dtype not in KINDS:
         return f"the kernels do not know {x.dtype}"
@@ -83,29 +82,8 @@ def is_by_columns(x: torch.Tensor) -> bool:
     return not is_plain(x) and is_plain(x.mT)
 
 
-def check(tensor: torch.Tensor, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Refuse what the kernels, which do not look, would misread."""
-    if tensor.shape != shape or tensor.dtype != dtype or not is_plain(tensor):
-        raise Refused(
-            f"`{name}` must be contiguous, of shape {tuple(shape)} and {dtype}, got shape "
-            f"{tuple(tensor.shape)}, strides {tensor.stride()} and {tensor.dtype}; use "
-            "`LowRankUnitary` and the optimizers, which take all."
-        )
-
-
-def check_choice(name: str, value: str | None, known: Iterable[str | None]) -> int:
+def check_choice(name: str, value: str | None, known: tuple[str | None, ...]) -> int:
     """Return the number of one of the names that the kernels know."""
-    names = list(known)
-    if value not in names:
-        raise Refused(f"`{name}` must be one of {names}, got {value!r}.")
-    return names.index(value)
-
-
-def check_numbers(n: int, p: int, k: int, sweep: int = 0) -> None:
-    """Refuse wide matrices, and what a step of n x p matrices cannot have: rank, columns."""
-    if p > n:
-        raise Refused(f"`x` must have as many rows as columns or more, got {n} x {p}.")
-    if not 1 <= k <= min(p, n // 2):
-        raise Refused(f"`k` must be between 1 and min(p, n // 2) = {min(p, n // 2)}, got {k}.")
-    if not 0 <= sweep <= p:
-        raise Refused(f"`sweep` must be between 0 and p = {p}, got {sweep}.")
+    if value not in known:
+        raise Refused(f"`{name}` must be one of {list(known)}, got {value!r}.")
+    return known.index(value)

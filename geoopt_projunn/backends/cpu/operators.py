@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd.graph import increment_version
 from torch.utils.flop_counter import register_flop_formula
 
 from ...linalg.precision import WIDE
@@ -37,11 +38,6 @@ def operator(
     return made
 
 
-def mark_changed(tensors: list[torch.Tensor]) -> None:
-    """Let autograd notice that tensors it has saved were changed."""
-    torch.autograd.graph.increment_version(tensors)
-
-
 def _plain(t: torch.Tensor) -> torch.Tensor:
     return t.contiguous().resolve_conj()
 
@@ -54,11 +50,10 @@ def _matrices(x: torch.Tensor, like: torch.Tensor) -> Given:
 
 def _call(name: str, numbers: tuple[int, ...], *outs: torch.Tensor, **given: Given) -> None:
     """Check what a kernel is given, its matrices first, and call it."""
-    for argument, (t, shape, dtype) in given.items():
-        kernels.check(t, argument, shape, dtype)
-    tensors = [*(t for t, *_ in given.values()), *outs]
-    addresses = (t.data_ptr() for t in tensors)
-    kind = kernels.KINDS[tensors[0].dtype]
+    address, dtypes = kernels.kernels.address, kernels.DTYPES
+    addresses = [address(dtypes, t, key, shape, dtype) for key, (t, shape, dtype) in given.items()]
+    addresses += [out.data_ptr() for out in outs]
+    kind = kernels.KINDS[next(iter(given.values()))[2]]
     getattr(kernels.kernels, name)(kind, *numbers, torch.get_num_threads(), *addresses)
 
 
@@ -75,12 +70,9 @@ def _of_both_sides(left: torch.Tensor, right: torch.Tensor, x: torch.Tensor) -> 
 def both_sides(left: torch.Tensor, right: torch.Tensor, x: torch.Tensor) -> Pair:
     """Return left @ x and right @ x.mH."""
     (b, n, m), of_left, of_right = x.shape, left.shape[-2], right.shape[-2]
-    outs = _of_both_sides(left, right, x)
-    lefts, rights = (
-        (_plain(left), (b, of_left, n), x.dtype),
-        (_plain(right), (b, of_right, m), x.dtype),
-    )
-    points = x, (b, n, m), x.dtype
+    outs, points = _of_both_sides(left, right, x), (x, (b, n, m), x.dtype)
+    lefts = _plain(left), (b, of_left, n), x.dtype
+    rights = _plain(right), (b, of_right, m), x.dtype
     _call("both_sides", (b, n, m, of_left, of_right), *outs, x=points, left=lefts, right=rights)
     return outs
 
@@ -95,7 +87,7 @@ def add_product_(x: torch.Tensor, rows: torch.Tensor, factor: torch.Tensor) -> N
     (b, n, m), r = x.shape, rows.shape[-2]
     left, right = (_plain(rows), (b, r, n), x.dtype), (_plain(factor), (b, r, m), x.dtype)
     _call("add_product", (b, n, m, r), x=(x, (b, n, m), x.dtype), rows=left, factor=right)
-    mark_changed([x])
+    increment_version([x])
 
 
 FLOPS_OF_SKETCH = {"tangent": 16, "lsi": 6, "column": 4}
@@ -115,7 +107,6 @@ def _of_sketch(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor, 
 def sketch(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor, name: str) -> Pair:
     """Return the rows and the core of geoopt_projunn.sketches.SKETCHES[name]."""
     b, n, p = x.shape
-    kernels.check_numbers(n, p, k)
     kind = kernels.check_choice("name", name, kernels.SKETCHES)
     numbers = b, n, p, k, kind, is_by_columns(x) + 2 * is_by_columns(d)
     outs, counters = _of_sketch(x, d, k, counter, name), (counter.contiguous(), (b,), torch.int64)
@@ -156,7 +147,6 @@ def turn_(
 ) -> torch.Tensor:
     """Do what geoopt_projunn.drift.turn_ does."""
     (b, n, p), r = x.shape, rows.shape[-2]
-    kernels.check_numbers(n, p, 1, sweep)
     turned = active.clone(memory_format=torch.contiguous_format)
     _call(
         "turn",
@@ -167,5 +157,5 @@ def turn_(
         counter=(counter.contiguous(), (b,), torch.int64),
         active=(turned, (b,), torch.bool),
     )
-    mark_changed([x])
+    increment_version([x])
     return turned

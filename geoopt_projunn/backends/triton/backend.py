@@ -1,14 +1,12 @@
 """The kernels as a backend."""
 
-import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from ...linalg.precision import WIDE
-from ...normalization import furthest
 from ..batch import Pieces
 from ..batch_sizes import parts_of_list
 from ..modes import refusal_of_modes
@@ -61,7 +59,7 @@ class Triton(Reference):
         spec: StepSpec,
     ) -> None:
         """Take whole steps; where the kernels serve there is nothing left to compile."""
-        native = _native(rule, group) if _knows(x[0], spec) else None
+        native = _native(rule, group) if _knows(x[0].shape, x[0].dtype, spec) else None
         if native is None:
             super().step_(x, grad, buffers, rule, group, spec)
             return
@@ -84,7 +82,7 @@ class Triton(Reference):
         group: Mapping[str, Any],
     ) -> None:
         native = _native(rule, group)
-        if native is None or not _knows(x, spec):
+        if native is None or not _knows(x.shape, x.dtype, spec):
             super()._step_batch(x, grad, buffers, rule, spec, group)
         else:
             _step_one(x, grad, buffers, native, spec, group)
@@ -99,36 +97,47 @@ def _step_one(
     group: Mapping[str, Any],
 ) -> None:
     """Step the matrices of one tensor, (*, n, p), in place."""
+    # Triton is imported by the first step.
+    from .step import take
+
     if x.numel() == 0:
         return
     given = [x, *buffers.values()]
-    taken = [_plain(t) for t in given]
-    own = dict(zip(buffers, taken[1:], strict=True))
-    with _on(x.device):
-        _take(taken[0], _plain(grad), own, native, spec, group)
-    for to, t in zip(given, taken, strict=True):
-        if to is not t:
-            to.copy_(t)
+    if not all(map(_is_plain, (*given, grad))):
+        own = [_plain(t) for t in given]
+        _step_one(
+            own[0], _plain(grad), dict(zip(buffers, own[1:], strict=True)), native, spec, group
+        )
+        for to, t in zip(given, own, strict=True):
+            if to is not t:
+                to.copy_(t)
+    elif not x.is_cuda or x.device.index == torch.cuda.current_device():
+        take(x, grad, buffers, native, spec, group)
+    else:
+        with torch.cuda.device(x.device):
+            take(x, grad, buffers, native, spec, group)
     torch.autograd.graph.increment_version(given)
 
 
-def _knows(x: torch.Tensor, spec: StepSpec) -> bool:
+@functools.lru_cache(maxsize=1024)
+def _knows(shape: torch.Size, dtype: torch.dtype, spec: StepSpec) -> bool:
     """Return whether the kernels know such steps of (*, n, p)."""
+    *_, n, p = shape
     return (
         spec.k is not None
-        and 1 <= spec.k <= min(_LARGEST_RANK, x.shape[-2] // 2, x.shape[-1])
+        and 1 <= spec.k <= min(_LARGEST_RANK, n // 2, p)
         and spec.sketch in _SKETCHES
         and spec.retraction in _RETRACTIONS
-        and min(spec.sweep, x.shape[-1]) <= _LARGEST_SWEEP
-        and _entries(x, spec.k) <= _MOST_ENTRIES
+        and min(spec.sweep, p) <= _LARGEST_SWEEP
+        and _entries(n, p, dtype, spec.k) <= _MOST_ENTRIES
         and spec.normalize in _NORMALIZATIONS
     )
 
 
-def _entries(x: torch.Tensor, k: int) -> int:
+def _entries(n: int, p: int, dtype: torch.dtype, k: int) -> int:
     """Return how many entries the partial row sums of a matrix have, or twice its rows."""
-    partial = x.shape[-1] * x.element_size() // support.TILE_BYTES + 1
-    return (1 + x.is_complex()) * k * x.shape[-2] * max(2, partial)
+    partial = p * dtype.itemsize // support.TILE_BYTES + 1
+    return (1 + dtype.is_complex) * k * n * max(2, partial)
 
 
 def _native(rule: Rule, group: Mapping[str, Any]) -> NativeRule | None:
@@ -142,61 +151,11 @@ def _native(rule: Rule, group: Mapping[str, Any]) -> NativeRule | None:
     return None if on_device else native
 
 
+def _is_plain(t: torch.Tensor) -> bool:
+    """Return whether a tensor lies in memory in its order, as it is."""
+    return t.is_contiguous() and not t.is_conj() and not t.is_neg()
+
+
 def _plain(t: torch.Tensor) -> torch.Tensor:
-    """Return a tensor that lies in memory in its order, itself if it does."""
-    if t.is_contiguous() and not t.is_conj() and not t.is_neg():
-        return t
-    return t.resolve_conj().resolve_neg().contiguous()
-
-
-def _on(device: torch.device) -> AbstractContextManager[None]:
-    if device.type != "cuda" or device.index == torch.cuda.current_device():
-        return nullcontext()
-    return torch.cuda.device(device)
-
-
-def _take(
-    x: torch.Tensor,
-    grad: torch.Tensor,
-    buffers: Buffers,
-    native: NativeRule,
-    spec: StepSpec,
-    group: Mapping[str, Any],
-) -> None:
-    from .direction import Direction
-    from .programs import Number, run
-    from .step import Step
-
-    # Radians are radians, whatever the size of a generator.
-    scale = spec.scale if spec.normalize is None else 1.0
-    unit, rate = (scale if group["maximize"] else -scale), group["lr"]
-    # On a GPU; one on the host is a number.
-    is_on_device = isinstance(rate, torch.Tensor) and rate.device == x.device
-    length, factor = (unit, rate) if is_on_device else (unit * float(rate), None)
-    d = Direction.of(grad, buffers, native)
-    is_limited = is_on_device or _may_stop(length, x, spec)
-    lead = x.dim() - 2
-
-    def take(numbers: Sequence[Number]) -> None:
-        # The same memory as batches; what is replayed needs addresses alone.
-        point, counter, skipped, *tensors = (
-            t.detach().flatten(0, lead - 1) if lead else t.detach()[None]
-            for t in (x, buffers["step"], buffers["skipped"], *d.tensors)
-        )
-        own, *of_rule = numbers
-        follow = d._replace(tensors=tuple(tensors), numbers=tuple(of_rule))
-        Step(point, follow, counter, skipped, own, factor, spec, is_limited=is_limited).take()
-
-    inputs = [x, grad, *(buffers[name] for name in ("step", "skipped", *native.state))]
-    if factor is not None:
-        inputs.append(factor)
-    key = x.shape, spec, d.rule.value, d.has_most, is_on_device, is_limited
-    run(key, inputs, (length, *d.numbers), take)
-
-
-def _may_stop(length: float, x: torch.Tensor, spec: StepSpec) -> bool:
-    """Return whether a plane might turn further than half a turn."""
-    if spec.normalize is None:
-        return False
-    assert spec.k is not None
-    return furthest(length, 2 * spec.k if x.is_complex() else spec.k, spec.normalize) > math.pi
+    """Return a tensor that does, itself if it does."""
+    return t if _is_plain(t) else t.resolve_conj().resolve_neg().contiguous()

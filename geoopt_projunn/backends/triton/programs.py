@@ -176,8 +176,8 @@ def run(
         :func:`.launching.carve`.
     """
     device = inputs[0].device
-    values = (*(t.data_ptr() for t in inputs), *bits_of(numbers))
-    key = key, device, *(t.dtype for t in inputs), *map(specialized, values)
+    values = (*[t.data_ptr() for t in inputs], *bits_of(numbers))
+    key = key, device, *[t.dtype for t in inputs], *map(specialized, values)
     program = _programs.get(key)
     if program is not None and not has_hooks():
         program.run(values, device)

@@ -1,8 +1,17 @@
-"""The launches of a step."""
+"""A step, and its launches."""
 
-from ...normalization import noise_floor
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ...normalization import furthest, noise_floor
+from ..spec import Buffers, NativeRule, StepSpec
+from .direction import Direction
 from .kernels import cores, directions, normalization, retractions, turning
 from .launching import BM, bits, by_dot, launch, padded, power_of_two, rows_of_tile, stages, warps
+from .programs import Number, run
 from .sketching import SketchLaunches
 
 _SKETCHES = {"tangent": cores.TANGENT, "lsi": cores.LSI}
@@ -153,3 +162,48 @@ class Step(SketchLaunches):
             BM=_ROWS,
             BLOCK=_BLOCK,
         )
+
+
+def take(
+    x: torch.Tensor,
+    grad: torch.Tensor,
+    buffers: Buffers,
+    native: NativeRule,
+    spec: StepSpec,
+    group: Mapping[str, Any],
+) -> None:
+    """Step the matrices of one tensor, (*, n, p), in place; all that is given is contiguous."""
+    # Radians are radians, whatever the size of a generator.
+    scale = spec.scale if spec.normalize is None else 1.0
+    unit, rate = (scale if group["maximize"] else -scale), group["lr"]
+    # On a GPU; one on the host is a number.
+    is_on_device = isinstance(rate, torch.Tensor) and rate.device == x.device
+    length, factor = (unit, rate) if is_on_device else (unit * float(rate), None)
+    d = Direction.of(grad, buffers, native)
+    is_limited = is_on_device or _may_stop(length, x, spec)
+    counters = buffers["step"], buffers["skipped"]
+
+    def launch_all(numbers: Sequence[Number]) -> None:
+        # The same memory as batches; what is replayed needs addresses alone.
+        lead = x.dim() - 2
+        point, counter, skipped, *tensors = (
+            t.detach().flatten(0, lead - 1) if lead else t.detach()[None]
+            for t in (x, *counters, *d.tensors)
+        )
+        own, *of_rule = numbers
+        follow = d._replace(tensors=tuple(tensors), numbers=tuple(of_rule))
+        Step(point, follow, counter, skipped, own, factor, spec, is_limited=is_limited).take()
+
+    inputs = [x, grad, *counters, *[buffers[name] for name in native.state]]
+    if factor is not None:
+        inputs.append(factor)
+    key = x.shape, spec, d.rule.value, d.has_most, is_on_device, is_limited
+    run(key, inputs, (length, *d.numbers), launch_all)
+
+
+def _may_stop(length: float, x: torch.Tensor, spec: StepSpec) -> bool:
+    """Return whether a plane might turn further than half a turn."""
+    if spec.normalize is None:
+        return False
+    assert spec.k is not None
+    return furthest(length, 2 * spec.k if x.is_complex() else spec.k, spec.normalize) > math.pi

@@ -60,9 +60,8 @@ def _tiny(z: Tensor) -> float:
 def _forward_real(z, offset, stride, count, n, BLOCK: tl.constexpr):
     at, column, mask = _place(count, n, BLOCK)
     z += at // n * stride + column
-    value = tl.load(z, mask, 0.0)
-    shifted = tl.abs(value) + tl.load(offset + column, mask, 0.0)
-    tl.store(z, _relu(shifted) * _sign(value), mask)
+    h = of_real(tl.load(z, mask, 0.0), tl.load(offset + column, mask, 0.0))
+    tl.store(z, h, mask)
 
 
 @triton.jit
@@ -71,11 +70,11 @@ def _backward_real(
 ):
     at, column, mask = _place(count, n, BLOCK)
     grad += at // n * stride + column
-    sign = _sign(tl.load(h + at // n * stride_h + column, mask, 0.0))
-    turned = tl.load(grad, mask, 0.0) * sign
+    own = tl.load(h + at // n * stride_h + column, mask, 0.0)
+    of_offset, of_z = back_of_real(tl.load(grad, mask, 0.0), own)
     if WATCH:
-        tl.store(along + at, tl.load(along + at, mask, 0.0) + turned, mask)
-    tl.store(grad, turned * sign, mask)
+        tl.store(along + at, tl.load(along + at, mask, 0.0) + of_offset, mask)
+    tl.store(grad, of_z, mask)
 
 
 @triton.jit
@@ -83,10 +82,8 @@ def _forward_complex(z, offset, stride, count, n, BLOCK: tl.constexpr, TINY: tl.
     at, column, mask = _place(count, n, BLOCK)
     place = at // n * stride + column
     re, im = interleaved.load(z, place, mask)
-    modulus = _modulus(re, im)
-    shifted = _relu(modulus + tl.load(offset + column, mask, 0.0))
-    scale = shifted / tl.maximum(modulus, TINY)
-    interleaved.store(z, place, mask, re * scale, im * scale)
+    re, im = of_complex(re, im, tl.load(offset + column, mask, 0.0), TINY)
+    interleaved.store(z, place, mask, re, im)
 
 
 @triton.jit
@@ -105,20 +102,48 @@ def _backward_complex(
     EPS: tl.constexpr,
 ):
     at, column, mask = _place(count, n, BLOCK)
-    re, im = interleaved.load(h, at // n * stride_h + column, mask)
+    h_re, h_im = interleaved.load(h, at // n * stride_h + column, mask)
     b = tl.load(offset + column, mask, 0.0)
+    place = at // n * stride + column
+    re, im = interleaved.load(grad, place, mask)
+    of_offset, re, im = back_of_complex(re, im, h_re, h_im, b, TINY, EPS)
+    if WATCH:
+        tl.store(along + at, tl.load(along + at, mask, 0.0) + of_offset, mask)
+    interleaved.store(grad, place, mask, re, im)
+
+
+@triton.jit
+def of_real(z, b):
+    """Return h for an offset b."""
+    return _relu(tl.abs(z) + b) * _sign(z)
+
+
+@triton.jit
+def back_of_real(grad, h):
+    """Return the gradients of the offset and of z, given that of h."""
+    sign = _sign(h)
+    along = grad * sign
+    return along, along * sign
+
+
+@triton.jit
+def of_complex(re, im, b, TINY: tl.constexpr):
+    """Return h for an offset b."""
+    modulus = _modulus(re, im)
+    scale = _relu(modulus + b) / tl.maximum(modulus, TINY)
+    return re * scale, im * scale
+
+
+@triton.jit
+def back_of_complex(grad_re, grad_im, re, im, b, TINY: tl.constexpr, EPS: tl.constexpr):
+    """Return the gradients of the offset and of z, given that of h."""
     modulus = _modulus(re, im)
     inverse = 1.0 / tl.maximum(modulus, TINY)
     re, im = re * inverse, im * inverse
-    place = at // n * stride + column
-    of_re, of_im = interleaved.load(grad, place, mask)
-    turned_re = re * of_re + im * of_im
-    turned_im = re * of_im - im * of_re
-    if WATCH:
-        tl.store(along + at, tl.load(along + at, mask, 0.0) + turned_re, mask)
-    turned_im *= modulus / tl.maximum(modulus - b, tl.maximum(b * EPS, TINY))
-    of_re, of_im = re * turned_re - im * turned_im, re * turned_im + im * turned_re
-    interleaved.store(grad, place, mask, of_re, of_im)
+    along = re * grad_re + im * grad_im
+    across = re * grad_im - im * grad_re
+    across *= modulus / tl.maximum(modulus - b, tl.maximum(b * EPS, TINY))
+    return along, re * along - im * across, re * across + im * along
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-// The kernels as a module of Python, called with addresses.
+// The kernels as a module of Python, called with addresses, whole steps with tensors.
 //
 // Nothing of torch or Python's private API is used, so that one build serves all their versions.
 
@@ -10,12 +10,10 @@
 #include <exception>
 #include <vector>
 
-#include "adam.h"
-#include "momentum.h"
+#include "batch.h"
 #include "products.h"
 #include "retractions.h"
 #include "sketches.h"
-#include "step.h"
 #include "turn.h"
 
 namespace {
@@ -51,15 +49,6 @@ bool parse(PyObject* list, Of of, std::vector<T>* values) {
     if (values->back() == -1 && PyErr_Occurred()) return false;
   }
   return count >= 0;
-}
-
-// Bit 0: complex; bit 1: double precision.
-Index parts_of(Index kind) { return 1 + (kind & 1); }
-bool is_double(Index kind) { return (kind & 2) != 0; }
-
-template <typename T>
-T* at(Index address) {
-  return reinterpret_cast<T*>(static_cast<std::intptr_t>(address));
 }
 
 template <typename Work>
@@ -137,7 +126,7 @@ void sketch(const Index* v) {
 
 PyObject* py_sketch(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Index v[13];
-  if (!parse(args, count, 13, v)) return nullptr;
+  if (!parse(args, count, 13, v) || !check_numbers(v[2], v[3], v[4], 0)) return nullptr;
   return without_lock([&] { is_double(v[0]) ? sketch<double>(v) : sketch<float>(v); });
 }
 
@@ -172,102 +161,58 @@ void turn(const Index* v) {
 
 PyObject* py_turn(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Index v[13];
-  if (!parse(args, count, 13, v)) return nullptr;
+  if (!parse(args, count, 13, v) || !check_numbers(v[2], v[3], 1, v[5])) return nullptr;
   return without_lock([&] { is_double(v[0]) ? turn<double>(v) : turn<float>(v); });
 }
 
-// A batch in pieces of as many matrices each.
-class Pieces {
- public:
-  Pieces(const std::vector<Index>& addresses, Index b)
-      : addresses_(addresses), matrices_(b / std::max<Index>(1, addresses.size())) {}
-
-  template <typename T>
-  T* matrix(Index i, Index size) const {
-    return at<T>(addresses_[i / matrices_]) + i % matrices_ * size;
-  }
-
- private:
-  const std::vector<Index>& addresses_;
-  Index matrices_;
-};
-
-// What rules are called.
-enum : Index { gradient_rule, momentum_rule, adam_rule };
-
-// A step of b matrices; lists of addresses, those of buffers that a rule does not keep are empty.
-struct Step {
-  // Kind, b, n, p, k, sketch, retraction, normalization, sweep, rule, transposed as in `x_of` and
-  // `d_of`, whether the second buffer is one number for each matrix, threads.
-  std::vector<Index> numbers;
-  // Its length, the share of a direction below which a generator is rounding, and the rule's own.
-  std::vector<double> reals;
-  std::vector<Index> x, grad, taken, skipped, first, second, third;
-
-  template <typename T>
-  void take() const {
-    const Index *v = numbers.data(), b = v[1], n = v[2], p = v[3], parts = parts_of(v[0]);
-    const Index rule = v[9], entries = n * p, size = parts * entries;
-    const bool by_columns = (v[10] & 2) != 0, is_scalar = v[11] != 0;
-    const Index seconds = is_scalar ? 1 : entries;
-    const Pieces xs(x, b), grads(grad, b), counters(taken, b), skips(skipped, b), firsts(first, b),
-        squares(second, b), largest(third, b);
-    const double length = reals[0], *own = reals.data() + 2;
-    for_each_matrix<T>(b, n, parts * p, v[12], [&](Index i, Index last, Index threads) {
-      Stepper<T> stepper(n, p, parts, v[4], v[5], v[6], v[8], threads, v[7], reals[1]);
-      for (; i < last; ++i) {
-        const View<T> point{xs.matrix<T>(i, size), (v[10] & 1) != 0};
-        const T* g = grads.matrix<const T>(i, size);
-        Index* counter = counters.matrix<Index>(i, 1);
-        bool is_taken;
-        if (rule == gradient_rule) {
-          is_taken = stepper(point, View<const T>{g, by_columns}, *counter, length);
-        } else if (rule == momentum_rule) {
-          MomentumMemory<T> memory({parts, entries, threads, g, firsts.matrix<T>(i, size), *counter,
-                                    own[0], own[1], own[2] != 0});
-          is_taken = stepper(point, &memory, by_columns, *counter, length);
-        } else {
-          AdamMemory<T> memory({parts, entries, threads, is_scalar, g, firsts.matrix<T>(i, size),
-                                squares.matrix<T>(i, seconds),
-                                third.empty() ? nullptr : largest.matrix<T>(i, seconds), *counter,
-                                own[0], own[1], own[2]});
-          is_taken = stepper(point, &memory, by_columns, *counter, length);
-        }
-        if (is_taken)
-          *counter += 1;
-        else
-          *skips.matrix<T>(i, 1) += 1;
-      }
-    });
-  }
-};
-
-// What a Step has, in its order, without the lists that are empty.
+// dtypes, integers (k, sketch, retraction, normalization, sweep, rule, threads), reals; lists of
+// points, gradients, buffers and both counters; and, where torch's dispatcher was not asked, the
+// argument of `Reader`. Whether the step was taken: false for what needs the dispatcher.
 PyObject* py_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  if (count < 6 || count > 9)
-    return PyErr_Format(PyExc_TypeError, "expected 6 to 9 arguments, got %zd", count);
+  if (count != 8 && count != 9)
+    return PyErr_Format(PyExc_TypeError, "expected 8 or 9 arguments, got %zd", count);
   Step step;
-  std::vector<Index>* const lists[] = {&step.x,     &step.grad,   &step.taken, &step.skipped,
-                                       &step.first, &step.second, &step.third};
-  if (!parse(args[0], PyLong_AsLongLong, &step.numbers)) return nullptr;
-  if (!parse(args[1], PyFloat_AsDouble, &step.reals)) return nullptr;
-  for (Py_ssize_t i = 2; i < count; ++i)
-    if (!parse(args[i], PyLong_AsLongLong, lists[i - 2])) return nullptr;
-  return without_lock(
-      [&] { is_double(step.numbers[0]) ? step.take<double>() : step.take<float>(); });
+  if (!parse(args[1], PyLong_AsLongLong, &step.numbers)) return nullptr;
+  if (!parse(args[2], PyFloat_AsDouble, &step.reals)) return nullptr;
+  try {
+    const Reader reader(args[0], count == 9 ? args[8] : nullptr);
+    if (!StepTensors(reader, args + 3).find(&step))
+      return PyErr_Occurred() ? nullptr : PyBool_FromLong(0);
+  } catch (const std::exception&) {
+    return PyErr_NoMemory();
+  }
+  PyObject* none =
+      without_lock([&] { is_double(step.numbers[0]) ? step.take<double>() : step.take<float>(); });
+  Py_XDECREF(none);
+  return none == nullptr ? nullptr : PyBool_FromLong(1);
+}
+
+// dtypes, tensor, name, shape, dtype; where a tensor is, that has to be contiguous and like this
+PyObject* py_address(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (count != 5) return PyErr_Format(PyExc_TypeError, "expected 5 arguments, got %zd", count);
+  try {
+    Reader reader(args[0]);
+    Layout found;
+    Form form{reader.kind_of(args[4]), {}};
+    if (!sizes(args[3], &form.shape) || !reader.read(args[1], &found)) return nullptr;
+    if (form.fits(found)) return PyLong_FromLongLong(found.address);
+    if (PyObject* name = PyUnicode_AsUTF8String(args[2])) {
+      refuse_layout(PyBytes_AsString(name), args[1], found, form, reader);
+      Py_DECREF(name);
+    }
+  } catch (const std::exception&) {
+    PyErr_NoMemory();
+  }
+  return nullptr;
 }
 
 #define METHOD(name)                                                                             \
   {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(py_##name)), METH_FASTCALL, \
    nullptr}
 
-PyMethodDef methods[] = {METHOD(both_sides),
-                         METHOD(add_product),
-                         METHOD(sketch),
-                         METHOD(retract),
-                         METHOD(turn),
-                         METHOD(step),
-                         {nullptr, nullptr, 0, nullptr}};
+PyMethodDef methods[] = {
+    METHOD(both_sides), METHOD(add_product), METHOD(sketch),  METHOD(retract),
+    METHOD(turn),       METHOD(step),        METHOD(address), {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef module = {
     PyModuleDef_HEAD_INIT, "_kernels", nullptr, 0, methods, nullptr, nullptr, nullptr, nullptr};
@@ -281,8 +226,13 @@ PyMODINIT_FUNC PyInit__kernels() {
 #else
   PyObject* uses_threads = Py_False;
 #endif
-  if (made != nullptr && PyModule_AddObjectRef(made, "USES_THREADS", uses_threads) != 0) {
-    Py_DECREF(made);
+  refused = PyErr_NewExceptionWithDoc("geoopt_projunn.backends.cpu.kernels.Refused",
+                                      "Tensors that the kernels cannot take; nothing has changed.",
+                                      PyExc_ValueError, nullptr);
+  if (made == nullptr || refused == nullptr ||
+      PyModule_AddObjectRef(made, "USES_THREADS", uses_threads) != 0 ||
+      PyModule_AddObjectRef(made, "Refused", refused) != 0) {
+    Py_XDECREF(made);
     return nullptr;
   }
   return made;

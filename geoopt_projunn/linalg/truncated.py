@@ -1,0 +1,45 @@
+"""Results that have no derivative, and say so when one is asked for."""
+
+from typing import Any
+
+import torch
+
+
+class Truncated(torch.autograd.Function):
+    """The result of a step of rank k, which refuses to be differentiated.
+
+    The basis of a sketch has no derivative where rows depend on each other, as they do in any
+    direction of low rank. A result without a history would be taken for a constant, in a sum with
+    others without a word.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(method: str, result: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+        """Return a copy of the result of a method for some inputs."""
+        # A view could not be changed in place.
+        return result.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        """Keep the name of the method."""
+        ctx.method = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        """Refuse."""
+        raise RuntimeError(
+            f"`{ctx.method}` with a rank k cannot be differentiated, but a gradient with respect "
+            "to its arguments was asked for; use k=None, whose steps can, or detach the result."
+        )
+
+
+def without_derivative(method: str, result: Any, inputs: tuple[Any, ...]) -> Any:
+    """Return tensors, one or a tuple of them, that refuse a derivative by inputs that want one."""
+    given = [t for t in inputs if isinstance(t, torch.Tensor) and t.requires_grad]
+    if not given:
+        return result
+    if isinstance(result, tuple):
+        return tuple(Truncated.apply(method, one, *given) for one in result)  # type: ignore[no-untyped-call]
+    return Truncated.apply(method, result, *given)  # type: ignore[no-untyped-call]

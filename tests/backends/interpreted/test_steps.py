@@ -1,0 +1,155 @@
+"""Interpreted kernels do what the reference does."""
+
+import geoopt
+import pytest
+import torch
+
+from geoopt_projunn import LowRankUnitary
+from geoopt_projunn.backends.spec import StepSpec
+from tests._asserts import assert_bit_equal, assert_unitary, assert_within
+from tests._matrices import eps, unitary
+from tests.backends._cases import by_columns, stretched
+from tests.backends._steps import assert_alike, bound, of_rank_one, parameters, run, zero_in_part
+
+from ._step import C64, C128, F32, F64, step
+
+pytestmark = [
+    pytest.mark.usefixtures("spoilt_memory"),
+    # numpy warns of what is not finite, which kernels pass on.
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "dtype", "method"),
+    [
+        ("gradient", F32, "tangent"),
+        ("gradient", C128, "lsi"),
+        ("maximize", F64, "cayley"),
+        ("momentum", C64, "tangent, k = 3"),
+        ("nesterov", F64, "polar"),
+        ("adam", C64, "tangent"),
+        ("adam", F32, "tangent, k = 3"),
+        ("amsgrad", C128, "tangent, k = 3"),
+        ("scalar", F32, "tangent, k = 3"),
+        ("scalar amsgrad", C64, "tangent"),
+        ("feedback", F64, "tangent"),  # and what the kernels leave to the reference
+        ("gradient", F32, "column"),
+        ("gradient", F32, "full rank"),
+    ],
+)
+def test_steps_are_those_of_the_reference(rule, dtype, method):
+    params = parameters(2, (24, 24), dtype, method)
+    actual, expected = (run(name, params, rule, steps=2) for name in ("triton", "reference"))
+    assert_alike(actual, expected, bound(dtype, (24, 24)))
+    for p, start in zip(actual[0], params, strict=True):
+        assert (p - start.detach()).abs().max() > 1e-4
+        assert_unitary(p)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "spec", "rule", "taken"),
+    [
+        ((2, 2), F64, StepSpec(1, "tangent", "exponential", 1), "gradient", 0),
+        ((7, 7), C128, StepSpec(3, "tangent", "polar", 7), "gradient", 2**40 + 1),
+        ((2, 2, 5, 5), F64, StepSpec(2, "lsi", "cayley", 0), "gradient", 5),
+        # Several columns and rows of tiles.
+        ((150, 150), F64, StepSpec(1, "tangent", "exponential", 3), "adam", 149),
+        ((130, 70), C128, StepSpec(2, "tangent", "cayley", 1), "scalar", 1_000_003),
+        ((140, 70), F64, StepSpec(3, "lsi", "polar", 2), "amsgrad", 8),
+        ((2, 40, 33), C128, StepSpec(16, "tangent", "exponential", 8), "nesterov", 8),
+        # Twice the generator, and no sweep.
+        ((40, 17), F64, StepSpec(1, "tangent", "polar", 0, 2.0), "gradient", 3),
+    ],
+)
+def test_so_they_are_for_any_size(shape, dtype, spec, rule, taken):
+    n = shape[-2]
+    x = unitary(*shape[:-2], n, n, dtype=dtype)[..., : shape[-1]].contiguous()
+    grad = torch.randn(shape, dtype=dtype) / n
+    actual, of_kernels = step("triton", x, grad, spec, taken, rule)
+    expected, buffers = step("reference", x, grad, spec, taken, rule)
+    assert_within(actual, expected, bound(dtype, shape))
+    assert (actual - x).abs().max() > 1e-5
+    for key, value in buffers.items():
+        assert_within(of_kernels[key], value, 10 * eps(dtype))
+    assert (of_kernels["step"] == taken + 1).all()
+
+
+@pytest.mark.parametrize(
+    ("layout", "rule"),
+    [
+        (by_columns, "momentum"),
+        (stretched, "gradient"),
+        (torch.conj, "adam"),
+        (torch.clone, "adam"),
+    ],
+)
+def test_so_they_are_however_matrices_lie_in_memory(layout, rule):
+    (p,) = parameters(1, (9, 9), C64, "tangent")
+    if layout is torch.conj:
+        # Of the point alone: an optimizer takes no such parameters.
+        x, grad = torch.conj(p.detach()), torch.randn(9, 9, dtype=C64)
+        spec = StepSpec(1, "tangent", "exponential", 1)
+        actual, expected = (step(name, x, grad, spec)[0] for name in ("triton", "reference"))
+        assert_within(actual, expected, bound(C64, (9, 9)))
+        return
+    actual, expected = (
+        run(name, [p], rule, steps=1, layout=layout) for name in ("triton", "reference")
+    )
+    assert_alike(actual, expected, bound(C64, (9, 9)))
+
+
+@pytest.mark.parametrize(("spoil", "k"), [(of_rank_one, 3), (zero_in_part, 1), (zero_in_part, 3)])
+def test_so_they_are_for_zero_and_dependent_gradients(spoil, k):
+    params = parameters(2, (12, 12), F64, "tangent" if k == 1 else "tangent, k = 3")
+    actual, expected = (
+        run(name, params, "gradient", steps=2, spoil=spoil) for name in ("triton", "reference")
+    )
+    assert_alike(actual, expected, 1e-10)
+    for p in actual[0]:
+        assert_unitary(p)
+
+
+def test_neither_repetition_nor_neighbours_change_a_bit():
+    x, grad = unitary(3, 40, 40, dtype=F32), torch.randn(3, 40, 40)
+    spec = StepSpec(2, "tangent", "cayley", 1)
+    whole, of_whole = step("triton", x, grad, spec, rule="scalar")
+    alone, of_alone = step("triton", x[1:2], grad[1:2], spec, rule="scalar")
+    assert_bit_equal(alone, whole[1:2])
+    for key, value in of_alone.items():
+        assert_bit_equal(value, of_whole[key][1:2])
+    assert_bit_equal(step("triton", x[1:2], grad[1:2], spec, rule="scalar")[0], alone)
+
+
+def test_a_learning_rate_may_be_a_tensor_of_any_precision():
+    x, grad = unitary(6, 6), torch.randn(6, 6, dtype=F64)
+    spec = StepSpec(1, "tangent", "exponential", 1)
+    expected, _ = step("reference", x, grad, spec, lr=0.5)
+    for lr in (0.5, torch.tensor(0.5), torch.tensor(0.5, dtype=F64)):
+        assert_within(step("triton", x, grad, spec, lr=lr)[0], expected, 1e-14)
+
+
+@pytest.mark.parametrize("retraction", ["exponential", "cayley", "polar"])
+@pytest.mark.parametrize("lr", [1e-12, 1e7])
+def test_steps_of_any_length_are_unitary(retraction, lr):
+    x, grad = unitary(6, 6), torch.randn(6, 6, dtype=F64)
+    spec = StepSpec(2, "tangent", retraction, 0)
+    actual, _ = step("triton", x, grad, spec, lr=lr)
+    expected, _ = step("reference", x, grad, spec, lr=lr)
+    assert_unitary(actual, 100)
+    if lr < 1 or retraction != "exponential":
+        # What is long is told by its planes alone.
+        assert_within(actual - x, expected - x, 1e-6 if lr > 1 else 1e-3 * lr)
+
+
+def test_far_from_the_manifold_nothing_is_swept():
+    x, grad = 1.5 * unitary(6, 6), torch.randn(6, 6, dtype=F64)
+    spec = StepSpec(1, "tangent", "exponential", 2)
+    actual, expected = (step(name, x, grad, spec)[0] for name in ("triton", "reference"))
+    assert_within(actual, expected, 1e-13)
+
+
+def test_a_batch_may_be_empty():
+    p = geoopt.ManifoldParameter(torch.empty(0, 4, 4), manifold=LowRankUnitary())
+    (stepped,), (state,), _ = run("triton", [p], "adam", steps=1)
+    assert stepped.shape == state["exp_avg"].shape == (0, 4, 4)
