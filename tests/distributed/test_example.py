@@ -1,7 +1,6 @@
 """The example of matrices in parts learns, and goes on with another number of processes."""
 
 import math
-import warnings
 
 import pytest
 from torch import distributed
@@ -10,10 +9,7 @@ from tests.examples._load import load
 
 
 def start(folder):
-    with warnings.catch_warnings():
-        # Of torch 2.8, in its own checkpoints.
-        warnings.filterwarnings("ignore", "TypedStorage is deprecated")
-        report = load("sharded").main(["--smoke", "--output", folder])
+    report = load("sharded").main(["--smoke", "--output", folder])
     del report["peak MiB"]
     return report
 
