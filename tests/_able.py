@@ -1,11 +1,16 @@
-"""What the torch at hand can do, without this package: older versions lack some of it."""
+"""What the torch at hand can do: older versions lack some of it."""
 
 import functools
+import inspect
 
 import geoopt
 import pytest
 import torch
 from torch import distributed
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.torch_version import TorchVersion
+
+from geoopt_projunn.backends.distributed.collectives import concatenate_over
 
 
 def skip_unless(able):
@@ -30,6 +35,17 @@ def broadcast_complex_numbers():
 
 
 @functools.cache
+def gather_without_values():
+    """gather tensors that have no values"""
+    distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        part, group = torch.empty(1, 1, 1, device="meta"), distributed.group.WORLD
+        return _runs(lambda: concatenate_over(part, group, 2), NotImplementedError)
+    finally:
+        distributed.destroy_process_group()
+
+
+@functools.cache
 def fake_parameters_of_a_subclass():
     """compute with parameters of a subclass that have no values"""
     mode = torch._subclasses.FakeTensorMode()
@@ -43,6 +59,16 @@ def export_parameters_of_a_subclass():
     """export parameters of a subclass by tracing Python"""
     export = functools.partial(torch.export.export, _with_a_manifold(), (torch.ones(1, 2),))
     return _runs(lambda: export(strict=True), torch._dynamo.exc.InternalTorchDynamoError)
+
+
+def compile_steps():
+    """compile steps on a CPU without corrupting memory"""
+    return TorchVersion(torch.__version__) >= "2.9"
+
+
+def limit_compilations_of_one_function():
+    """limit how often one function is compiled"""
+    return "recompile_limit" in inspect.signature(torch.compile).parameters
 
 
 @functools.cache

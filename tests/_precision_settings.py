@@ -92,6 +92,12 @@ def snapshot():
     return {"float32_matmul_precision": _read(torch.get_float32_matmul_precision), **read}
 
 
+def recurrences_are_full():
+    if not HAS_NEW:
+        return not backends.cudnn.allow_tf32
+    return backends.cudnn.rnn.fp32_precision in ("ieee", "none")
+
+
 def products_are_full():
     if not HAS_NEW:
         return torch.get_float32_matmul_precision() == "highest"

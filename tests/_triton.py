@@ -16,7 +16,8 @@ from geoopt_projunn.backends.triton import support
 
 ROOT = Path(__file__).parents[1]
 needs_triton = pytest.mark.skipif(
-    not support.INSTALLED, reason="needs triton, which torch for CPUs does not bring"
+    support.lack_of_triton() is not None,
+    reason=f"the kernels cannot be used: {support.lack_of_triton()}",
 )
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 """What CUDA gives a program, by architecture."""

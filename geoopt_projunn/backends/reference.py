@@ -47,7 +47,7 @@ class Reference:
         else:
             sketch = coordinates if spec.sketch == COORDINATES else SKETCHES[spec.sketch]
             sketched = sketch(x, d, spec.k, counter, self.products, *floor)
-        return sketched if spec.scale == 1 else sketched._replace(core=spec.scale * sketched.core)
+        return sketched if spec.scale == 1 else sketched.times(spec.scale)
 
     def sketch_tangent(self, x: torch.Tensor, u: torch.Tensor, spec: StepSpec) -> Sketched:
         """Sketch a tangent vector, exactly if :meth:`sketch` may have returned it."""
@@ -196,7 +196,7 @@ class Reference:
         # As in torch, the first step of a parameter takes the gradient undamped.
         share = (1 - dampening * (taken > 0).double())[:, None, None]
         total = proposed[name]
-        self._add_generator_(total, sketched._replace(core=share * sketched.core))
+        self._add_generator_(total, sketched.times(share))
         if nesterov:
             total = decay * total
             self._add_generator_(total, sketched)

@@ -8,9 +8,13 @@ from typing import Any
 
 import torch
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+from torch.torch_version import TorchVersion
 
 # From here on, updates in place are compiled into copies of the whole matrix.
 _COPIES_FROM = 512**2
+# https://github.com/pytorch/pytorch/issues/159154: it gives buffers on a CPU less memory than what
+# it writes into them.
+_CORRUPTS_MEMORY = TorchVersion(torch.__version__) < "2.9"
 # torch's own limit, 8, is for functions that were meant to be compiled once.
 _MOST_KINDS = 64
 _NOT_OF_THE_STEP = ("params", "param_names", "name", "lr", "initial_lr", "step", "stabilize")
@@ -20,7 +24,21 @@ Step = Callable[..., None]
 
 def pays(x: torch.Tensor) -> bool:
     """Return whether compiling makes steps of x faster, and the compiler knows its dtype."""
-    return x.shape[-2] * x.shape[-1] < _COPIES_FROM and not x.is_complex() and not x.is_meta
+    if x.shape[-2] * x.shape[-1] >= _COPIES_FROM or x.is_complex() or x.is_meta:
+        return False
+    if x.is_cpu and _CORRUPTS_MEMORY:
+        _warn_of_corruption()
+        return False
+    return True
+
+
+@functools.cache
+def _warn_of_corruption() -> None:
+    warnings.warn(
+        f"`compile=True` has no effect on a CPU, for torch.compile of torch {torch.__version__} "
+        "corrupts memory there; torch 2.9 does not.",
+        stacklevel=2,
+    )
 
 
 @functools.cache

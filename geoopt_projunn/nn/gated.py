@@ -56,7 +56,8 @@ def unrolled_gates(
     The state before the first step is zero if ``h0`` is None.
     """
 
-    def step(u: Tensor, h: Tensor | None) -> Tensor:
+    # In quotes: torch 2.8 exports no function that makes a union of types.
+    def step(u: Tensor, h: "Tensor | None") -> Tensor:
         if h is None:
             h = torch.zeros_like(u[:, : weights.hh.shape[0]])
         return gated_step(u, h, weights, nonlinearity)

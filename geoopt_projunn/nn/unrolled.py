@@ -73,7 +73,8 @@ def unrolled(
     """Return all states, and the last state of each sequence, as :func:`~.recurrence.recur`."""
     transposed = weights.hh.t()
 
-    def step(u: Tensor, h: Tensor | None) -> Tensor:
+    # In quotes: torch 2.8 exports no function that makes a union of types.
+    def step(u: Tensor, h: "Tensor | None") -> Tensor:
         z = u if h is None else torch.addmm(u, h, transposed)
         return activated(z, nonlinearity, weights.offset)
 

@@ -17,6 +17,11 @@ class Sketched(NamedTuple):
     core: torch.Tensor
     """(b, r, r), float64 or complex128."""
 
+    def times(self, factor: float | torch.Tensor) -> "Sketched":
+        """Return a multiple of the generator."""
+        # Not _replace, which torch 2.8 does not compile.
+        return Sketched(self.rows, factor * self.core)
+
     # No defaults, as in Rotation.
     def velocity(self, x: torch.Tensor, products: Products) -> torch.Tensor:
         r"""Return :math:`\operatorname{skewh}(K) W^H x`, (b, r, p) in the dtype of x.

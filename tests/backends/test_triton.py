@@ -42,7 +42,7 @@ def gpu(monkeypatch):
     """Let torch tell of one GPU; return a function that sets its compute capability."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.version, "hip", None)
-    monkeypatch.setattr(support, "INSTALLED", True)
+    monkeypatch.setattr(support, "version", lambda: support.OLDEST_TRITON)
 
     def of(capability):
         support.lack.cache_clear()
@@ -66,18 +66,19 @@ def test_it_serves_tensors_on_a_gpu(gpu):
 
 @pytest.mark.usefixtures("without_gradients")
 @pytest.mark.parametrize(
-    ("installed", "hip", "reason"),
+    ("version", "hip", "reason"),
     [
-        (True, None, r"the compute capability of cuda:0 is 7\.5, and they need 8\.0"),
-        (False, None, "Triton is not installed"),
-        (True, "6.4", "they are for NVIDIA's GPUs"),
+        ((3, 5), None, r"the compute capability of cuda:0 is 7\.5, and they need 8\.0"),
+        (None, None, "Triton is not installed"),
+        ((3, 4), None, r"Triton is 3\.4, and they need 3\.5 or later, .* torch 2\.9"),
+        ((3, 5), "6.4", "they are for NVIDIA's GPUs"),
     ],
 )
 def test_a_gpu_that_it_cannot_serve_is_left_to_the_reference_with_one_warning(
-    gpu, monkeypatch, installed, hip, reason
+    gpu, monkeypatch, version, hip, reason
 ):
     x = gpu((7, 5))
-    monkeypatch.setattr(support, "INSTALLED", installed)
+    monkeypatch.setattr(support, "version", lambda: version)
     monkeypatch.setattr(torch.version, "hip", hip)
     with pytest.warns(UserWarning, match=f"Steps on cuda:0 .* cannot be used: {reason}"):
         assert choose(x).name == "reference"

@@ -5,12 +5,15 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="there is no Triton")
+from geoopt_projunn.backends.triton import support
+
+if (lack := support.lack_of_triton()) is not None:
+    pytest.skip(f"the kernels cannot be used: {lack}", allow_module_level=True)
 
 import triton
 import triton.language as tl
 
-from geoopt_projunn.backends.triton import programs, repeated, support
+from geoopt_projunn.backends.triton import programs, repeated
 from geoopt_projunn.backends.triton.repeated import Repeated
 
 from ._no_gpu import Launcher, no_gpu

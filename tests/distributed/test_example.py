@@ -27,7 +27,7 @@ def test_the_example_learns_and_resumes_with_another_number_of_processes(world, 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("TORCHELASTIC_RUN_ID", raising=False)
         try:
-            alone = load("sharded").main(["--smoke", "--output", str(tmp_path)])
+            alone = start(str(tmp_path))
         finally:
             distributed.destroy_process_group()
     assert alone["processes"] == 1

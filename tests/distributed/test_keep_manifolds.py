@@ -28,6 +28,7 @@ from geoopt_projunn.nn import (
     orthogonality_errors,
     orthogonalize_,
 )
+from tests._able import broadcast_complex_numbers, skip_unless
 
 from ._meshes import mesh_of
 from .test_steps import parameter
@@ -92,6 +93,8 @@ def keep(how):
 
 @pytest.mark.parametrize("how", ["fully_shard", "distribute_module", "parallelize_module"])
 def test_new_parameters_are_on_the_manifolds_of_those_that_they_replace(world, how):
+    if how == "distribute_module":
+        skip_unless(broadcast_complex_numbers)
     assert world.run(keep, how) == [[True] * 4] * 4
 
 
@@ -118,7 +121,15 @@ def train():
     return errors, max(exact.values()), optimizers[0].skipped_steps
 
 
+def averages():
+    layer = fully_shard(torch.nn.Linear(4, 2, bias=False), mesh=mesh_of((4,)))
+    layer(torch.ones(1, 4)).sum().backward()
+    return bool(layer.weight.grad.full_tensor().eq(1).all())
+
+
 def test_a_model_in_parts_is_trained_as_a_whole_one(world):
+    if not all(world.run(averages)):
+        pytest.skip("fully_shard of this torch adds gradients up by gloo, without their average")
     for errors, off, skipped in world.run(train):
         assert max(errors.values()) < 1e-5, errors
         assert off < 1e-5
@@ -138,6 +149,7 @@ def on_another_manifold():
 
 
 def test_a_dtensor_on_a_manifold_of_geoopt_is_refused_by_the_step(world):
+    skip_unless(broadcast_complex_numbers)
     assert all(world.run(on_another_manifold))
 
 

@@ -1,5 +1,7 @@
 """Parts of matrices that are in the memory of the host, while their mesh is one of GPUs."""
 
+import warnings
+
 import pytest
 import torch
 from torch import distributed
@@ -15,8 +17,15 @@ from .test_steps import parameter
 @pytest.fixture
 def mesh():
     distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
-    yield init_device_mesh("cuda", (2,))
-    distributed.destroy_process_group()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "It seems like you did not set/select the default")
+            mesh = init_device_mesh("cuda", (2,))
+        yield mesh
+    except ZeroDivisionError:
+        pytest.skip("this torch makes no mesh of GPUs where there is none")
+    finally:
+        distributed.destroy_process_group()
 
 
 def offloaded(mesh, shape, dim):

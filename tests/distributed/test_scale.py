@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests._able import gather_without_values, skip_unless
 from tests._benchmarks import load
 
 scale = load("scale")
@@ -9,6 +10,7 @@ scale = load("scale")
 
 @pytest.mark.parametrize(("n", "processes", "k"), [(4096, 4, 8), (262144, 1024, 32), (513, 64, 2)])
 def test_a_simulated_step_exchanges_what_the_formula_says(n, processes, k):
+    skip_unless(gather_without_values)
     assert scale.simulated(n, processes, k) == scale.formula(n, processes, k)
 
 
@@ -31,6 +33,7 @@ def test_bytes_grow_with_n_and_those_of_whole_matrices_with_its_square():
 
 
 def test_the_benchmark_draws_its_table(tmp_path, monkeypatch, capsys):
+    skip_unless(gather_without_values)
     # Real processes: see above.
     monkeypatch.setattr(scale, "measured", lambda n, processes, k: [scale.formula(n, processes, k)])
     table = scale.main(["--smoke", "--output", str(tmp_path)])

@@ -8,7 +8,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from geoopt_projunn.nn import OrthogonalRNN
-from tests._precision_settings import forget, products_are_full, snapshot, use
+from tests._precision_settings import (
+    REDUCED,
+    forget,
+    products_are_full,
+    recurrences_are_full,
+    snapshot,
+    use,
+)
 from tests.nn.test_costs import kept
 
 
@@ -28,22 +35,19 @@ class Settings(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.overloadpacket.__name__ in ("mm", "addmm", "bmm"):
-            recurrences = torch.backends.cudnn.rnn.fp32_precision in ("ieee", "none")
-            self.seen.add((recurrences and products_are_full(), args[-1].dtype))
+            self.seen.add((recurrences_are_full() and products_are_full(), args[-1].dtype))
         return func(*args, **(kwargs or {}))
 
 
 # cuDNN's own default is TF32.
-@pytest.mark.parametrize(
-    "setting", [None, ("float32_matmul_precision", "high"), ("general", "tf32")]
-)
+@pytest.mark.parametrize("setting", [None, *REDUCED])
 @pytest.mark.parametrize("nonlinearity", ["relu", "tanh"])
 def test_both_passes_run_in_full_precision_also_in_autocast(nonlinearity, setting):
     layer = OrthogonalRNN(3, 8, 2, nonlinearity)
     x = torch.randn(5, 2, 3, requires_grad=True)
     if setting is not None:
         use(*setting)
-    assert torch.backends.cudnn.rnn.fp32_precision == "tf32"
+    assert not recurrences_are_full()
     before = snapshot()
     for within in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=within), Settings() as forward:

@@ -10,6 +10,7 @@ from torch._dynamo.utils import counters
 
 from geoopt_projunn import LowRankStiefel, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD, backends
 from geoopt_projunn.backends.torch_compile import compiled
+from tests._able import compile_steps, limit_compilations_of_one_function, skip_unless
 
 from ._helpers import (
     OPTIMIZERS,
@@ -51,6 +52,7 @@ KINDS = {
 
 @pytest.fixture(autouse=True)
 def _fresh_compiler():
+    skip_unless(compile_steps)
     torch._dynamo.reset()
     counters.clear()
     yield
@@ -103,6 +105,7 @@ def test_so_they_are_of_matrices_stored_by_columns():
 
 @pytest.mark.usefixtures("reference")
 def test_equal_kinds_share_a_compilation_and_others_have_their_own():
+    skip_unless(limit_compilations_of_one_function)
     alike = [unitary_parameter(300, 300) for _ in range(2)]
     other = unitary_parameter(280, 280)
     optimizer = SGD([*alike, other], lr=torch.tensor(0.1), compile=True)

@@ -74,5 +74,7 @@ def assert_all_are_here(group: "ProcessGroup") -> None:
 def first_of(t: torch.Tensor, group: "ProcessGroup") -> torch.Tensor:
     """Return the tensor of the group's first process."""
     t = t.resolve_conj().contiguous()
-    distributed.broadcast(t, group=group, group_src=0)
+    # Older versions of torch broadcast no complex numbers by gloo.
+    numbers = torch.view_as_real(t) if t.is_complex() else t
+    distributed.broadcast(numbers, group=group, group_src=0)
     return t

@@ -19,10 +19,12 @@ import torch
 import triton
 from triton.compiler import CompiledKernel
 
-# In these a kernel that is compiled is launched by `compiled.run(*grid, stream, ...)`, as torch's
+from . import support
+
+# Up to this version a compiled kernel is launched by `compiled.run(*grid, stream, ...)`, as torch's
 # own compiler launches it, pointers may be integers, and `kernel[grid](...)` returns `compiled`.
-# With others nothing is replayed.
-_REPLAYS = (3, 4) <= tuple(map(int, triton.__version__.split(".")[:2])) <= (3, 7)
+# With later ones nothing is replayed.
+_REPLAYS = (support.version() or ()) <= (3, 7)
 # What Triton may assume of addresses and of integers when it compiles a kernel.
 DIVISOR = 16
 # Of parts of one allocation, as of allocations.

@@ -11,16 +11,40 @@ OLDEST = (8, 0)
 """Compute capability of the oldest GPUs for which the kernels are compiled in the tests."""
 TILE_BYTES = 512
 """Of the row of a tile, unless a matrix is narrower: what a warp reads at once."""
-INSTALLED = importlib.util.find_spec("triton") is not None
-INTERPRETED = INSTALLED and os.environ.get("TRITON_INTERPRET") == "1"
+OLDEST_TRITON = (3, 5)
+"""The first that multiplies tiles in float64; it comes with torch 2.9."""
+
+
+def version() -> tuple[int, ...] | None:
+    """Return major and minor version of Triton, which is imported for it; None without Triton."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    import triton
+
+    return tuple(int(number) for number in triton.__version__.split(".")[:2])
+
+
+def lack_of_triton() -> str | None:
+    """Return why the Triton at hand does not serve, None if it does."""
+    at_hand = version()
+    if at_hand is None:
+        return "Triton is not installed"
+    if at_hand < OLDEST_TRITON:
+        have, need = (".".join(map(str, numbers)) for numbers in (at_hand, OLDEST_TRITON))
+        return f"Triton is {have}, and they need {need} or later, which comes with torch 2.9"
+    return None
+
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and lack_of_triton() is None
 """Whether kernels run in Python on a CPU, which is for tests; Triton reads it as it is imported."""
 
 
 @functools.cache
 def lack(device: torch.device) -> str | None:
     """Return why a GPU cannot run the kernels, None if it can."""
-    if not INSTALLED:
-        return "Triton is not installed"
+    of_triton = lack_of_triton()
+    if of_triton is not None:
+        return of_triton
     if torch.version.hip is not None:
         return "they are for NVIDIA's GPUs"
     capability = torch.cuda.get_device_capability(device)
