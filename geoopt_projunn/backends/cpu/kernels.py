@@ -60,8 +60,8 @@ def warn_of_lack() -> None:
     """Say once that steps on a CPU are slower than they could be."""
     if LACK is not None:
         warnings.warn(
-            "Steps on the CPU are right but slow, up to eight times as long for small matrices, for "
-            f"the C++ kernels are missing: {LACK}. Install g++ or clang++, and then this package "
+            "Steps on the CPU are right but slow, up to eight times as long for small matrices, "
+            f"for the C++ kernels are missing: {LACK}. Install g++ or clang++, and then this package "
             "again, by `pip install --no-cache-dir --force-reinstall --no-deps .` in a clone.",
             stacklevel=2,
         )
