@@ -26,8 +26,8 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     r"""Make groups of the orthogonal parameters, stepped in radians, and one of all others.
 
-    One learning rate cannot serve both: for the first it is an angle. With ``steps`` each
-    orthogonal parameter gets an angle by its size and rank, with ``angle`` all get the same.
+    One learning rate cannot serve both: that of the orthogonal ones is an angle. With ``steps``
+    each orthogonal parameter gets an angle by its size and rank, with ``angle`` all get the same.
 
     Parameters
     ----------
@@ -43,8 +43,8 @@ def param_groups(
         radians. Let it fall to zero too, for such steps do not shrink by themselves.
     sequence_length : int
         How many time steps a sequence has. Needed with ``steps`` if the model has orthogonal
-        recurrent weights, which are those with a name that begins with ``weight_hh``, be it one of
-        several names, or that of a parametrized weight.
+        recurrent weights. These are those named ``weight_hh...``, parametrized or not; of the names
+        of a tied weight one like this is enough.
     normalize : {"angle", "spectral"}
         whether the angle is the root mean square over the planes that a step turns, or the angle of
         each of them, see :class:`ProjUNNRiemannianSGD`
@@ -53,8 +53,8 @@ def param_groups(
     -------
     list of dict
         For :class:`ProjUNNRiemannianSGD` and :class:`ProjUNNRiemannianAdam`, with the names of the
-        parameters: a group for each angle, in the order in which the model has them, and last one
-        of all other parameters, if there are any.
+        parameters: a group for each angle, in the model's order, and last a group of all other
+        parameters, if there are any.
 
     Raises
     ------
@@ -70,9 +70,9 @@ def param_groups(
         \min\Big(0.75, \frac{5m}{kT}\Big)
         \text{ radians,}\quad m = \min(\max(n, p), 2 \min(n, p)),
 
-    where k=None counts as m / 2; with ``sketch="coordinates"`` twice 5m / (kT); and if it is
-    recurrent, at most 1 / ``sequence_length``. The rule is the same for real and complex matrices
-    and for both values of ``normalize``.
+    where k=None counts as k = m / 2. With ``sketch="coordinates"`` the fraction is doubled. A
+    recurrent matrix gets at most 1 / ``sequence_length``. The rule is the same for real and complex
+    matrices and for both values of ``normalize``.
 
     Schedules that multiply the rate of each group, such as ``LinearLR``, ``LambdaLR`` and
     ``CosineAnnealingLR``, suit these groups. ``OneCycleLR`` and ``CyclicLR`` overwrite the rates:
