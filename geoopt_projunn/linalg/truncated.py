@@ -49,13 +49,22 @@ def without_derivative(method: str, result: Any, inputs: tuple[Any, ...]) -> Any
     is_traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     if is_traced or torch.compiler.is_compiling():
         return result
-    # All of them: of a batch of torch.func.vmap one does not see which require a gradient.
     given = [t for t in inputs if isinstance(t, torch.Tensor)]
-    if not torch.is_grad_enabled() and not any(map(_has_tangent, given)):
+    if not _is_differentiated(given):
         return result
     if isinstance(result, tuple):
         return tuple(Truncated.apply(method, one, *given) for one in result)  # type: ignore[no-untyped-call]
     return Truncated.apply(method, result, *given)  # type: ignore[no-untyped-call]
+
+
+def _is_differentiated(given: list[torch.Tensor]) -> bool:
+    if torch.is_grad_enabled() and (
+        any(t.requires_grad for t in given)
+        # Of a batch of torch.func.vmap one does not see which require a gradient.
+        or torch._C._are_functorch_transforms_active()
+    ):
+        return True
+    return any(map(_has_tangent, given))
 
 
 def _has_tangent(t: torch.Tensor) -> bool:
