@@ -94,12 +94,19 @@ def in_radians(k: int) -> Make:
 
 
 def methods(n: int) -> Iterator[Method]:
-    """Yield ours, of ranks that n allows, and the peers that are installed."""
+    """Yield ours, of ranks that n allows and of full rank, and the peers that are installed."""
     for k in RANKS:
         if k <= n // 2:
             yield Method("ours", f"k = {k}", on_manifold(LowRankUnitary(k), ProjUNNRiemannianSGD))
             yield Method("ours", f"{RADIANS}, k = {k}", in_radians(k))
+    nesterov = {"momentum": 0.9, "nesterov": True}
+    full_rank = LowRankUnitary(None)
+    yield Method("ours", "full rank", on_manifold(full_rank, ProjUNNRiemannianSGD))
+    with_momentum = on_manifold(full_rank, ProjUNNRiemannianSGD, **nesterov)
+    yield Method("ours", "full rank, Nesterov", with_momentum)
     if n >= 32:
+        with_momentum = on_manifold(LowRankUnitary(16), ProjUNNRiemannianSGD, **nesterov)
+        yield Method("ours", "k = 16, Nesterov", with_momentum)
         lsi = LowRankUnitary(16, sketch="lsi")
         yield Method("ours", "k = 16, lsi", on_manifold(lsi, ProjUNNRiemannianSGD))
     for manifold in (geoopt.EuclideanStiefel(), geoopt.CanonicalStiefel()):

@@ -78,7 +78,8 @@ def build(name: str, options: argparse.Namespace) -> tuple[Model, torch.optim.Op
     model = Convolutional(NETWORKS[name], options.width, options.kernel, options.k)
     if name == "plain":
         return model, torch.optim.Adam(model.parameters(), options.lr)
-    groups = param_groups(model, lr=options.lr, angle=options.angle)
+    angle = {"steps": options.steps} if options.steps else {"angle": options.angle}
+    groups = param_groups(model, lr=options.lr, **angle)
     return model, ProjUNNRiemannianAdam(groups)
 
 
@@ -89,6 +90,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     add("--kernel", type=positive, default=5, help="size of a small kernel, odd")
     add("--lr", type=float, default=1e-2, help="learning rate of free weights")
     add("--angle", type=float, default=0.03, help="of a step, in radians")
+    add("--steps", type=positive, help="number of steps, which sets the angles instead")
     options = options_parser.parse_args(arguments)
     if options.smoke:
         options.epochs, options.width, options.batch, options.k = 2, 4, 1000, 1

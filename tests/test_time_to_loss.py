@@ -68,8 +68,8 @@ def test_mini_batch_gradients_average_to_that_of_the_population_loss():
 
 @pytest.mark.parametrize("problem", tasks.PROBLEMS)
 def test_every_method_reaches_the_target_of_every_problem(problem, tmp_path):
-    # One that every method can follow.
-    runs = timing.main(smoke(tmp_path, "--problems", problem, "--rates", 0.1))
+    # Full-rank momentum follows the first of these only.
+    runs = timing.main(smoke(tmp_path, "--problems", problem, "--rates", 0.03, 0.1))
     (methods,) = report.grouped(runs).values()
     assert set(methods) == set(METHODS)
     for one in map(report.best, methods.values()):

@@ -72,7 +72,7 @@ def test_convolutional_networks_read_mnist1d(tmp_path, monkeypatch, capsys):
 
 def test_only_orthogonal_convolutions_of_mnist1d_preserve_norms_when_trained():
     example = load("mnist_1d_conv")
-    options = types.SimpleNamespace(width=4, kernel=5, k=2, lr=1e-2, angle=0.3)
+    options = types.SimpleNamespace(width=4, kernel=5, k=2, lr=1e-2, angle=0.3, steps=None)
     for name in example.NETWORKS:
         model, optimizer = example.build(name, options)
         model(torch.randn(40, 3, 1)).square().sum().backward()
@@ -87,6 +87,15 @@ def test_only_orthogonal_convolutions_of_mnist1d_preserve_norms_when_trained():
             assert torch.isclose(y.norm(), x.norm(), rtol=1e-4) == (name != "plain")
             channels, length = y.shape[1:]
         assert (channels, length) == (16, 5)
+
+
+def test_a_number_of_steps_sets_the_angles_of_convolutions_on_mnist1d():
+    example = load("mnist_1d_conv")
+    options = types.SimpleNamespace(width=4, kernel=5, k=2, lr=1e-2, angle=0.3, steps=1000)
+    _, optimizer = example.build("full width", options)
+    angles = [g["lr"] for g in optimizer.param_groups if g["normalize"] == "angle"]
+    # 5n / (kT) for n = 4, 8 and 16 channels.
+    assert angles == pytest.approx([0.01, 0.02, 0.04])
 
 
 @pytest.mark.parametrize(
