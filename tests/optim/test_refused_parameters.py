@@ -6,7 +6,7 @@ import torch
 
 from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
 
-from ._helpers import DTYPES, OPTIMIZERS, feed, gradients, unitary_parameter
+from ._helpers import DTYPES, OPTIMIZERS, Snapshot, feed, gradients, unitary_parameter
 from ._refusals import around, assert_refused, company
 
 
@@ -36,6 +36,25 @@ def test_one_bad_matrix_in_a_batch_is_enough(kind, bad):
     optimizer = kind(around(culprit, company(), company()), lr=0.1)
     culprit.grad = torch.randn_like(culprit)
     assert_refused(optimizer, ValueError, r"A parameter of shape \(4, 6, 6\) on LowRankUnitary")
+
+
+@pytest.mark.parametrize("has_grad", [True, False])
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_point_that_cannot_be_projected_is_refused_before_the_step(kind, has_grad):
+    culprit = unitary_parameter(6, 6)
+    optimizer = kind(around(culprit, company(), company()), lr=0.1, stabilize=2)
+    culprit.grad = torch.randn_like(culprit) if has_grad else None
+    optimizer.step()
+    with torch.no_grad():
+        culprit[0, 0] = torch.nan
+        for p in optimizer.param_groups[0]["params"][1:]:
+            p.mul_(1.01)
+    match = r"\(6, 6\) cannot be projected, as `stabilize` asks: it must be finite.*checkpoint"
+    assert_refused(optimizer, ValueError, match)
+    before = Snapshot(optimizer)
+    with pytest.raises(ValueError, match=match):
+        optimizer.stabilize()
+    before.assert_unchanged()
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
