@@ -75,6 +75,9 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         self._preparation = Preparation(self._rule, self._takes_sparse, self._watch, to_probe)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        for group in state["param_groups"]:
+            for p in group["params"]:
+                mend_loaded_state(state["state"].get(p, {}), p, group, self._rule)
         super().__setstate__(state)
         self._start_again()
         self.__dict__.setdefault("_stabilize", None)
@@ -85,8 +88,6 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         for group in self.param_groups:
             for name, value in {**self.defaults, "stabilize": self._stabilize}.items():
                 group.setdefault(name, value)
-            for p in group["params"]:
-                mend_loaded_state(self.state.get(p, {}), p, group)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_stabilize": self._stabilize}
