@@ -149,11 +149,15 @@ def check_unit(p: torch.Tensor, manifold: Manifold, group: Mapping[str, Any]) ->
     """Raise ValueError if geoopt would step by lr what is to turn by that many radians."""
     if group["normalize"] is None:
         return
-    # Of geoopt.Scaled and of geoopt.ProductManifold.
-    inside = (getattr(manifold, "base", None), *(getattr(manifold, "manifolds", None) or ()))
-    if any(map(is_low_rank, inside)):
+    if _holds_low_rank(manifold):
         raise ValueError(
             f"`normalize` must be None for {described(p, group)} on {manifold}, which geoopt steps "
             f"without it, got {group['normalize']!r}; put it into a group of its own, or directly "
             "on LowRankUnitary or LowRankStiefel."
         )
+
+
+def _holds_low_rank(manifold: Any) -> bool:
+    # Of geoopt.Scaled and of geoopt.ProductManifold, which may hold each other.
+    inside = getattr(manifold, "base", None), *(getattr(manifold, "manifolds", None) or ())
+    return any(is_low_rank(one) or _holds_low_rank(one) for one in inside if one is not None)
