@@ -232,6 +232,7 @@ def dispatched(monkeypatch):
 
 
 @pytest.mark.usefixtures("_read")
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events:UserWarning")  # of torch 2.11
 @pytest.mark.parametrize("needs", ["nothing", "mode", "profiler", "negated", "own", "tuple"])
 def test_torchs_dispatcher_is_asked_where_something_needs_it(needs, dispatched):
     def step(spoil=None, context=None):

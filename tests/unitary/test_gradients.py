@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from geoopt_projunn import LowRankUnitary
+from tests._able import read_bits_within_vmap, skip_unless
 from tests._asserts import assert_within
 from tests._matrices import (
     DTYPES,
@@ -60,6 +61,7 @@ def test_torch_func_is_refused_the_derivative_of_a_step_that_truncates(method):
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 @pytest.mark.parametrize("method", LOW_RANK)
 def test_vmap_is_refused_the_derivative_of_a_step_that_truncates(method):
+    skip_unless(read_bits_within_vmap)
     x, y, u, v = arguments(3)
     manifold = LowRankUnitary(1)
     u.requires_grad_()
