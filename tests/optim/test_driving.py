@@ -7,7 +7,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from geoopt_projunn import ProjUNNRiemannianSGD
+from geoopt_projunn import ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
 
 from ._helpers import (
     DTYPES,
@@ -216,6 +216,31 @@ def test_steps_of_plain_and_unitary_parameters_are_independent(kind):
             p.grad = torch.randn(p.shape, dtype=p.dtype, generator=generator)
             other.step()
     for p, q in zip(params, apart, strict=True):
+        assert_same_bits(p, q)
+
+
+@pytest.mark.parametrize("lr", [0.25, torch.tensor(0.25)], ids=["number", "tensor"])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (ProjUNNRiemannianSGD, {"normalize": "angle", "fused": True}),
+        (ProjUNNRiemannianSGD, {"momentum": 0.5, "error_feedback": 0.5}),
+        (ProjUNNRiemannianAdam, {"normalize": "spectral"}),
+    ],
+)
+def test_torchs_default_device_makes_no_difference(kind, options, lr):
+    params = [*mixed_parameters(), unitary_parameter(4, 4, k=None)]
+    others = clones(params)
+    run(kind(params, lr=lr, **options), params, range(2))
+    with torch.device("meta"):
+        optimizer = kind(others, lr=lr, **options)
+    for step in range(2):
+        generator = torch.Generator().manual_seed(step)
+        for q in others:
+            q.grad = torch.randn(q.shape, dtype=q.dtype, generator=generator)
+        with torch.device("meta"):
+            optimizer.step()
+    for p, q in zip(params, others, strict=True):
         assert_same_bits(p, q)
 
 
