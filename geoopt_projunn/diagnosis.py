@@ -9,7 +9,7 @@ import torch
 from .backends import choose
 from .backends.distributed import whole_of
 from .backends.spec import StepSpec
-from .linalg.dense import skewh
+from .linalg.dense import largest, skewh
 from .linalg.precision import full_precision
 from .low_rank_manifold import LowRankManifold
 from .manifolds import LowRankUnitary
@@ -163,7 +163,7 @@ def diagnose(model: torch.nn.Module, *, lr: float = 1.0) -> Diagnosis:
 def _diagnosed(name: str, p: torch.Tensor, lr: float) -> ParameterDiagnosis:
     manifold = _manifold_of(p)
     k = manifold.rank(p)
-    error = float(manifold.orthogonality_error(p).max())
+    error = float(largest(manifold.orthogonality_error(p)))
     if p.grad is None:
         nan = math.nan
         return ParameterDiagnosis(name, tuple(p.shape), k, nan, nan, error, None)

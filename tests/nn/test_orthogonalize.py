@@ -251,6 +251,20 @@ BAD = {
         ValueError,
         "`weight` does not fit: `k` must satisfy .* got 3",
     ),
+    "embedding of bounded length": (
+        lambda: torch.nn.Sequential(torch.nn.EmbeddingBag(4, 4, max_norm=0.5)),
+        "0.weight",
+        {},
+        ValueError,
+        "`0.weight` of EmbeddingBag cannot .* with `max_norm`, which .* got max_norm=0.5; make",
+    ),
+    "embedding with padding": (
+        lambda: torch.nn.Embedding(4, 4, padding_idx=0),
+        "weight",
+        {},
+        ValueError,
+        "`weight` of Embedding cannot be .* with `padding_idx`, which .* got padding_idx=0; make",
+    ),
     "retraction": (
         lambda: torch.nn.Linear(4, 4),
         "weight",

@@ -344,8 +344,12 @@ def test_regression_ends_lower_than_by_multiples_of_the_gradient():
     [
         geoopt.Scaled(LowRankUnitary(k=1), 2.0),
         geoopt.ProductManifold((LowRankUnitary(k=1), (6, 6)), (geoopt.Sphere(), (6,))),
+        geoopt.Scaled(geoopt.Scaled(LowRankUnitary(k=1), 2.0)),
+        geoopt.ProductManifold(
+            (geoopt.Scaled(LowRankUnitary(k=1)), (6, 6)), (geoopt.Sphere(), (6,))
+        ),
     ],
-    ids=["scaled", "product"],
+    ids=["scaled", "product", "scaled twice", "product with scaled"],
 )
 def test_what_geoopt_steps_is_not_given_radians_without_a_word(kind, manifold):
     shape = (6, 6) if isinstance(manifold, geoopt.Scaled) else (42,)
