@@ -87,6 +87,6 @@ def _unwrapped(optimizer: Any) -> ProjUNNOptimizer:
         if inner is None:
             raise TypeError(
                 "`optimizer` must be a ProjUNNRiemannianSGD or ProjUNNRiemannianAdam, got "
-                f"{type(optimizer).__name__}, which counts no skipped steps; leave it out."
+                f"{type(optimizer).__name__}, which counts no skipped steps; leave `optimizer` out."
             )
     return inner

@@ -104,8 +104,8 @@ def sketch_gradients_(
     if distributed.get_rank(chosen) < 0:
         raise ValueError(
             f"`group` must be one that this process is in, got one without process "
-            f"{distributed.get_rank()}; call `sketch_gradients_` on the processes of the group "
-            "alone."
+            f"{distributed.get_rank()}; call `sketch_gradients_` only on the processes of the "
+            "group."
         )
     for p in params:
         average_gradients_of(p, chosen)
@@ -114,8 +114,8 @@ def sketch_gradients_(
 def _check(name: str, p: torch.Tensor) -> None:
     if is_dtensor(p):
         raise TypeError(
-            f"`{name}` must be whole on every process, got a DTensor; its gradient is averaged by "
-            "what has distributed it."
+            f"`{name}` must be whole on every process, got a DTensor; leave it out, because "
+            "the function that distributed it averages its gradient."
         )
     manifold = getattr(p, "manifold", None)
     if not isinstance(manifold, LowRankManifold):
@@ -127,5 +127,6 @@ def _check(name: str, p: torch.Tensor) -> None:
         known = " or ".join(repr(sketch) for sketch in LINEAR_SKETCHES)
         raise ValueError(
             f"`{name}` must have a finite k and the sketch {known}, which are linear in the "
-            f"gradient, got {manifold}; average its gradient itself."
+            f"gradient, got {manifold}; leave it out, and let DistributedDataParallel average "
+            "its gradient."
         )

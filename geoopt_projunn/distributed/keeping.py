@@ -76,8 +76,8 @@ def keep_manifolds(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
         if p is None:
             raise RuntimeError(
                 f"`{place.path}` is on the {place.manifold}, but its module has no parameter of "
-                "that name any more, as after FullyShardedDataParallel; use a function that keeps "
-                "matrices apart, such as `fully_shard`."
+                "that name any more, as after FullyShardedDataParallel; use a function that does "
+                "not flatten matrices, such as `fully_shard`."
             )
         fits, reason = place.manifold.check_point(p, explain=True)
         if not fits:

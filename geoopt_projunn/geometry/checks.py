@@ -106,7 +106,8 @@ class CheckedMatrices(Manifold):
             if is_dtensor(tensor):
                 raise TypeError(
                     f"`{name}` must be whole, got a DTensor; use `{name}.full_tensor()`. Only the "
-                    "optimizers of this package, `projx` and the two errors take DTensors."
+                    "optimizers of this package, `projx`, `orthogonality_error` and "
+                    "`estimate_orthogonality_error` take DTensors."
                 )
             if tensor.dtype != x.dtype:
                 raise TypeError(same_dtype_rule(name, tensor, x))

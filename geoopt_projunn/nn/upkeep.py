@@ -118,7 +118,8 @@ def _on_low_rank(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor, L
             continue
         if p.is_meta:
             raise ValueError(
-                f"`{name}` must have values, but is on the meta device; call `to_empty` and load."
+                f"`{name}` must have values, but is on the meta device; call `to_empty` and load "
+                "values."
             )
         try:
             manifold.assert_check_point(p)

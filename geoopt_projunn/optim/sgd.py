@@ -269,7 +269,8 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
             raise ValueError(
                 "`nesterov` needs momentum > 0 and dampening = 0, got "
-                f"momentum={group['momentum']}, dampening={group['dampening']}."
+                f"momentum={group['momentum']}, dampening={group['dampening']}; set "
+                "`momentum=0.9`, or leave `nesterov` out."
             )
         check_choice("momentum_space", group["momentum_space"], _MOMENTUM_BUFFERS)
         if group["error_feedback"] is not None:
@@ -278,17 +279,17 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
                 raise ValueError(
                     "`error_feedback` needs nesterov = False and dampening = 0, got "
                     f"nesterov={group['nesterov']}, dampening={group['dampening']}; leave "
-                    "`error_feedback` at None for either of them."
+                    "`error_feedback` at None to use them."
                 )
             if group["momentum_space"] != "ambient":
                 raise ValueError(
-                    '`error_feedback` needs momentum_space = "ambient", where what a step has not '
-                    f"carried is known, got {group['momentum_space']!r}; leave `error_feedback` at "
-                    "None for the other one."
+                    '`error_feedback` needs momentum_space = "ambient", because only '
+                    "there what a step has left out is known, got "
+                    f"{group['momentum_space']!r}; leave `error_feedback` at None to use it."
                 )
             if group["normalize"] is not None:
                 raise ValueError(
-                    "`error_feedback` needs normalize = None, for a step in radians does not "
-                    f"carry a share of its direction, got normalize={group['normalize']!r}; leave "
-                    "one of them at None."
+                    "`error_feedback` needs normalize = None, because a step in radians "
+                    f"rescales its direction, got normalize={group['normalize']!r}; leave one of "
+                    "them at None."
                 )

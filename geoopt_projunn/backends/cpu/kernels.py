@@ -61,7 +61,7 @@ def warn_of_lack() -> None:
     if LACK is not None:
         warnings.warn(
             "Steps on the CPU are right but slow, up to eight times as long for small matrices, "
-            f"for the C++ kernels are missing: {LACK}. Install g++ or clang++, and then this "
+            f"because the C++ kernels are missing: {LACK}. Install g++ or clang++, and then this "
             "package again, by `pip install --no-cache-dir --force-reinstall --no-deps .` in a "
             "clone.",
             stacklevel=2,

@@ -60,7 +60,7 @@ def warn_of_lack(device: torch.device) -> None:
     reason = lack(device)
     if reason is not None:
         warnings.warn(
-            f"Steps on {device} are taken in torch's operations, some hundred launches each, for "
-            f"the Triton kernels cannot be used: {reason}.",
+            f"Steps on {device} are taken in torch's operations, some hundred launches each, "
+            f"because the Triton kernels cannot be used: {reason}.",
             stacklevel=2,
         )
