@@ -39,7 +39,7 @@ class CheckedMatrices(Manifold):
 
     def _check_shape(self, shape: tuple[int, ...], name: str) -> tuple[bool, str | None]:
         if len(shape) < 2 or 0 in shape[-2:] or shape[-2] % self.blocks:
-            why = "" if self.blocks == 1 else f", for it has {self.blocks} blocks"
+            why = "" if self.blocks == 1 else f", because it stacks {self.blocks} blocks"
             return False, f"`{name}` must have shape {self._form()}{why}, got {tuple(shape)}."
         return True, None
 

@@ -161,7 +161,7 @@ def _check_sequences(sequence_length: int | None, recurrent: dict[int, str]) -> 
     if recurrent and sequence_length is None:
         first = next(iter(recurrent.values()))
         raise ValueError(
-            f"`sequence_length` must be given with `steps`, for `{first}` acts at each time "
+            f"`sequence_length` must be given with `steps`, because `{first}` acts at each time "
             "step; pass the number of time steps of a sequence, or `angle` instead of `steps`."
         )
     if not recurrent and sequence_length is not None:
