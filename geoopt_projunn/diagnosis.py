@@ -26,11 +26,11 @@ _COUNTERS = 3
 def kept_fraction(
     x: torch.Tensor, grad: torch.Tensor, ks: Iterable[int] = (1, 2, 4, 8, 16)
 ) -> dict[int, float]:
-    r"""Return which share of a gradient steps of some ranks would follow.
+    r"""Return which share of a gradient steps of given ranks would follow.
 
-    :math:`\lVert \text{sketch} \rVert^2 / \lVert \text{tangent gradient} \rVert^2`, the norms
-    those of generators, as a mean over three sketches and over the matrices of a batch. If k = 8,
-    the default, keeps far less than half, a larger k saves steps; beyond about half, steps become
+    :math:`\lVert \text{sketch} \rVert^2 / \lVert \text{tangent gradient} \rVert^2` of generators,
+    as a mean over three sketches and over the matrices of a batch. If k = 8,
+    the default, keeps far less than half, a larger k saves steps. Beyond about half, steps become
     more expensive and hardly fewer.
 
     Parameters
@@ -45,8 +45,8 @@ def kept_fraction(
     Returns
     -------
     dict
-        from k to the share. NaN if the gradient has no tangent part but rounding. The sketches
-        "lsi" and "column" are no projections: theirs may exceed 1.
+        the share for each k; NaN if the tangent part of the gradient is only rounding. The sketches
+        "lsi" and "column" are not projections, so their shares may exceed 1.
 
     Raises
     ------
@@ -120,9 +120,9 @@ def diagnose(model: torch.nn.Module, *, lr: float = 1.0) -> Diagnosis:
     Returns
     -------
     Diagnosis
-        prints as a table: share of the gradient that a step keeps, its angle in radians,
-        orthogonality error, and the k that would keep half. Parameters without a gradient, or
-        without a tangent part in it, have NaN for what depends on it.
+        prints as a table: the share of the gradient that a step keeps, its angle in radians, the
+        orthogonality error, and the smallest power of two as k that would keep half. If a parameter
+        has no gradient, or one without a tangent part, the values that depend on it are NaN.
 
     Raises
     ------

@@ -35,8 +35,9 @@ def pays(x: torch.Tensor) -> bool:
 @functools.cache
 def _warn_of_corruption() -> None:
     warnings.warn(
-        f"`compile=True` has no effect on a CPU, for torch.compile of torch {torch.__version__} "
-        "corrupts memory there; torch 2.9 does not.",
+        "`compile=True` has no effect on a CPU, because torch.compile of torch "
+        f"{torch.__version__} corrupts memory there; use torch 2.9 or later, or leave "
+        "`compile` out.",
         stacklevel=2,
     )
 
@@ -73,7 +74,7 @@ def compiled(step: Step) -> Step:
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             works = False
             warnings.warn(
-                "`compile=True` has no effect from here on, for torch.compile failed: "
+                "`compile=True` has no effect from here on, because torch.compile failed: "
                 f"{str(error).strip().splitlines()[0]}",
                 stacklevel=2,
             )

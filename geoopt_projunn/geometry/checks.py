@@ -39,7 +39,7 @@ class CheckedMatrices(Manifold):
 
     def _check_shape(self, shape: tuple[int, ...], name: str) -> tuple[bool, str | None]:
         if len(shape) < 2 or 0 in shape[-2:] or shape[-2] % self.blocks:
-            why = "" if self.blocks == 1 else f", for it has {self.blocks} blocks"
+            why = "" if self.blocks == 1 else f", because it stacks {self.blocks} blocks"
             return False, f"`{name}` must have shape {self._form()}{why}, got {tuple(shape)}."
         return True, None
 
@@ -109,7 +109,8 @@ class CheckedMatrices(Manifold):
             if is_dtensor(tensor):
                 raise TypeError(
                     f"`{name}` must be whole, got a DTensor; use `{name}.full_tensor()`. Only the "
-                    "optimizers of this package, `projx` and the two errors take DTensors."
+                    "optimizers of this package, `projx`, `orthogonality_error` and "
+                    "`estimate_orthogonality_error` take DTensors."
                 )
             if tensor.dtype != x.dtype:
                 raise TypeError(same_dtype_rule(name, tensor, x))

@@ -118,7 +118,7 @@ def check_kind(p: torch.Tensor, state: State, names: Iterable[str], group: Group
         raise TypeError(
             f"The state of {described(p, group)} must have its precision, "
             f"{p.dtype.to_real()}, got {state['skipped'].dtype}: the parameter was converted "
-            "after its first step; rebuild the optimizer."
+            "after its first step; make a new optimizer."
         )
     for name in ("skipped", "step", *names):
         if name in state and state[name].device != p.device:
@@ -157,8 +157,8 @@ def check_shape(
     if state[name].shape not in shapes:
         raise ValueError(
             f"`{name}` in the state of {described(p, group)} must have shape {tuple(shapes[0])}, "
-            f"got {tuple(state[name].shape)}: it is of a parameter of another shape, or number of "
-            "blocks; load the state of one like this, or rebuild the optimizer."
+            f"got {tuple(state[name].shape)}: the state is that of a parameter of another shape "
+            "or with another number of blocks; load the right one, or make a new optimizer."
         )
 
 

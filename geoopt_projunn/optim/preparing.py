@@ -84,7 +84,7 @@ class Preparation:
                     raise RuntimeError(
                         f"{capitalized(described(p, group))} was on LowRankUnitary or "
                         "LowRankStiefel and no longer is: a conversion or a load dropped its "
-                        "manifold; make it a `geoopt.ManifoldParameter` again and rebuild the "
+                        "manifold; make it a `geoopt.ManifoldParameter` again and make a new "
                         "optimizer."
                     )
                 if grad is not None:

@@ -100,7 +100,8 @@ def _check_averaged(p: torch.Tensor, rule: Rule, spec: StepSpec, group: Mapping[
     raise RuntimeError(
         f"Steps of {described(p, group)} average products with its gradient, as "
         "`sketch_gradients_` asked, which needs ProjUNNRiemannianSGD, a finite `k` and the sketch "
-        f"'tangent' or 'lsi', got {got}; use these, or average the gradients themselves."
+        f"'tangent' or 'lsi', got {got}; use these, or do not pass the "
+        "parameter to it and let DistributedDataParallel average its gradient."
     )
 
 

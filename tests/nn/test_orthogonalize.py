@@ -151,7 +151,7 @@ BAD = {
         "weight_hh_l0",
         {"blocks": 5},
         ValueError,
-        r"it must have shape \(\*, 5 n, p\), for it has 5 blocks, got \(32, 8\)",
+        r"it must have shape \(\*, 5 n, p\), because it stacks 5 blocks, got \(32, 8\)",
     ),
     "no blocks": (
         lambda: torch.nn.LSTM(8, 8),

@@ -173,7 +173,7 @@ def test_one_plane_stops_at_half_a_turn(dtype, retraction):
 def test_one_warning_says_that_planes_may_stop(normalize, lr, k, dtype):
     p = unitary_parameter(40, 40, k=k, dtype=dtype)
     optimizer = ProjUNNRiemannianSGD([("weight", p)], lr=lr, normalize=normalize)
-    with pytest.warns(UserWarning, match=r"`weight`.*half a turn.*above π.*lower it") as caught:
+    with pytest.warns(UserWarning, match=r"`weight`.*half a turn.*above π.*Lower it") as caught:
         feed(optimizer, p, gradients(p, 3))
     assert len(caught) == 1
 
