@@ -2,7 +2,6 @@ r"""Steps of rank k on matrices with orthonormal columns, and geoopt's contract 
 
 import functools
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -11,6 +10,7 @@ from geoopt.manifolds.base import Manifold
 from .backends import choose
 from .backends.spec import StepSpec
 from .geometry.orthonormal import OrthonormalGeometry
+from .integers import checked_integer
 from .linalg.hashing import bits_of_row
 from .linalg.precision import full_precision
 from .linalg.truncated import without_derivative
@@ -61,16 +61,15 @@ class LowRankManifold(OrthonormalGeometry):
         is_auto = isinstance(k, str) and k == AUTO
         if k is not None and not is_auto:
             remedy = f'use k=None for full rank, or k="{AUTO}" for one that fits the size'
-            _check_integer("k", k, least=1, remedy=remedy)
-        _check_integer("sweep", sweep, least=0, remedy="use sweep=0 to turn drift control off")
-        _check_integer("blocks", blocks, least=1, remedy="use blocks=1 for one matrix")
+            k = checked_integer("k", k, remedy=remedy)
+        turned_off = "use sweep=0 to turn drift control off"
+        self.sweep = checked_integer("sweep", sweep, least=0, remedy=turned_off)
+        self.blocks = checked_integer("blocks", blocks, remedy="use blocks=1 for one matrix")
         _check_name("retraction", retraction, RETRACTIONS)
         _check_name("sketch", sketch, {**SKETCHES, COORDINATES: None})
-        self.k: Rank = "auto" if is_auto else None if k is None else int(k)
+        self.k: Rank = "auto" if is_auto else k
         self.retraction = retraction
         self.sketch = sketch
-        self.sweep = int(sweep)
-        self.blocks = int(blocks)
 
     @property
     def reversible(self) -> bool:
@@ -261,13 +260,6 @@ class LowRankManifold(OrthonormalGeometry):
                     "use k=None for full rank."
                 )
         return ok, reason
-
-
-def _check_integer(name: str, value: object, *, least: int, remedy: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"`{name}` must be an integer, got {value!r}; {remedy}.")
-    if int(value) < least:
-        raise ValueError(f"`{name}` must be at least {least}, got {value}; {remedy}.")
 
 
 def _check_name(name: str, value: str, known: dict[str, Any]) -> None:
