@@ -30,12 +30,13 @@ def _step(method: Callable[..., T]) -> Callable[..., T]:
     """Run a step with autocast off. Where it truncates, asking for its derivative is an error."""
 
     @functools.wraps(method)
-    def wrapped(self: "LowRankManifold", *args: Any, **kwargs: Any) -> Any:
-        if self.k is None:
-            return method(self, *args, **kwargs)
+    def wrapped(self: "LowRankManifold", x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        # What is no matrix is refused by the method.
+        if self.k is None or (x.dim() >= 2 and self.rank(x) is None):
+            return method(self, x, *args, **kwargs)
         with torch.set_grad_enabled(False):
-            result = method(self, *args, **kwargs)
-        return without_derivative(method.__name__, result, (*args, *kwargs.values()))
+            result = method(self, x, *args, **kwargs)
+        return without_derivative(method.__name__, result, (x, *args, *kwargs.values()))
 
     return full_precision(wrapped)
 
