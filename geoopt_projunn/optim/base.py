@@ -18,7 +18,13 @@ from .kinds import Parts
 from .lost import look_for_lost_manifolds
 from .messages import described
 from .nonfinite import SKIP_NONFINITE, AllOrNothing
-from .options import check_choice, check_have_values, check_range, check_steps, warn_of_misspelt
+from .options import (
+    check_choice,
+    check_have_values,
+    check_range,
+    checked_stabilize,
+    warn_of_misspelt,
+)
 from .others import Others
 from .preparing import Preparation, Prepared
 from .printing import printed
@@ -64,7 +70,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
                 f"Supported are {', '.join((*defaults, 'stabilize'))}."
             )
         self._start_again()
-        super().__init__(params, defaults, stabilize=stabilize)  # type: ignore[call-arg]
+        super().__init__(params, defaults, stabilize=checked_stabilize(stabilize))  # type: ignore[call-arg]
 
     def _start_again(self) -> None:
         """Probe all points at their next step, as at the first, and warn anew."""
@@ -113,7 +119,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         check_choice("compile", group["compile"], (True, False))
         check_choice("normalize", group["normalize"], (None, *NORMALIZATIONS))
         check_choice("skip_nonfinite", group["skip_nonfinite"], SKIP_NONFINITE)
-        check_steps("stabilize", group["stabilize"])
+        checked_stabilize(group["stabilize"])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, after checking its hyperparameters.
@@ -130,6 +136,8 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
             self._others.check(options)
             warn_of_misspelt(param_group, {*self.defaults, "stabilize"})
         super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        group["stabilize"] = checked_stabilize(group["stabilize"])
         self._looked_for_lost = False
 
     def state_dict(self) -> dict[str, Any]:

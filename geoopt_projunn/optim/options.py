@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..integers import checked_integer
 from .messages import warn
 
 # As close as "momentun" to "momentum"; "weight_decay_scale" is no misspelt "weight_decay".
@@ -47,10 +48,10 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
         raise ValueError(f"`{name}` must be {', '.join(most)} or {last}, got {value!r}.")
 
 
-def check_steps(name: str, value: Any) -> None:
-    """Raise an error unless a value is None or a number of steps."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError(f"`{name}` must be None or a positive integer, got {value!r}.")
+def checked_stabilize(value: Any) -> int | None:
+    """Return after how many steps points are put back on their manifolds, or None, or raise."""
+    remedy = "use stabilize=None for never"
+    return None if value is None else checked_integer("stabilize", value, remedy=remedy)
 
 
 def check_have_values(group: dict[str, Any]) -> None:

@@ -14,10 +14,8 @@ SHARED = [
     ({"lr": float("inf")}, r"`lr` must lie in \[0.0, inf\), got inf"),
     ({"weight_decay": -1e-3}, r"`weight_decay` must lie in \[0.0, inf\), got -0.001"),
     ({"compile": 1}, "`compile` must be True or False, got 1"),
-    ({"stabilize": 0}, "`stabilize` must be None or a positive integer, got 0"),
-    ({"stabilize": -2}, "`stabilize` must be None or a positive integer, got -2"),
-    ({"stabilize": 1.5}, "`stabilize` must be None or a positive integer, got 1.5"),
-    ({"stabilize": "often"}, "`stabilize` must be None or a positive integer, got 'often'"),
+    ({"stabilize": 0}, "`stabilize` must be at least 1, got 0; use stabilize=None"),
+    ({"stabilize": -2}, "`stabilize` must be at least 1, got -2"),
 ]
 
 OF_SGD = [

@@ -4,7 +4,7 @@ import geoopt
 import pytest
 import torch
 
-from geoopt_projunn import LowRankUnitary
+from geoopt_projunn import LowRankStiefel, LowRankUnitary
 from tests._able import read_bits_within_vmap, skip_unless
 from tests._asserts import assert_within
 from tests._matrices import (
@@ -45,6 +45,24 @@ def test_a_step_that_truncates_refuses_a_derivative(method):
         assert not result.requires_grad
     for result in tensors(METHODS[method](LowRankUnitary(None), *inputs)):
         assert result.requires_grad
+
+
+@pytest.mark.parametrize("dtype", WIDE_DTYPES)
+@pytest.mark.parametrize("kind", [LowRankUnitary, LowRankStiefel])
+@pytest.mark.parametrize("method", LOW_RANK)
+def test_a_matrix_of_one_entry_is_stepped_whole_and_has_the_derivative(method, kind, dtype):
+    x = unitary(2, 1, 1, dtype=dtype)
+    u, v = torch.randn(2, 2, 1, 1, dtype=dtype)
+    inputs = [t.requires_grad_() for t in (x, x, u, v)]
+
+    def run(*inputs):
+        return METHODS[method](kind(), *inputs)
+
+    assert torch.autograd.gradcheck(run, inputs)
+    for actual, exact in zip(
+        tensors(run(*inputs)), tensors(METHODS[method](kind(None), *inputs)), strict=True
+    ):
+        assert torch.equal(actual, exact)
 
 
 @pytest.mark.parametrize("method", LOW_RANK)
