@@ -1,5 +1,6 @@
 """The benchmarks of steps in radians, at a small size."""
 
+import pytest
 import torch
 
 from geoopt_projunn import ProjUNNRiemannianAdam
@@ -8,6 +9,7 @@ from tests._benchmarks import load
 problems = load("problems")
 radians = load("radians")
 stalls = load("stalls")
+preconditioning = load("preconditioning")
 load("methods")
 defaults = load("defaults")
 
@@ -18,6 +20,31 @@ def test_the_table_of_angles(capsys):
     assert len(lines) == 3
     assert "angle 0.5" in lines[0]
     assert all(0 < float(cell) < 10 for cell in lines[2].strip("| ").split(" | ")[1:])
+
+
+def test_the_tables_of_preconditioned_gradients(capsys):
+    preconditioning.main(["--smoke"])
+    *losses, head, _, steps = (
+        line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line
+    )
+    assert [row[0] for row in losses[2:]] == list(problems.PROBLEMS)
+    assert all(0 < float(end) < 2 for row in losses[2:] for end in row[1:])
+    assert len(steps) == len(head) == 1 + len(preconditioning.POWERS)
+    assert all(0 < float(count) <= 20 for count in steps[1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_a_preconditioner_levels_the_rows_of_a_gradient(dtype):
+    torch.manual_seed(0)
+    sizes = torch.logspace(0, -1, 6)
+    one, none = preconditioning.Preconditioner(0.5), preconditioning.Preconditioner(0.0)
+    for _ in range(200):
+        grad = torch.randn(2, 40, 6, dtype=dtype) * sizes
+        levelled = one(grad)
+    assert torch.equal(none(grad), grad)
+    spread = levelled.abs().square().mean(-2).sqrt()
+    # A floor of a tenth of the mean leaves the smallest behind.
+    assert (spread.amax(-1) / spread.amin(-1) < 4).all()
 
 
 def test_quantization_rounds_to_sixteen_levels_and_goes_straight_through():
