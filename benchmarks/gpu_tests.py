@@ -7,7 +7,7 @@ from typing import Any
 from gpu_timing import Cases
 
 ROOT = Path(__file__).parents[1]
-FIRST = ("tests/optim/test_gpu.py", "tests/nn/test_gpu.py")
+FIRST = ("tests/optim/test_gpu.py", "tests/optim/test_gpu_graphs.py", "tests/nn/test_gpu.py")
 MOST_FAILURES = 6
 
 

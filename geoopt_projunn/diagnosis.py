@@ -9,7 +9,8 @@ import torch
 from .backends import choose
 from .backends.distributed import whole_of
 from .backends.spec import StepSpec
-from .linalg.dense import skewh
+from .integers import checked_integer
+from .linalg.dense import largest, skewh
 from .linalg.precision import full_precision
 from .low_rank_manifold import LowRankManifold
 from .manifolds import LowRankUnitary
@@ -61,11 +62,10 @@ def kept_fraction(
     points, grads = _batches(manifold, x, grad)
     whole = _squared_length(points, grads)
     shares = {}
-    for k in ks:
-        LowRankUnitary(k)  # raises what is wrong with a rank
+    for i, rank in enumerate(ks):
+        k = checked_integer(f"ks[{i}]", rank, remedy="pass ranks, as in ks=(1, 2, 4)")
         if k <= _highest_rank(manifold, points):
-            spec = _spec(manifold, points, k)
-            shares[int(k)] = _kept(spec, points, grads, whole)
+            shares[k] = _kept(_spec(manifold, points, k), points, grads, whole)
     return shares
 
 
@@ -163,7 +163,7 @@ def diagnose(model: torch.nn.Module, *, lr: float = 1.0) -> Diagnosis:
 def _diagnosed(name: str, p: torch.Tensor, lr: float) -> ParameterDiagnosis:
     manifold = _manifold_of(p)
     k = manifold.rank(p)
-    error = float(manifold.orthogonality_error(p).max())
+    error = float(largest(manifold.orthogonality_error(p)))
     if p.grad is None:
         nan = math.nan
         return ParameterDiagnosis(name, tuple(p.shape), k, nan, nan, error, None)

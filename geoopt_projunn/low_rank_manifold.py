@@ -2,7 +2,6 @@ r"""Steps of rank k on matrices with orthonormal columns, and geoopt's contract 
 
 import functools
 from collections.abc import Callable
-from numbers import Integral
 from operator import attrgetter
 from typing import Any, Literal, TypeVar
 
@@ -12,6 +11,7 @@ from geoopt.manifolds.base import Manifold
 from .backends import choose
 from .backends.spec import StepSpec
 from .geometry.orthonormal import OrthonormalGeometry
+from .integers import checked_integer
 from .linalg.hashing import bits_of_row
 from .linalg.precision import full_precision
 from .linalg.truncated import without_derivative
@@ -33,12 +33,13 @@ def _step(method: Callable[..., T]) -> Callable[..., T]:
     """Run a step with autocast off. Where it truncates, asking for its derivative is an error."""
 
     @functools.wraps(method)
-    def wrapped(self: "LowRankManifold", *args: Any, **kwargs: Any) -> Any:
-        if self.k is None:
-            return method(self, *args, **kwargs)
+    def wrapped(self: "LowRankManifold", x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        # What is no matrix is refused by the method.
+        if self.k is None or (x.dim() >= 2 and self.rank(x) is None):
+            return method(self, x, *args, **kwargs)
         with torch.set_grad_enabled(False):
-            result = method(self, *args, **kwargs)
-        return without_derivative(method.__name__, result, (*args, *kwargs.values()))
+            result = method(self, x, *args, **kwargs)
+        return without_derivative(method.__name__, result, (x, *args, *kwargs.values()))
 
     return full_precision(wrapped)
 
@@ -64,16 +65,15 @@ class LowRankManifold(OrthonormalGeometry):
         is_auto = isinstance(k, str) and k == AUTO
         if k is not None and not is_auto:
             remedy = f'use k=None for full rank, or k="{AUTO}" for one that fits the size'
-            _check_integer("k", k, least=1, remedy=remedy)
-        _check_integer("sweep", sweep, least=0, remedy="use sweep=0 to turn drift control off")
-        _check_integer("blocks", blocks, least=1, remedy="use blocks=1 for one matrix")
+            k = checked_integer("k", k, remedy=remedy)
+        turned_off = "use sweep=0 to turn drift control off"
+        self.sweep = checked_integer("sweep", sweep, least=0, remedy=turned_off)
+        self.blocks = checked_integer("blocks", blocks, remedy="use blocks=1 for one matrix")
         _check_name("retraction", retraction, RETRACTIONS)
         _check_name("sketch", sketch, {**SKETCHES, COORDINATES: None})
-        self.k: Rank = "auto" if is_auto else None if k is None else int(k)
+        self.k: Rank = "auto" if is_auto else k
         self.retraction = retraction
         self.sketch = sketch
-        self.sweep = int(sweep)
-        self.blocks = int(blocks)
 
     @property
     def reversible(self) -> bool:
@@ -260,13 +260,6 @@ class LowRankManifold(OrthonormalGeometry):
                     "use k=None for full rank."
                 )
         return ok, reason
-
-
-def _check_integer(name: str, value: object, *, least: int, remedy: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"`{name}` must be an integer, got {value!r}; {remedy}.")
-    if int(value) < least:
-        raise ValueError(f"`{name}` must be at least {least}, got {value}; {remedy}.")
 
 
 def _check_name(name: str, value: str, known: dict[str, Any]) -> None:

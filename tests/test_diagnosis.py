@@ -68,8 +68,10 @@ def test_without_a_tangent_part_there_is_no_share(dtype):
 @pytest.mark.parametrize(
     ("ks", "error", "match"),
     [
-        ((0,), ValueError, "`k` must be at least 1, got 0"),
-        ((1.5,), TypeError, "`k` must be an integer, got 1.5"),
+        ((0,), ValueError, r"`ks\[0\]` must be at least 1, got 0; pass ranks"),
+        ((1, 1.5), TypeError, r"`ks\[1\]` must be an integer, got 1.5; pass ranks"),
+        ((None,), TypeError, r"`ks\[0\]` must be an integer, got None"),
+        (("auto",), TypeError, r"`ks\[0\]` must be an integer, got 'auto'"),
     ],
 )
 def test_ranks_that_are_none_are_refused(ks, error, match):

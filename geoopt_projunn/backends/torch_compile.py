@@ -64,7 +64,11 @@ def compiled(step: Step) -> Step:
             return step(*arguments, group=group)
         constants = {name: group[name] for name in group.keys() - _NOT_OF_THE_STEP}
         # A number would be compiled in.
-        lr = torch.as_tensor(group["lr"], dtype=torch.float64).reshape(())
+        lr = group["lr"]
+        # A number on the host, whatever torch's default device is.
+        if not isinstance(lr, torch.Tensor):
+            lr = torch.tensor(lr, dtype=torch.float64, device="cpu")
+        lr = lr.to(torch.float64).reshape(())
         try:
             fast(*arguments, group={**constants, "lr": lr})
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:

@@ -100,6 +100,9 @@ class CheckedMatrices(Manifold):
 
     def _flatten(self, **tensors: torch.Tensor) -> tuple[list[torch.Tensor], torch.Size]:
         """Check, broadcast and view as (b, n, p), n >= p, stored by rows or by columns."""
+        for name, tensor in tensors.items():
+            if not isinstance(tensor, torch.Tensor):
+                raise TypeError(f"`{name}` must be a tensor, got {type(tensor).__name__}.")
         x = tensors["x"]
         self.assert_check_point(x)
         for name, tensor in tensors.items():

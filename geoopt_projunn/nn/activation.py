@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .arguments import integers
+
 __all__ = ["ModReLU", "modrelu"]
 
 
@@ -76,8 +78,8 @@ class ModReLU(torch.nn.Module):
                 if dtype.is_complex
                 else f"`dtype` must be a floating point type, got {dtype}."
             )
-        self.num_features = num_features
-        self.offset = torch.nn.Parameter(torch.empty(num_features, device=device, dtype=dtype))
+        (self.num_features,) = integers(num_features=num_features)
+        self.offset = torch.nn.Parameter(torch.empty(self.num_features, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -6,16 +6,13 @@ from typing import Any
 
 import torch
 
+from ..integers import checked_integer
 from ..linalg.precision import WIDE
 
 
-def positive(name: str, value: Any) -> int:
-    """Return a positive integer, or raise."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"`{name}` must be an integer, got {value!r}.")
-    if value < 1:
-        raise ValueError(f"`{name}` must be at least 1, got {value}.")
-    return int(value)
+def integers(**values: Any) -> list[int]:
+    """Return integers by their names; whether they are in range is left to torch's modules."""
+    return [checked_integer(name, value, least=None) for name, value in values.items()]
 
 
 def positive_tuple(name: str, value: Any, dims: int) -> tuple[int, ...]:
@@ -23,7 +20,7 @@ def positive_tuple(name: str, value: Any, dims: int) -> tuple[int, ...]:
     values = (value,) * dims if isinstance(value, Integral) else value
     if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != dims:
         raise TypeError(f"`{name}` must be an integer or a tuple of {dims}, got {value!r}.")
-    return tuple(positive(name, one) for one in values)
+    return tuple(checked_integer(name, one) for one in values)
 
 
 def assert_known(name: str, value: Any, known: Sequence[str]) -> None:

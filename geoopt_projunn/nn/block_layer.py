@@ -6,12 +6,12 @@ from typing import Any, ClassVar
 import geoopt
 import torch
 
+from ..integers import checked_integer
 from ..low_rank_manifold import LowRankManifold, Rank
 from .arguments import (
     assert_dtype_of_layer,
     assert_known,
     checked_dtype,
-    positive,
     positive_tuple,
 )
 from .block_kernels import alternating_axes, block_kernel
@@ -55,10 +55,10 @@ class BlockConv(KeepsManifolds):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.in_channels = positive("in_channels", in_channels)
-        self.out_channels = positive("out_channels", out_channels)
+        self.in_channels = checked_integer("in_channels", in_channels)
+        self.out_channels = checked_integer("out_channels", out_channels)
         self.kernel_size = positive_tuple("kernel_size", kernel_size, self._dims)
-        self.stride = positive("stride", stride)
+        self.stride = checked_integer("stride", stride)
         if min(self.kernel_size) < self.stride:
             raise ValueError(
                 f"`kernel_size` must be at least `stride` = {self.stride} on every axis, got "

@@ -10,6 +10,7 @@ from ..linalg.precision import full_precision
 from ..low_rank_manifold import Rank
 from ..manifolds import LowRankUnitary
 from .activation import activated
+from .arguments import integers
 from .recurrent import Recurrent, taken_as
 from .transforms import needs_plain_operations
 
@@ -110,6 +111,7 @@ class _RNNCell(RecurrentCell, torch.nn.RNNCell):
     ) -> None:
         manifold = LowRankUnitary(k, retraction=retraction, sketch=sketch)
         known, dtype = self._options(nonlinearity, init, dtype)
+        input_size, hidden_size = integers(input_size=input_size, hidden_size=hidden_size)
         super().__init__(input_size, hidden_size, bias, known, device=device, dtype=dtype)
         self._finish(nonlinearity, manifold, ["weight_hh"])
 

@@ -8,6 +8,7 @@ import torch
 
 from ..backends import products_for
 from ..init import INITS
+from ..integers import checked_integer
 from ..linalg.precision import full_precision
 from ..low_rank_manifold import Rank
 from ..manifolds import LowRankUnitary
@@ -15,7 +16,6 @@ from .arguments import (
     assert_dtype_of_layer,
     assert_known,
     checked_dtype,
-    positive,
     positive_tuple,
 )
 from .channels import channels_to_pixels, pixels_to_channels
@@ -78,10 +78,10 @@ class FullWidthConv(KeepsManifolds):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.in_channels = positive("in_channels", in_channels)
-        self.out_channels = positive("out_channels", out_channels)
+        self.in_channels = checked_integer("in_channels", in_channels)
+        self.out_channels = checked_integer("out_channels", out_channels)
         self.size = positive_tuple("size", size, self._dims)
-        self.stride = positive("stride", stride)
+        self.stride = checked_integer("stride", stride)
         if any(n % self.stride for n in self.size):
             raise ValueError(
                 f"`stride` must divide `size` = {self.size} on every axis, got {stride}; "

@@ -8,6 +8,7 @@ from torch.nn.functional import linear
 
 from ..low_rank_manifold import Rank
 from ..manifolds import LowRankUnitary
+from .arguments import integers
 from .cell import RecurrentCell
 from .gated import GatedWeights, gated_step
 from .gated_recurrence import recur
@@ -169,6 +170,9 @@ class OrthogonalGRU(_Gated, RecurrentLayer, torch.nn.GRU):
         **unsupported: Any,
     ) -> None:
         manifold = LowRankUnitary(k, retraction=retraction, sketch=sketch)
+        input_size, hidden_size, num_layers = integers(
+            input_size=input_size, hidden_size=hidden_size, num_layers=num_layers
+        )
         _, dtype = self._options(nonlinearity, init, dtype)
         super().__init__(
             input_size,
@@ -240,6 +244,7 @@ class OrthogonalGRUCell(_Gated, RecurrentCell, torch.nn.GRUCell):
     ) -> None:
         manifold = LowRankUnitary(k, retraction=retraction, sketch=sketch)
         _, dtype = self._options(nonlinearity, init, dtype)
+        input_size, hidden_size = integers(input_size=input_size, hidden_size=hidden_size)
         super().__init__(input_size, hidden_size, bias, device=device, dtype=dtype)
         self._finish(nonlinearity, manifold, ["weight_hh"])
 

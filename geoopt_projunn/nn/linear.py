@@ -5,7 +5,7 @@ import math
 import torch
 
 from ..low_rank_manifold import Rank
-from .arguments import checked_dtype
+from .arguments import checked_dtype, integers
 from .keeping import KeepsManifolds, keep_manifolds
 from .placing import put_on
 from .starting import assert_fits, check_init, manifold_for, start_at, steps_of
@@ -75,6 +75,7 @@ class OrthogonalLinear(KeepsManifolds, torch.nn.Linear):
         init: str = "haar",
     ) -> None:
         dtype = checked_dtype(self, dtype, False)
+        in_features, out_features = integers(in_features=in_features, out_features=out_features)
         shape = out_features, in_features
         manifold = manifold_for(shape, k, retraction=retraction, sketch=sketch)
         check_init(init, shape)

@@ -76,8 +76,8 @@ def orthogonalize_(
         If it is no plain parameter, a DTensor or the kernel of a convolution, or its dtype is not
         one of those above.
     ValueError
-        If its shape or its values do not fit, an argument is out of range, or ``blocks`` is needed
-        and not given.
+        If its shape or its values do not fit, an argument is out of range, ``blocks`` is needed
+        and not given, or it is of an embedding with ``max_norm`` or ``padding_idx``.
         After any of these, the module is as it was.
 
     Notes
@@ -188,7 +188,22 @@ def _owner(module: torch.nn.Module, name: str) -> tuple[torch.nn.Module, str]:
             "BlockOrthogonalConv1d or BlockOrthogonalConv2d of geoopt_projunn.nn, or "
             "OrthogonalConv1d, OrthogonalConv2d or OrthogonalConv3d."
         )
+    if isinstance(owner, torch.nn.Embedding | torch.nn.EmbeddingBag) and leaf == "weight":
+        _assert_rows_are_free(name, owner)
     return owner, leaf
+
+
+def _assert_rows_are_free(name: str, owner: torch.nn.Embedding | torch.nn.EmbeddingBag) -> None:
+    for option, why in (
+        ("max_norm", "shortens rows in each forward pass"),
+        ("padding_idx", "leaves one row as it is, while steps turn all of them"),
+    ):
+        value = getattr(owner, option)
+        if value is not None:
+            raise ValueError(
+                f"`{name}` of {type(owner).__name__} cannot be orthogonal with `{option}`, which "
+                f"{why}, got {option}={value}; make the module without `{option}`."
+            )
 
 
 # How many matrices the weights of modules hold, and the size of each.

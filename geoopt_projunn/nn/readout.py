@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .arguments import integers
+
 __all__ = ["RealReadout"]
 
 
@@ -39,6 +41,7 @@ class RealReadout(torch.nn.Linear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        in_features, out_features = integers(in_features=in_features, out_features=out_features)
         super().__init__(2 * in_features, out_features, bias=bias, device=device, dtype=dtype)
 
     def forward(self, input: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..low_rank_manifold import Rank
 from ..manifolds import LowRankUnitary
+from .arguments import integers
 from .layer import RecurrentLayer
 from .recurrence import recur
 from .unrolled import Order, Weights
@@ -37,6 +38,9 @@ class _RNN(RecurrentLayer, torch.nn.RNN):
         **unsupported: Any,
     ) -> None:
         manifold = LowRankUnitary(k, retraction=retraction, sketch=sketch)
+        input_size, hidden_size, num_layers = integers(
+            input_size=input_size, hidden_size=hidden_size, num_layers=num_layers
+        )
         known, dtype = self._options(nonlinearity, init, dtype)
         super().__init__(
             input_size,

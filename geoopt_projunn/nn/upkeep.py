@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
+from ..linalg.dense import largest
 from ..low_rank_manifold import LowRankManifold
 from .placing import without_x
 
@@ -52,7 +53,7 @@ def orthogonality_errors(module: torch.nn.Module, exact: bool = False) -> dict[s
             measure = (
                 manifold.orthogonality_error if exact else manifold.estimate_orthogonality_error
             )
-            errors[p] = measure(p).max()
+            errors[p] = largest(measure(p))
     return {name: float(errors[p]) for name, p, _ in _on_low_rank(module)}
 
 

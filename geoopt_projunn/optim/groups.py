@@ -4,10 +4,11 @@ from typing import Any
 
 import torch
 
+from ..integers import checked_integer
 from ..normalization import NORMALIZATIONS, planned_angle
 from ..sketches.coordinates import COORDINATES
 from .kinds import is_low_rank, low_rank_of, manifold_of
-from .options import check_choice, check_range, check_steps
+from .options import check_choice, check_range
 
 __all__ = ["param_groups"]
 
@@ -91,6 +92,11 @@ def param_groups(
     """
     check_range("lr", lr, 0.0)
     check_choice("normalize", normalize, tuple(NORMALIZATIONS))
+    if steps is not None:
+        steps = checked_integer("steps", steps, remedy="or pass `angle` instead of it")
+    if sequence_length is not None:
+        remedy = "leave it out if no orthogonal weight is recurrent"
+        sequence_length = checked_integer("sequence_length", sequence_length, remedy=remedy)
     _check_one_answer(steps, angle, sequence_length)
     named = list(model.named_parameters())
     orthogonal = [(name, p) for name, p in named if is_low_rank(manifold_of(p))]
@@ -140,8 +146,6 @@ def _recurrent(model: torch.nn.Module) -> dict[int, str]:
 
 
 def _check_one_answer(steps: Any, angle: Any, sequence_length: Any) -> None:
-    check_steps("steps", steps)
-    check_steps("sequence_length", sequence_length)
     if (steps is None) == (angle is None):
         raise ValueError(
             "One of `steps` and `angle` must be given, got "

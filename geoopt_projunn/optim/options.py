@@ -1,11 +1,13 @@
 """What the options of a group of parameters may be."""
 
 import difflib
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 
+from ..integers import checked_integer
 from .messages import warn
 
 # As close as "momentun" to "momentum"; "weight_decay_scale" is no misspelt "weight_decay".
@@ -13,7 +15,10 @@ _MISSPELT = 0.85
 
 
 def check_range(name: str, value: Any, low: float, high: float = float("inf")) -> None:
-    """Raise an error unless low <= value < high; the value of a tensor is not read."""
+    """Raise an error unless low <= value < high; the value of a tensor on a GPU is not read.
+
+    Nor is one refused that is not finite: wherever the tensor is, it only skips steps.
+    """
     # This runs in every step, and few values are anything else.
     if type(value) is float and low <= value < high:
         return
@@ -22,9 +27,12 @@ def check_range(name: str, value: Any, low: float, high: float = float("inf")) -
             raise ValueError(f"`{name}` must be one number, got a tensor of {value.numel()}.")
         if value.is_complex() or value.dtype == torch.bool:
             raise TypeError(f"`{name}` must be a real number, got a tensor of {value.dtype}.")
-        return
+        if not value.is_cpu or not math.isfinite(value := value.detach().item()):
+            return
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"`{name}` must be a number, got {value!r}.")
+        raise TypeError(
+            f"`{name}` must be a number, got {value!r}; pass an int, a float or a tensor."
+        )
     if not low <= value or not (value < high or value == low):
         raise ValueError(f"`{name}` must lie in [{low}, {high}), got {value}.")
 
@@ -40,10 +48,10 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
         raise ValueError(f"`{name}` must be {', '.join(most)} or {last}, got {value!r}.")
 
 
-def check_steps(name: str, value: Any) -> None:
-    """Raise an error unless a value is None or a number of steps."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError(f"`{name}` must be None or a positive integer, got {value!r}.")
+def checked_stabilize(value: Any) -> int | None:
+    """Return after how many steps points are put back on their manifolds, or None, or raise."""
+    remedy = "use stabilize=None for never"
+    return None if value is None else checked_integer("stabilize", value, remedy=remedy)
 
 
 def check_have_values(group: dict[str, Any]) -> None:

@@ -105,6 +105,8 @@ def _check_averaged(p: torch.Tensor, rule: Rule, spec: StepSpec, group: Mapping[
     )
 
 
+# Steps outside of torch's inference mode could not write to what is made in it.
+@torch.inference_mode(False)
 def first_buffers(p: torch.Tensor, rule: Rule, group: Mapping[str, Any]) -> Buffers:
     """Return the state of a rule for a fresh parameter; zeros that lie like a DTensor."""
     if not is_dtensor(p):
@@ -113,6 +115,7 @@ def first_buffers(p: torch.Tensor, rule: Rule, group: Mapping[str, Any]) -> Buff
     return {name: full_like(p, t.shape, 0, t.dtype) for name, t in shapes.items()}
 
 
+@torch.inference_mode(False)
 def full_like(p: torch.Tensor, shape: torch.Size, value: float, dtype: torch.dtype) -> torch.Tensor:
     """Return a tensor that begins with the batch dimensions of a parameter, and lies like it."""
     local, placements = local_of(p), _placements_of(p, shape)

@@ -4,7 +4,7 @@ import hashlib
 
 from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 PLACINGS = {
     "rows of 2": ((2,), [Shard(0)]),
@@ -36,6 +36,10 @@ def placed(x, placing):
     shape, placements = PLACINGS[placing]
     mesh = mesh_of(shape)
     return None if mesh is None else distribute_tensor(x, mesh, placements)
+
+
+def local(t):
+    return t.to_local() if isinstance(t, DTensor) else t
 
 
 def is_first():

@@ -11,6 +11,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam
 
+from ._meshes import local
 from .test_steps import parameter
 
 
@@ -47,7 +48,7 @@ def test_state_lies_where_its_parameter_does(mesh, shape, dim):
     state = optimizer.state[p]
     assert state["exp_avg"].placements == p.placements
     for name, t in state.items():
-        part = t.to_local() if isinstance(t, DTensor) else t
+        part = local(t)
         assert part.is_cpu, name
         assert part.eq(1 if name == "step" else 0).all(), name
     errors = p.manifold.estimate_orthogonality_error(p.detach())

@@ -10,7 +10,7 @@ from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam, ProjUNNRiemann
 from geoopt_projunn.backends.distributed import Distributed, collectives
 from tests._able import broadcast_complex_numbers, skip_unless
 
-from ._meshes import PLACINGS, digest, mesh_of, placed
+from ._meshes import PLACINGS, digest, local, mesh_of, placed
 
 SGD, ADAM = ProjUNNRiemannianSGD, ProjUNNRiemannianAdam
 N, STEPS = 22, 12
@@ -82,10 +82,6 @@ def compare(setting, placing, dtype):
     assert all(state[name].placements == p.placements for name in alike)
     assert not any(hasattr(state[name], "placements") for name in {*state} - {*alike})
     return max(map(float, errors)), moved, seen, digest(p.to_local(), *map(local, state.values()))
-
-
-def local(t):
-    return t.to_local() if hasattr(t, "placements") else t
 
 
 @pytest.mark.parametrize(("setting", "placing", "dtype"), sorted(CASES, key=str))

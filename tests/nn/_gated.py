@@ -1,11 +1,14 @@
-"""Gated recurrent units as torch has them and as the textbook writes them."""
+"""Gated recurrent units as torch has them and as the textbook writes them, and what is compared."""
 
 import torch
 
 from geoopt_projunn.nn import OrthogonalGRU
-from tests.nn._oracles import scattered, textbook_modrelu
+from tests._asserts import assert_within
+from tests.nn._oracles import LENGTHS, scattered, textbook_modrelu
 
 INPUTS, HIDDEN = 3, 6
+T, N = max(LENGTHS), len(LENGTHS)
+NONLINEARITIES = ("modrelu", "relu", "tanh")
 
 
 def make(*args, **options):
@@ -68,3 +71,35 @@ def textbook_step(layer, x, h, suffix):
     else:
         c = getattr(torch, layer.nonlinearity)(inner)
     return (1 - z) * c + z * h
+
+
+def batch(layer):
+    x = torch.randn(T, N, INPUTS, dtype=torch.float64, requires_grad=True)
+    count = layer.num_layers * (1 + layer.bidirectional)
+    return x, torch.randn(count, N, HIDDEN, dtype=torch.float64, requires_grad=True)
+
+
+def loss(outputs):
+    """Return a generic function of outputs and last states."""
+    generator = torch.Generator().manual_seed(1)
+    total = 0
+    for y in outputs:
+        noise = torch.randn(y.shape, dtype=y.dtype, generator=generator)
+        total = total + (y * noise).sum() + y.square().sum()
+    return total
+
+
+def gradients(outputs, x, h0, layer, **options):
+    """Differentiate that by x, h0 and the parameters, by name."""
+    names, leaves = zip(*layer.named_parameters(), strict=True)
+    first, second, *rest = torch.autograd.grad(
+        loss(outputs), [x, h0, *leaves], allow_unused=True, materialize_grads=True, **options
+    )
+    return {"x": first, "h0": second, **dict(zip(names, rest, strict=True))}
+
+
+def assert_same(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        assert actual[name].shape == value.shape
+        assert_within(actual[name], value, 1e-10 * max(1.0, value.abs().max().item()))

@@ -51,9 +51,7 @@ def raised_by_torch(make):
     [
         {"proj_size": 2},
         {"input_size": 0},
-        {"input_size": 2.0},
         {"hidden_size": -1},
-        {"hidden_size": 3.0},
         {"num_layers": 0},
         {"bias": 1},
         {"batch_first": 1},

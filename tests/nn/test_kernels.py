@@ -86,3 +86,22 @@ def test_interpreted_they_do_what_torchs_operations_do():
     # Derivatives are taken of layers only: a gradcheck calls a function too many times.
     files = ("tests/nn/interpreted.py", "tests/nn/test_frequencies.py")
     run_interpreted(*files, "-k", "not second_derivatives")
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_a_modrelu_of_more_entries_than_32_bits_count_is_refused(dtype):
+    from geoopt_projunn.nn.kernels import modrelu
+
+    n = 2**15
+    step = torch.empty(2**15, n, dtype=dtype, device="meta")
+    programs, (stride, count, columns) = modrelu._share(step)
+    assert (programs, stride, count, columns) == (2**22, n, 2**30, n)
+    words = r"`input` must be a batch .* at most 1073741824 .*, got 32769 rows that are 32768 ent.*"
+    one_more = torch.empty(2**15 + 1, n, dtype=dtype, device="meta")
+    with pytest.raises(ValueError, match=words + "split the batch"):
+        modrelu._share(one_more)
+    # Rows of the states of all steps, of a batch that comes first.
+    apart = torch.empty(2**15, 2 * n, dtype=dtype, device="meta")[:, :n]
+    with pytest.raises(ValueError, match="got 32768 rows that are 65536 entries apart"):
+        modrelu._share(step, apart)

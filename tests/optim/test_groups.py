@@ -57,8 +57,12 @@ def test_a_group_without_parameters_is_left_out():
         ({"normalize": None}, ValueError, "`normalize` must be 'angle' or 'spectral', got None"),
         ({"angle": None}, ValueError, "One of `steps` and `angle` must be given, got neither"),
         ({"steps": 100}, ValueError, "One of `steps` and `angle` must be given, got both"),
-        ({"angle": None, "steps": 0}, ValueError, "`steps` must be None or a positive integer"),
-        ({"angle": None, "steps": 1e3}, ValueError, "`steps` must be None or a positive integer"),
+        ({"angle": None, "steps": 0}, ValueError, "`steps` must be at least 1, got 0; or pass `a"),
+        (
+            {"angle": None, "steps": 9, "sequence_length": 0},
+            ValueError,
+            "`sequence_length` must be at least 1, got 0; leave it out if no",
+        ),
         ({"sequence_length": 50}, ValueError, "`sequence_length` must be None with `angle`"),
         (
             {"angle": None, "steps": 100, "sequence_length": 50},

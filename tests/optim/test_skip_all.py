@@ -14,11 +14,11 @@ from ._helpers import (
     OPTIMIZERS,
     assert_same_bits,
     assert_same_state,
-    on_manifold,
     read_as_from_a_gpu,
     unitary_parameter,
     without_counters,
 )
+from ._skipping import company, feed, gradients, spoilt
 
 SETTINGS = {
     "sgd": (ProjUNNRiemannianSGD, {"lr": 0.05}),
@@ -35,46 +35,12 @@ SETTINGS = {
     ),
     "scalar": (ProjUNNRiemannianAdam, {"lr": 0.01, "second_moment": "scalar"}),
 }
+
+
 each_setting = pytest.mark.parametrize(("kind", "options"), SETTINGS.values(), ids=SETTINGS.keys())
+
+
 BAD = [torch.nan, torch.inf, -torch.inf]
-
-
-@pytest.fixture(params=["read", "undone"])
-def each_device(request, monkeypatch):
-    """Steps as on a CPU, which reads the flag, and as on a GPU, which undoes the step."""
-    if request.param == "undone":
-        read_as_from_a_gpu(monkeypatch)
-
-
-def company(dtype=torch.float64):
-    """Parameters of every kind that an optimizer may hold."""
-    sphere = geoopt.Sphere()
-    return [
-        unitary_parameter(6, 6, dtype=dtype, k=2),
-        unitary_parameter(3, 4, 4, dtype=dtype, sketch="lsi"),
-        unitary_parameter(4, 4, dtype=dtype.to_complex()),
-        geoopt.ManifoldParameter(sphere.random(3, 4, dtype=dtype), manifold=sphere),
-        torch.nn.Parameter(torch.randn(3, 4, dtype=dtype)),
-        torch.nn.Parameter(torch.randn(5, dtype=dtype.to_complex())),
-        torch.nn.Parameter(torch.randn(0, dtype=dtype)),
-    ]
-
-
-def gradients(params, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(p.shape, dtype=p.dtype, generator=generator) for p in params]
-
-
-def feed(optimizer, params, grads):
-    for p, grad in zip(params, grads, strict=True):
-        p.grad = grad.clone()
-    optimizer.step()
-
-
-def spoilt(params, seed, culprit, bad):
-    grads = gradients(params, seed)
-    grads[culprit].view(-1)[-1] = bad
-    return grads
 
 
 @pytest.mark.filterwarnings("ignore:The gradient of a parameter")
@@ -99,33 +65,6 @@ def test_a_run_with_bad_gradients_is_the_run_without_them(kind, options, culprit
             state["step"] = int(state["step"])  # of geoopt, as a device can leave it alone
         assert_same_state(state, other)
         assert p.grad.isfinite().all()
-
-
-@pytest.mark.filterwarnings("ignore:The gradient of a parameter")
-@pytest.mark.usefixtures("each_device")
-@each_setting
-def test_skipped_steps_count_matrices_and_by_parameter_all(kind, options):
-    params = company()
-    optimizer = kind(params, skip_nonfinite="all", **options)
-    for step in range(4):
-        feed(optimizer, params, gradients(params, step))
-    for step in range(2):
-        feed(optimizer, params, spoilt(params, 9 + step, 4, torch.nan))
-    assert optimizer.skipped_steps == 2 * (1 + 3 + 1)
-    expected = {0: 2, 1: 6, 2: 2, 3: 2, 4: 2, 5: 2, 6: 2}
-    assert optimizer.skipped_steps_by_parameter() == expected
-
-
-@pytest.mark.filterwarnings("ignore:The gradient of a parameter")
-@pytest.mark.usefixtures("each_device")
-@pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_an_optimizer_without_unitary_parameters_counts_steps(kind):
-    params = company()[4:6]
-    optimizer = kind(params, skip_nonfinite="all")
-    for step in range(3):
-        feed(optimizer, params, gradients(params, step))
-        feed(optimizer, params, spoilt(params, step, 0, torch.inf))
-    assert optimizer.skipped_steps == 3
 
 
 @pytest.mark.filterwarnings("ignore:The gradient of a parameter")
@@ -214,49 +153,6 @@ def test_another_value_is_refused(value, kind):
 
 
 @pytest.mark.filterwarnings("ignore:The gradient of a parameter")
-@pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_counters_are_saved_and_loaded(kind):
-    params = company()
-    optimizer = kind(params, lr=0.1, skip_nonfinite="all")
-    feed(optimizer, params, gradients(params, 0))
-    feed(optimizer, params, spoilt(params, 1, 4, torch.nan))
-    others = [copy.deepcopy(p) for p in params]
-    resumed = kind(others, lr=0.1)
-    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    assert resumed.skipped_steps_by_parameter() == optimizer.skipped_steps_by_parameter()
-    for opt, ps in ((optimizer, params), (resumed, others)):
-        feed(opt, ps, gradients(ps, 2))
-    for p, q in zip(params, others, strict=True):
-        assert_same_bits(p, q)
-
-
-def test_by_default_only_the_matrix_is_left_out():
-    p, plain = unitary_parameter(4, 4), torch.nn.Parameter(torch.ones(3))
-    twin = on_manifold(p.detach())
-    optimizer = ProjUNNRiemannianSGD([p, plain], lr=0.1)
-    p.grad, plain.grad = torch.full((4, 4), torch.nan), torch.ones(3)
-    with pytest.warns(UserWarning, match="A step of a parameter of shape"):
-        optimizer.step()
-    assert_same_bits(p, twin)
-    assert (plain < 1).all()
-
-
-@pytest.mark.filterwarnings("ignore:The gradient of a parameter")
-@pytest.mark.usefixtures("each_device")
-@pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_stabilizing_in_turn_counts_skipped_steps_on_every_device(kind):
-    params = company(torch.float32)
-    optimizer = kind(params, lr=0.1, skip_nonfinite="all", stabilize=3)
-    for step in range(2):
-        feed(optimizer, params, gradients(params, step))
-    before = [p.detach().clone() for p in params]
-    feed(optimizer, params, spoilt(params, 2, 4, torch.nan))
-    for p, value in zip(params, before, strict=True):
-        assert_same_bits(p, value)
-    assert optimizer.param_groups[0]["step"] == 3
-
-
-@pytest.mark.filterwarnings("ignore:The gradient of a parameter")
 @pytest.mark.usefixtures("each_device")
 def test_sparse_momentum_does_not_stand_in_the_way():
     embedding = torch.nn.Embedding(5, 3, sparse=True)
@@ -284,31 +180,6 @@ def test_a_momentum_buffer_that_is_none_is_begun_as_in_torch():
         plain.grad = torch.tensor([torch.nan if bad else 1.0, 1, 1])
         optimizer.step()
     assert_same_bits(plain, torch.full((3,), 0.9))
-
-
-@pytest.mark.filterwarnings("ignore:The gradient of a parameter")
-@pytest.mark.usefixtures("each_device")
-def test_counters_of_half_precision_parameters_count_on():
-    plain = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
-    optimizer = ProjUNNRiemannianSGD([plain], lr=0.1, skip_nonfinite="all")
-    plain.grad = torch.full_like(plain, torch.nan)
-    for _ in range(300):
-        optimizer.step()
-    assert optimizer.skipped_steps == 300
-
-
-def test_on_a_gpu_the_gradient_to_blame_is_named(monkeypatch):
-    read_as_from_a_gpu(monkeypatch)
-    rnn = OrthogonalRNN(3, 8)
-    optimizer = ProjUNNRiemannianSGD(rnn.named_parameters(), lr=0.1, skip_nonfinite="all")
-    for step in range(49):
-        for p in rnn.parameters():
-            p.grad = torch.ones_like(p)
-        if step == 20:
-            rnn.bias_ih_l0.grad[2] = torch.inf
-        optimizer.step()
-    with pytest.warns(UserWarning, match="The gradient of parameter `bias_ih_l0` of shape"):
-        optimizer.step()
 
 
 def test_parameters_without_values_are_stepped():

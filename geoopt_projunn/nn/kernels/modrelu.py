@@ -13,6 +13,8 @@ from ...backends.triton.repeated import Repeated
 from . import interleaved
 
 _BLOCK = 256
+# The kernels count entries in 32 bits, and complex ones have two parts.
+_MOST_ENTRIES = 2**30
 
 
 def forward(z: Tensor, offset: Tensor) -> Repeated:
@@ -46,8 +48,12 @@ def _share(*apart: Tensor) -> tuple[int, tuple[int, ...]]:
     """Return how many programs there are, the strides of rows, and the sizes."""
     rows, n = apart[0].shape
     strides = [t.stride(0) for t in apart]
-    # The kernels count entries in 32 bits.
-    assert rows * max(strides) <= 2**30
+    if rows * max(strides) > _MOST_ENTRIES:
+        raise ValueError(
+            f"`input` must be a batch of which one time step has at most {_MOST_ENTRIES} entries "
+            f"between its first row and its last, got {rows} rows that are {max(strides)} entries "
+            "apart; split the batch."
+        )
     assert n == 1 or all(t.stride(1) == 1 for t in apart)
     return triton.cdiv(rows * n, _BLOCK), (*strides, rows * n, n)
 

@@ -1,0 +1,38 @@
+"""The check of integers that users pass, with one wording of its errors."""
+
+from numbers import Integral
+from typing import Any
+
+
+def checked_integer(name: str, value: Any, *, least: int | None = 1, remedy: str = "") -> int:
+    """Return an integer of Python, numpy or another library as an int, or raise.
+
+    Parameters
+    ----------
+    name : str
+        of the argument
+    value : Any
+        What was passed. Booleans, floats and tensors are refused.
+    least : int or None
+        the smallest value allowed, None for any
+    remedy : str
+        what to do instead, for the errors
+
+    Returns
+    -------
+    int
+        the value
+
+    Raises
+    ------
+    TypeError
+        If the value is not an integer.
+    ValueError
+        If it is below ``least``.
+    """
+    end = f"; {remedy}." if remedy else "."
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"`{name}` must be an integer, got {value!r}{end}")
+    if least is not None and int(value) < least:
+        raise ValueError(f"`{name}` must be at least {least}, got {value}{end}")
+    return int(value)
