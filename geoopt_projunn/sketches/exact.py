@@ -10,7 +10,7 @@ from .sketched import Sketched, above, is_square
 def exact(x: torch.Tensor, d: torch.Tensor, floor: float = 0.0) -> Sketched:
     r"""Return the whole generator :math:`\operatorname{skewh}(d x^H)`, in :math:`O(n^2 p)`.
 
-    Where it is below ``floor`` times the length of ``d`` it is zero.
+    It is zero if it is below ``floor`` times the length of ``d``.
     """
     wide = WIDE[x.dtype]
     return Sketched(None, above(floor, skewh(d.to(wide) @ x.to(wide).mH), d))

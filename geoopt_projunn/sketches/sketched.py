@@ -35,10 +35,10 @@ class Sketched(NamedTuple):
     def add_direction_(
         self, d: torch.Tensor, x: torch.Tensor, scale: float, products: Products
     ) -> None:
-        r"""Add ``scale`` times what stands for this generator in a direction d, in place.
+        r"""Add ``scale`` times a direction with this generator to d, in place.
 
-        Of :math:`\Omega = \operatorname{skewh}(v x^H)`, v in the tangent space, that is
-        :math:`v = (2I - x x^H)\, \Omega x`; of a square x the velocity :math:`\Omega x` itself.
+        The tangent vector v with :math:`\Omega = \operatorname{skewh}(v x^H)` is
+        :math:`v = (2I - x x^H)\, \Omega x`; for a square x it is the velocity :math:`\Omega x`.
         """
         velocity = scale * self.velocity(x, products)
         if self.rows is None:

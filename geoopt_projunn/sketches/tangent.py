@@ -34,7 +34,7 @@ def tangent(
     products: Products = IN_TORCH,
     floor: float = 0.0,
 ) -> Sketched:
-    r"""Sketch the tangent step itself: everything in it that touches k directions.
+    r"""Sketch the tangent step itself: every part of it that involves one of k directions.
 
     With :math:`Q = \operatorname{orth}(\Omega T)` for k test vectors :math:`T` and
     :math:`P = QQ^H`, the result is :math:`P\Omega + \Omega P - P\Omega P`, of rank 2k: the
@@ -43,12 +43,12 @@ def tangent(
     enters.
 
     The test vectors are :math:`T = DH + G`, new at each step: random combinations of 4k columns
-    of :math:`D`, the next ones in turn, of unit length, and a smaller part that lies in any
-    direction. Sooner or later they meet every gradient. Where
-    :math:`2 \operatorname{rank} D \le k`, as for batches of k / 2, they reach all of
-    :math:`\Omega`: the step is that of full rank.
-    For k = 1 rows take the place of columns, :math:`T = x (D^H H + G)`: there they need fewer
-    steps on mini-batches, and from k = 3 on more.
+    of :math:`D`, the next ones in turn, of unit length, plus a smaller part in a random
+    direction. So every gradient is found sooner or later. If
+    :math:`2 \operatorname{rank} D \le k`, as for batches of k / 2, they span all of
+    :math:`\Omega`, and the step has full rank.
+    For k = 1 rows take the place of columns, :math:`T = x (D^H H + G)`. On mini-batches rows need
+    fewer steps than columns at k = 1, and more from k = 3 on.
 
     Parameters
     ----------
@@ -61,8 +61,8 @@ def tangent(
     products : Products
         how to multiply a few rows with ``x`` and ``d``
     floor : float
-        Where the generator is below this share of what it is the difference of, products of ``d``
-        with the test vectors, it is rounding of a normal direction, and the core is zero.
+        The generator is a difference of products of ``d`` with the test vectors. If it is below
+        this share of them, it is rounding of a normal direction, and the core is zero.
 
     Returns
     -------
@@ -71,7 +71,7 @@ def tangent(
 
     Notes
     -----
-    Four passes over ``x`` and two over ``d``, four by torch's own products;
+    Four passes over ``x`` and two over ``d`` (four with torch's own products);
     :math:`16knp + 8k^2n` flops.
     """
     n, p = x.shape[-2:]

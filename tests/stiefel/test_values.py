@@ -50,7 +50,7 @@ ERRORS = [
     (
         LowRankStiefel(1, blocks=3),
         (8, 2),
-        r"`x` must have shape \(\*, 3 n, p\), for it has 3 blocks, got \(8, 2\)\.",
+        r"`x` must have shape \(\*, 3 n, p\), because it stacks 3 blocks, got \(8, 2\)\.",
     ),
     (LowRankStiefel(2, blocks=3), (9, 2), r"`k` must satisfy .* = 1, got 2"),
     (
