@@ -10,7 +10,7 @@ from .backends import choose
 from .backends.distributed import whole_of
 from .backends.spec import StepSpec
 from .integers import checked_integer
-from .linalg.dense import skewh
+from .linalg.dense import largest, skewh
 from .linalg.precision import full_precision
 from .low_rank_manifold import LowRankManifold
 from .manifolds import LowRankUnitary
@@ -27,11 +27,11 @@ _COUNTERS = 3
 def kept_fraction(
     x: torch.Tensor, grad: torch.Tensor, ks: Iterable[int] = (1, 2, 4, 8, 16)
 ) -> dict[int, float]:
-    r"""Return which share of a gradient steps of some ranks would follow.
+    r"""Return which share of a gradient steps of given ranks would follow.
 
-    :math:`\lVert \text{sketch} \rVert^2 / \lVert \text{tangent gradient} \rVert^2`, the norms
-    those of generators, as a mean over three sketches and over the matrices of a batch. If k = 8,
-    the default, keeps far less than half, a larger k saves steps; beyond about half, steps become
+    :math:`\lVert \text{sketch} \rVert^2 / \lVert \text{tangent gradient} \rVert^2` of generators,
+    as a mean over three sketches and over the matrices of a batch. If k = 8,
+    the default, keeps far less than half, a larger k saves steps. Beyond about half, steps become
     more expensive and hardly fewer.
 
     Parameters
@@ -46,8 +46,8 @@ def kept_fraction(
     Returns
     -------
     dict
-        from k to the share. NaN if the gradient has no tangent part but rounding. The sketches
-        "lsi" and "column" are no projections: theirs may exceed 1.
+        the share for each k; NaN if the tangent part of the gradient is only rounding. The sketches
+        "lsi" and "column" are not projections, so their shares may exceed 1.
 
     Raises
     ------
@@ -120,9 +120,9 @@ def diagnose(model: torch.nn.Module, *, lr: float = 1.0) -> Diagnosis:
     Returns
     -------
     Diagnosis
-        prints as a table: share of the gradient that a step keeps, its angle in radians,
-        orthogonality error, and the k that would keep half. Parameters without a gradient, or
-        without a tangent part in it, have NaN for what depends on it.
+        prints as a table: the share of the gradient that a step keeps, its angle in radians, the
+        orthogonality error, and the smallest power of two as k that would keep half. If a parameter
+        has no gradient, or one without a tangent part, the values that depend on it are NaN.
 
     Raises
     ------
@@ -163,7 +163,7 @@ def diagnose(model: torch.nn.Module, *, lr: float = 1.0) -> Diagnosis:
 def _diagnosed(name: str, p: torch.Tensor, lr: float) -> ParameterDiagnosis:
     manifold = _manifold_of(p)
     k = manifold.rank(p)
-    error = float(manifold.orthogonality_error(p).max())
+    error = float(largest(manifold.orthogonality_error(p)))
     if p.grad is None:
         nan = math.nan
         return ParameterDiagnosis(name, tuple(p.shape), k, nan, nan, error, None)

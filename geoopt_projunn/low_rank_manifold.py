@@ -95,7 +95,7 @@ class LowRankManifold(OrthonormalGeometry):
         return f"k={k}, retraction={self.retraction}, sketch={self.sketch}{swept}{stacked}"
 
     def rank(self, x: torch.Tensor) -> int | None:
-        """Return how many planes a step of a point turns, None for all of them.
+        """Return how many planes a step turns for a point x, None for all planes.
 
         Parameters
         ----------
@@ -182,11 +182,11 @@ class LowRankManifold(OrthonormalGeometry):
     def retr(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         r"""Retract along a tangent vector, :math:`O(knp)`.
 
-        Exact (to rounding) for a tangent vector of rank at most 2k, as ``egrad2rgrad`` returns
-        them. Of a vector of higher rank, such as a sum of several, the part that touches 2k
-        directions is followed, by the tangent sketch. A normal part of u is projected away.
-        Where ``retraction`` shortens a generator (the exponential beyond a Frobenius norm of
-        170), so does this; :meth:`expmap` is exact for any length.
+        Exact (to rounding) for a tangent vector of rank at most 2k; ``egrad2rgrad`` returns such
+        vectors. From a vector of higher rank, such as a sum of several, the tangent sketch takes
+        a part of rank 2k. A normal part of u is projected away. Very long steps (for the
+        exponential, generators beyond a Frobenius norm of 170) are shortened; :meth:`expmap` is
+        exact for any length.
 
         Parameters
         ----------

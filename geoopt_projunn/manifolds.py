@@ -21,35 +21,35 @@ class LowRankUnitary(LowRankManifold, UnitaryGeometry):
     complex128. Tangent vectors at x are :math:`\Omega x`, :math:`\Omega` skew-Hermitian.
 
     ``egrad2rgrad``, ``retr``, ``retr_transp`` and ``transp_follow_retr`` cost
-    :math:`O(kn^2)` and have no derivative; ``projx`` costs :math:`O(n^2)` for a point that is
-    unitary to rounding; everything else is exact and costs :math:`O(n^3)`, as everything does
+    :math:`O(kn^2)` and have no derivative. ``projx`` costs :math:`O(n^2)` for a point that is
+    unitary to rounding. All other methods are exact and cost :math:`O(n^3)`, as all methods do
     for k=None.
 
     Parameters
     ----------
     k : int, "auto" or None
         The rank of a step: how many planes it turns, 1 <= k <= n // 2. "auto", the default:
-        min(8, n // 2), by the size of each point, see :meth:`rank`; a matrix with n = 1 has no
-        plane, and counts as None. None: all planes, the ordinary manifold at :math:`O(n^3)` a step.
+        min(8, n // 2) by the size n of each point, see :meth:`rank`; None for n = 1, where there
+        is no plane. None: all planes, the ordinary manifold at :math:`O(n^3)` a step.
     retraction : {"exponential", "polar", "cayley"}
         How a step returns to the manifold: along the geodesic (projUNN-T), to the nearest
         unitary matrix (projUNN-D), or by the Cayley transform.
     sketch : {"tangent", "lsi", "column", "coordinates"}
-        What a step keeps of a gradient. "tangent", the default: a projection of its tangent part.
-        "lsi" and "column": the paper's rank-k approximations of the gradient itself.
-        "coordinates": what turns 2k coordinates, new ones at each step, see
-        :func:`geoopt_projunn.sketches.coordinates.coordinates`; with sweep=0 and without momentum
-        the step reads 2k rows of the point and of the gradient, costs :math:`O(k^2 n)`, and keeps
-        :math:`4k^2/n^2` of a gradient, which pays where n is huge and rows of the gradient are
-        made one by one. No effect with k=None.
+        Which part of a gradient a step follows. "tangent", the default: a projection of its
+        tangent part. "lsi" and "column": the paper's rank-k approximations of the gradient itself.
+        "coordinates": the part that turns 2k coordinates, drawn anew at each step, see
+        :func:`geoopt_projunn.sketches.coordinates.coordinates`. With sweep=0 and without momentum
+        such a step reads only 2k rows of the point and of the gradient and costs
+        :math:`O(k^2 n)`, but it keeps only :math:`4k^2/n^2` of a gradient. It is for huge n, where
+        rows of the gradient are computed one by one. No effect with k=None.
     sweep : int
-        Columns that the optimizers of this package re-orthonormalize at each step, which
-        bounds the drift by rounding for ever. It costs up to two passes over x; 0 turns it
-        off.
+        How many columns the optimizers of this package re-orthonormalize at each step, which
+        keeps rounding errors bounded over any number of steps. It costs up to two passes over x;
+        0 turns it off.
     blocks : int
-        How many matrices lie one above the other in each point, which then has shape
-        (*, blocks n, n), as ``torch.nn.LSTM.weight_hh_l0`` has with 4. Each is on the manifold and
-        moves by itself.
+        How many matrices are stacked one above the other in each point, which then has shape
+        (*, blocks n, n). An example is ``torch.nn.LSTM.weight_hh_l0``, with 4. Each matrix is on
+        the manifold and has steps of its own.
 
     Raises
     ------
@@ -60,11 +60,11 @@ class LowRankUnitary(LowRankManifold, UnitaryGeometry):
 
     Notes
     -----
-    The sign of a real matrix's determinant never changes along a path: from the identity no
+    Steps never change the sign of a real matrix's determinant: from the identity no
     step reaches a matrix of determinant -1. Choose the initial point accordingly.
 
-    With :class:`geoopt.optim.RiemannianLineSearch` use ``cg_method="steepest"`` at finite k, and
-    conjugate gradients with k=None only: they compare gradients of different points, whose
+    With :class:`geoopt.optim.RiemannianLineSearch` use ``cg_method="steepest"`` at finite k.
+    Conjugate gradients work with k=None only: they compare gradients at different points, whose
     sketches keep different parts, and stall.
 
     References
@@ -95,21 +95,20 @@ class LowRankStiefel(LowRankManifold, StiefelGeometry):
         \quad\text{or}\quad
         \{x \in \mathbb{C}^{n \times p} : x x^H = I\} \quad (n < p)
 
-    or the same of real matrices, as :func:`torch.nn.init.orthogonal_` fills them, with the
+    or the same of real matrices, as :func:`torch.nn.init.orthogonal_` makes them, with the
     canonical metric :math:`\langle u, v \rangle = \operatorname{Re tr}(u^H (I - \frac12 x x^H) v)`.
     Points have shape (*, n, p), any number of batch dimensions, dtype float32, float64, complex64
-    or complex128. Tangent vectors at a tall x are :math:`\Omega x`, :math:`\Omega`
-    skew-Hermitian. A wide x is treated as its transpose, which is tall; what follows is of tall
-    ones.
+    or complex128. A wide x is treated as its transpose, so all formulas here are for a tall x.
+    Tangent vectors at x are :math:`\Omega x`, :math:`\Omega` skew-Hermitian.
 
     A gradient d has the generator :math:`\Omega = d x^H - x d^H`, and a step rotates x from the
     left, :math:`x \leftarrow x + W (P - I) W^H x`, as on :class:`LowRankUnitary`. For n = p this
     is the same set with twice the gradient: halve the learning rate.
 
     ``egrad2rgrad``, ``retr``, ``retr_transp`` and ``transp_follow_retr`` cost
-    :math:`O(knp)` and have no derivative; ``projx`` costs :math:`O(np)` for a point that is on the
-    manifold to rounding, else :math:`O(np^2)` as ``proju``, ``inner`` and ``transp``; ``expmap``
-    costs :math:`O(n^3)`, as a retraction does for k=None. ``dist`` and ``logmap`` are not
+    :math:`O(knp)` and have no derivative. ``projx`` costs :math:`O(np)` for a point that is on the
+    manifold to rounding, otherwise :math:`O(np^2)`, as do ``proju``, ``inner`` and ``transp``.
+    ``expmap`` costs :math:`O(n^3)`, as ``retr`` does for k=None. ``dist`` and ``logmap`` are not
     available.
 
     Parameters
@@ -118,10 +117,10 @@ class LowRankStiefel(LowRankManifold, StiefelGeometry):
         The rank of a step: how many planes it turns, 1 <= k <= min(p, n // 2), n the longer side.
         "auto", the default: min(8, p, n // 2). None: all planes.
     retraction, sketch, sweep
-        as of :class:`LowRankUnitary`; the sweep is of columns, for wide x of rows
+        as in :class:`LowRankUnitary`; for a wide x the sweep takes rows instead of columns
     blocks : int
-        How many matrices lie one above the other in each point, which then has shape
-        (*, blocks n, p). Each is on the manifold and moves by itself.
+        How many matrices are stacked one above the other in each point, which then has shape
+        (*, blocks n, p). Each matrix is on the manifold and has steps of its own.
 
     Raises
     ------
@@ -132,11 +131,12 @@ class LowRankStiefel(LowRankManifold, StiefelGeometry):
 
     Notes
     -----
-    ``retr`` follows a vector of rank at most 2k exactly, as ``egrad2rgrad`` returns them: its
+    ``retr`` follows vectors of rank at most 2k exactly; ``egrad2rgrad`` returns such vectors. Their
     generator :math:`u x^H - x u^H - x \operatorname{skewh}(x^H u)\, x^H` has rank at most 4k.
 
     With k=None ``inner`` and ``egrad2rgrad`` are those of :class:`geoopt.CanonicalStiefel`.
-    ``proju`` and ``retr`` are not: those of geoopt 0.5 are no projection and not of first order.
+    ``proju`` and ``retr`` differ: in geoopt 0.5 ``proju`` of that class is not a projection, and
+    its ``retr`` does not agree with the vector to first order.
 
     References
     ----------

@@ -17,8 +17,8 @@ def metrics(
 ) -> dict[str, float]:
     r"""Return orthogonality errors and skipped steps as a flat dictionary of floats.
 
-    It is what ``wandb.log``, Lightning's ``log_dict``, Accelerate's ``log`` and MLflow's
-    ``log_metrics`` take as it is; for TensorBoard call ``add_scalar`` for each item.
+    Pass it to ``wandb.log``, Lightning's ``log_dict``, Accelerate's ``log`` or MLflow's
+    ``log_metrics``; for TensorBoard call ``add_scalar`` for each item.
 
     Parameters
     ----------
@@ -87,6 +87,6 @@ def _unwrapped(optimizer: Any) -> ProjUNNOptimizer:
         if inner is None:
             raise TypeError(
                 "`optimizer` must be a ProjUNNRiemannianSGD or ProjUNNRiemannianAdam, got "
-                f"{type(optimizer).__name__}, which counts no skipped steps; leave it out."
+                f"{type(optimizer).__name__}, which counts no skipped steps; leave `optimizer` out."
             )
     return inner

@@ -11,6 +11,7 @@ never reads a value back to the host.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -127,8 +128,11 @@ def normalized(
     planes = count if s.is_complex() else count // 2
     if isinstance(length, torch.Tensor) or furthest(length, planes, name) > math.pi:
         longest = 1.0 if name == "spectral" else _spectral_bound(unit, _SQUARINGS)
-        turned = torch.as_tensor(length * longest, dtype=s.real.dtype)
-        length = length * (math.pi / abs(turned).clamp(min=math.pi))
+        turned: Any = length * longest
+        if isinstance(turned, torch.Tensor):
+            length = length * (math.pi / abs(turned.to(s.real.dtype)).clamp(min=math.pi))
+        else:
+            length = length * (math.pi / max(abs(turned), math.pi))
     return length * unit
 
 

@@ -72,6 +72,13 @@ def limit_compilations_of_one_function():
 
 
 @functools.cache
+def read_bits_within_vmap():
+    """read the bits of numbers within torch.func.vmap"""
+    read = torch.func.vmap(lambda x: x.view(torch.int32))
+    return _runs(lambda: read(torch.ones(2, 2)), RuntimeError)
+
+
+@functools.cache
 def list_numbers_within_a_gradient():
     """list the numbers of a tensor within torch.func.grad"""
     numbers = torch.ones(2)

@@ -7,6 +7,7 @@ import torch
 
 from geoopt_projunn.linalg.rows import IN_TORCH, Products
 from geoopt_projunn.sketches import SKETCHES
+from tests._able import compile_steps, skip_unless
 from tests._asserts import assert_unitary
 from tests._update import COPY, METHODS, STEPPED, built, update_methods, update_problem
 
@@ -139,6 +140,7 @@ def test_what_a_rule_keeps_is_passed_over_as_well():
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
 @pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 def test_compiled_methods_take_the_steps_of_the_others():
+    skip_unless(compile_steps)
     problem = update_problem.draw(40, (), torch.float32)
     others = {method.name: method for method in METHODS}
     compiled = [m for m in update_methods.methods("cpu", compile=True) if "compiled" in m.name]

@@ -66,7 +66,7 @@ def assert_serves(x: torch.Tensor) -> None:
         if refusal is not None:
             raise RuntimeError(
                 f"The backend {name!r} is asked for by `backends.use` but cannot serve: "
-                f"{refusal}; leave its context, or use 'reference'."
+                f"{refusal}; step outside of its `with` block, or use 'reference'."
             )
 
 

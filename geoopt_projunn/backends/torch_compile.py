@@ -35,8 +35,9 @@ def pays(x: torch.Tensor) -> bool:
 @functools.cache
 def _warn_of_corruption() -> None:
     warnings.warn(
-        f"`compile=True` has no effect on a CPU, for torch.compile of torch {torch.__version__} "
-        "corrupts memory there; torch 2.9 does not.",
+        "`compile=True` has no effect on a CPU, because torch.compile of torch "
+        f"{torch.__version__} corrupts memory there; use torch 2.9 or later, or leave "
+        "`compile` out.",
         stacklevel=2,
     )
 
@@ -63,13 +64,17 @@ def compiled(step: Step) -> Step:
             return step(*arguments, group=group)
         constants = {name: group[name] for name in group.keys() - _NOT_OF_THE_STEP}
         # A number would be compiled in.
-        lr = torch.as_tensor(group["lr"], dtype=torch.float64).reshape(())
+        lr = group["lr"]
+        # A number on the host, whatever torch's default device is.
+        if not isinstance(lr, torch.Tensor):
+            lr = torch.tensor(lr, dtype=torch.float64, device="cpu")
+        lr = lr.to(torch.float64).reshape(())
         try:
             fast(*arguments, group={**constants, "lr": lr})
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             works = False
             warnings.warn(
-                "`compile=True` has no effect from here on, for torch.compile failed: "
+                "`compile=True` has no effect from here on, because torch.compile failed: "
                 f"{str(error).strip().splitlines()[0]}",
                 stacklevel=2,
             )

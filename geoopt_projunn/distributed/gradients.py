@@ -19,17 +19,17 @@ __all__ = ["sketch_gradients_"]
 def sketch_gradients_(
     params: Iterable[torch.Tensor] | torch.Tensor, group: "ProcessGroup | None" = None
 ) -> None:
-    r"""Leave gradients of low-rank steps where they are; average their sketches.
+    r"""Average products with gradients over processes, instead of the gradients themselves.
 
-    A step multiplies the gradient with a few rows. Of the mean of gradients
-    :math:`\bar D = \frac1P \sum_i D_i`, these products are the means of those with each
+    A step needs the gradient only in products with a few vectors. For the mean of gradients,
+    :math:`\bar D = \frac1P \sum_i D_i`, these are the means of the products with each
     :math:`D_i`: :math:`8kn` numbers for a matrix of size n with the sketch "tangent", :math:`2kn`
-    with "lsi", instead of :math:`n^2`. The step is that of the mean gradient, to rounding.
+    with "lsi", instead of :math:`n^2`. The step equals that of the mean gradient, to rounding.
 
-    Call it on each process, on replicas of the same parameters in the same order, before the first
-    step. The parameters of a group are numbered in this order, by which processes know which is
-    which; the optimizer must have them in one order on all processes, too. The first step, and the
-    first one after ``load_state_dict``, gives all of them the values of the group's first process.
+    Call it before the first step on each process, with replicas of the same parameters in the same
+    order: processes identify parameters by their place in this order. The optimizer must have them
+    in one order on all processes, too. The first step, and the first one after
+    ``load_state_dict``, gives all processes the values of the group's first process.
 
     Parameters
     ----------
@@ -44,42 +44,41 @@ def sketch_gradients_(
     Raises
     ------
     TypeError
-        If a parameter is on neither manifold, or is a DTensor, whose gradient is averaged by who
-        has distributed it.
+        If a parameter is on neither manifold, or is a DTensor, whose gradient is averaged by the
+        function that has distributed it.
     ValueError
-        If its rank or its sketch needs the gradient itself, or the group is without this process.
+        If its rank or its sketch needs the gradient itself, or this process is not in the group.
     RuntimeError
         If there is no process group. Later, in steps and in ``state_dict()``, if processes do not
         have the same parameters, see Notes.
 
     Notes
     -----
-    The mark is on the parameter, and a step of an optimizer of this package sees it:
-    :class:`~geoopt_projunn.ProjUNNRiemannianSGD` with any momentum or error feedback.
-    :class:`~geoopt_projunn.ProjUNNRiemannianAdam` raises, for its moments are not linear in the
-    gradient. Parameters that take the place of marked ones, copies and what was pickled have to be
-    marked again.
+    This marks the parameters; the step of the optimizer does the rest. It must be a
+    :class:`~geoopt_projunn.ProjUNNRiemannianSGD`, with any momentum or error feedback.
+    :class:`~geoopt_projunn.ProjUNNRiemannianAdam` raises an error, because its moments are not
+    linear in the gradient. Mark parameters again that were replaced, copied or pickled.
 
-    - Each process keeps a buffer of its own gradients, of which the mean is what counts. The
+    - Each process keeps a buffer of its own gradients; the step uses the mean of the buffers. The
       optimizer's ``state_dict()`` averages them, :math:`n^2` numbers each: every process must call
-      it, also if only one of them saves.
+      it, even if only one of them saves.
     - A gradient that is not finite on one process makes all of them skip the step.
-    - All processes must have gradients of the same parameters in a step; one that has none, such as
-      of a part that its batch did not reach, needs ``p.grad = torch.zeros_like(p)``. Two numbers
-      that each step exchanges tell whether they have. They stand for the numbers of the parameters,
+    - All processes must have gradients of the same parameters in a step. If a batch did not reach
+      a parameter, set ``p.grad = torch.zeros_like(p)``. In each step the processes exchange two
+      numbers that show whether they agree: on the numbers of the parameters,
       their names if the optimizer was made of ``named_parameters()``, shapes, dtypes and manifolds,
       the names of their state, and whether this is their first step.
 
-      Where they have not, a step on a CPU raises RuntimeError on every process, names the
-      parameters, and changes nothing. So it does if one process finds an error of its own before
-      it steps. On a GPU the host waits for the answer at the first step of a parameter alone, and
-      raises. Later the steps of all parameters in ``group`` are skipped on all processes, counted
-      in ``skipped_steps``, and draw the warning of a skipped step. If a process then has fewer
-      such parameters than another, or an error, what they exchange does not fit: they wait until
-      the time-out of the process group, or fail.
-    - Every process must take every step, also without gradients of these parameters. One that takes
-      none leaves the others waiting until the time-out.
-    - ``ZeroRedundancyOptimizer`` lets one process alone step a parameter: it does not go with this.
+      If they do not agree, a step on a CPU raises RuntimeError on every process, names the
+      parameters, and changes nothing. The same happens if one process finds an error of its own
+      before it steps. On a GPU the host waits for the answer only at the first step of a parameter,
+      and raises. Later the steps of all parameters in ``group`` are skipped on all processes,
+      counted in ``skipped_steps``, with the warning of a skipped step. If one process then has
+      fewer such parameters than another, or an error, the exchanges do not fit together: processes
+      wait until the time-out of the process group, or fail.
+    - Every process must take every step, even without gradients of these parameters. If one takes
+      none, the others wait until the time-out.
+    - It does not work with ``ZeroRedundancyOptimizer``, where only one process steps a parameter.
     - Gradients may be accumulated over several backward passes. To clip them, note that each
       process knows only its own.
 
@@ -105,8 +104,8 @@ def sketch_gradients_(
     if distributed.get_rank(chosen) < 0:
         raise ValueError(
             f"`group` must be one that this process is in, got one without process "
-            f"{distributed.get_rank()}; call `sketch_gradients_` on the processes of the group "
-            "alone."
+            f"{distributed.get_rank()}; call `sketch_gradients_` only on the processes of the "
+            "group."
         )
     for p in params:
         average_gradients_of(p, chosen)
@@ -115,8 +114,8 @@ def sketch_gradients_(
 def _check(name: str, p: torch.Tensor) -> None:
     if is_dtensor(p):
         raise TypeError(
-            f"`{name}` must be whole on every process, got a DTensor; its gradient is averaged by "
-            "what has distributed it."
+            f"`{name}` must be whole on every process, got a DTensor; leave it out, because "
+            "the function that distributed it averages its gradient."
         )
     manifold = getattr(p, "manifold", None)
     if not isinstance(manifold, LowRankManifold):
@@ -128,5 +127,6 @@ def _check(name: str, p: torch.Tensor) -> None:
         known = " or ".join(repr(sketch) for sketch in LINEAR_SKETCHES)
         raise ValueError(
             f"`{name}` must have a finite k and the sketch {known}, which are linear in the "
-            f"gradient, got {manifold}; average its gradient itself."
+            f"gradient, got {manifold}; leave it out, and let DistributedDataParallel average "
+            "its gradient."
         )

@@ -18,8 +18,8 @@ __all__ = ["keep_manifolds"]
 def keep_manifolds(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
     """Keep parameters on their manifolds while something replaces them.
 
-    At the end of the context each parameter has the manifold of the one whose place it has taken, a
-    DTensor or not, in modules of this package and in all others, and on all manifolds of geoopt.
+    At the end of the context each new parameter, a DTensor or not, is on the manifold of the one
+    that it has replaced. This works for all modules and for all manifolds of geoopt.
 
     Parameters
     ----------
@@ -35,19 +35,19 @@ def keep_manifolds(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
     Raises
     ------
     RuntimeError
-        If a parameter on a manifold has no successor of its name in its module.
-        ``FullyShardedDataParallel`` makes vectors of matrices, of which none has a manifold.
+        If a parameter on a manifold was removed, and its module has none of that name any more,
+        as after ``FullyShardedDataParallel``, which flattens matrices into vectors.
     TypeError
-        If the successor is of another subclass of torch.Tensor.
+        If the new parameter is of another subclass of torch.Tensor.
     ValueError
-        If its shape does not fit. If a DTensor in the place of a matrix of this package is placed
-        in a way that steps do not know: partial sums, two dimensions of the mesh for one axis, a
-        mesh without this process, and for k=None parts of matrices.
+        If its shape does not fit. If it is a DTensor for a matrix of this package, placed
+        in a way that steps do not support: partial sums, two dimensions of the mesh for one axis, a
+        mesh without this process, or, for k=None, parts of matrices.
 
     Notes
     -----
-    Make the optimizer afterwards. An exception inside of the context leaves those on their
-    manifolds that still are there.
+    Make the optimizer afterwards. After an exception inside of the context, parameters that have
+    not been replaced are still on their manifolds.
 
     Examples
     --------
@@ -76,8 +76,8 @@ def keep_manifolds(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
         if p is None:
             raise RuntimeError(
                 f"`{place.path}` is on the {place.manifold}, but its module has no parameter of "
-                "that name any more, as after FullyShardedDataParallel; use a function that keeps "
-                "matrices apart, such as `fully_shard`."
+                "that name any more, as after FullyShardedDataParallel; use a function that does "
+                "not flatten matrices, such as `fully_shard`."
             )
         fits, reason = place.manifold.check_point(p, explain=True)
         if not fits:

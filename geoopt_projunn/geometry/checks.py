@@ -39,7 +39,7 @@ class CheckedMatrices(Manifold):
 
     def _check_shape(self, shape: tuple[int, ...], name: str) -> tuple[bool, str | None]:
         if len(shape) < 2 or 0 in shape[-2:] or shape[-2] % self.blocks:
-            why = "" if self.blocks == 1 else f", for it has {self.blocks} blocks"
+            why = "" if self.blocks == 1 else f", because it stacks {self.blocks} blocks"
             return False, f"`{name}` must have shape {self._form()}{why}, got {tuple(shape)}."
         return True, None
 
@@ -100,13 +100,17 @@ class CheckedMatrices(Manifold):
 
     def _flatten(self, **tensors: torch.Tensor) -> tuple[list[torch.Tensor], torch.Size]:
         """Check, broadcast and view as (b, n, p), n >= p, stored by rows or by columns."""
+        for name, tensor in tensors.items():
+            if not isinstance(tensor, torch.Tensor):
+                raise TypeError(f"`{name}` must be a tensor, got {type(tensor).__name__}.")
         x = tensors["x"]
         self.assert_check_point(x)
         for name, tensor in tensors.items():
             if is_dtensor(tensor):
                 raise TypeError(
                     f"`{name}` must be whole, got a DTensor; use `{name}.full_tensor()`. Only the "
-                    "optimizers of this package, `projx` and the two errors take DTensors."
+                    "optimizers of this package, `projx`, `orthogonality_error` and "
+                    "`estimate_orthogonality_error` take DTensors."
                 )
             if tensor.dtype != x.dtype:
                 raise TypeError(same_dtype_rule(name, tensor, x))

@@ -68,10 +68,10 @@ class OrthonormalGeometry(CheckedMatrices):
     def projx(self, x: torch.Tensor) -> torch.Tensor:
         r"""Return the nearest point.
 
-        A probe of :math:`O(np)` finds out whether the estimated :math:`\lVert x^H x - I
+        A test of :math:`O(np)` first checks whether the estimated :math:`\lVert x^H x - I
         \rVert_F` is at most :math:`(4 \sqrt p + 8)\varepsilon`, a few times the rounding of a
         point. If so, the result is a copy; if not, the polar factor, :math:`O(np^2)`.
-        The host reads the probe's answer. A DTensor is gathered on every process, and the result
+        The host waits for this test. A DTensor is gathered on every process, and the result
         placed as it is.
 
         Differentiable any number of times, with the derivative of the polar factor; at a point

@@ -68,9 +68,9 @@ class StiefelGeometry(OrthonormalGeometry):
     def transp(self, x: torch.Tensor, y: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         r"""Transport v from x to y by a rotation that takes x to y and moves little else.
 
-        The unitary matrix nearest to :math:`y x^H + (I - yy^H)(I - xx^H)`, times v; one of them
-        where :math:`x^H y` is singular. Isometric and exact; for n > p in general it is not
-        :meth:`transp_follow_retr` where y is a retraction, which depends on the way.
+        The unitary matrix nearest to :math:`y x^H + (I - yy^H)(I - xx^H)` (one of them, if
+        :math:`x^H y` is singular), times v. Isometric and exact. For n > p it differs in general
+        from :meth:`transp_follow_retr`, which depends on the path from x to y.
         :math:`O(np^2)`.
         """
         (x, y, v), shape = self._flatten(x=x, y=y, v=v)

@@ -37,7 +37,7 @@ class UnitaryGeometry(OrthonormalGeometry):
     def transp(self, x: torch.Tensor, y: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         r"""Transport v from x to y by the rotation that joins them, :math:`y x^H v`.
 
-        Isometric and exact; equal to :meth:`transp_follow_retr` where y is a retraction.
+        Isometric and exact; equal to :meth:`transp_follow_retr` if y is a retraction of x.
         Without the step that led to y it costs :math:`O(n^3)`.
         """
         (x, y, v), shape = self._flatten(x=x, y=y, v=v)

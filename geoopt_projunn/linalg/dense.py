@@ -63,6 +63,11 @@ def orthogonality_error(x: torch.Tensor) -> torch.Tensor:
     return torch.linalg.matrix_norm(x.mH @ x - eye)
 
 
+def largest(errors: torch.Tensor) -> torch.Tensor:
+    """Return the largest of some errors, zero if there are none: a batch may be empty."""
+    return errors.max() if errors.numel() else errors.new_zeros(())
+
+
 def polar_factor(x: torch.Tensor) -> torch.Tensor:
     r"""Return the matrix with orthonormal columns nearest to ``x`` in Frobenius norm.
 

@@ -144,5 +144,5 @@ class _LogDerivative(OfStacks):
 def _refuse() -> Any:
     raise RuntimeError(
         "`logmap` can be differentiated once and `dist` twice, but a higher derivative was asked "
-        "for; take differences of derivatives instead."
+        "for; take finite differences of derivatives instead."
     )

@@ -29,11 +29,18 @@ def unitary_log(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     exists : torch.Tensor
         (*), bool; False for a real y of determinant -1
 
+    Raises
+    ------
+    ValueError
+        If y, the quotient of two points x and y, is not finite.
+
     Notes
     -----
     Not differentiable: :class:`.distance.Logarithm` is. The logarithm of a real y comes from its
     real Schur form, matrix by matrix on the CPU.
     """
+    if not bool(y.isfinite().all()):
+        raise ValueError("`x` and `y` must be finite, but have infinite or NaN entries.")
     wide = y.to(WIDE[y.dtype])
     log, exists = (_complex_log if y.is_complex() else _real_log)(wide)
     return skewh(log).to(y.dtype), exists

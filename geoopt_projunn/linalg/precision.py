@@ -134,8 +134,8 @@ def _warn_if_reduced() -> None:
         warnings.warn(
             "Matrices on LowRankUnitary need products in full precision, but a function that uses "
             "them is compiled while float32 products are reduced to TF32 or bfloat16. Compile and "
-            'call it with `torch.set_float32_matmul_precision("highest")`, or leave it out of the '
-            "compiled region, where the settings are changed and put back.",
+            'call it with `torch.set_float32_matmul_precision("highest")`, or leave that '
+            "function uncompiled: then full precision is set for it by itself.",
             stacklevel=2,
         )
 

@@ -8,21 +8,24 @@ __all__ = ["BlockOrthogonalConv1d", "BlockOrthogonalConv2d"]
 class BlockOrthogonalConv2d(BlockConv):
     r"""A real convolution with a small kernel that is an orthogonal linear map, by construction.
 
-    With circular padding, for images of any size from that of the kernel on. The layer is a chain
-    of maps that are orthogonal each,
+    The padding is circular, and images may have any size from that of the kernel on. The layer is a
+    product of orthogonal maps,
 
     .. math:: y = R\, S \prod_i (I - N_i N_i^T + z_{a_i} N_i N_i^T)\, E x + b .
 
-    E puts the channels of x among c = max(in_channels, out_channels // stride\ :sup:`2`) channels;
-    each :math:`N_i`, c × ⌊c / 2⌋, has orthonormal columns, and its filter shifts half of all
-    directions by one pixel along one axis, the axes in turn; S makes channels of blocks of
-    stride × stride pixels (:func:`torch.nn.functional.pixel_unshuffle`); R has orthonormal
-    columns or rows. Along an axis there are kernel_size - stride filters. Their product is one
-    kernel, with which torch convolves. All N (``projectors``) and R (``weight``) are parameters
-    on :class:`~geoopt_projunn.LowRankStiefel`, R on :class:`~geoopt_projunn.LowRankUnitary` if it
-    is square. :class:`~geoopt_projunn.ProjUNNRiemannianSGD` and ``ProjUNNRiemannianAdam`` step
-    them: the layer stays orthogonal whatever the learning rate, and nothing is orthogonalized in
-    forward.
+    - E adds channels of zeros, up to c = max(in_channels, out_channels // stride\ :sup:`2`).
+    - Each filter shifts half of all directions, the columns of :math:`N_i`, by one pixel along one
+      axis, the axes in turn. :math:`N_i`, c × ⌊c / 2⌋, has orthonormal columns. There are
+      kernel_size - stride filters along each axis.
+    - S turns blocks of stride × stride pixels into channels
+      (:func:`torch.nn.functional.pixel_unshuffle`).
+    - R has orthonormal columns or rows.
+
+    Their product is one kernel, with which torch convolves. All N (``projectors``) and R
+    (``weight``) are parameters on :class:`~geoopt_projunn.LowRankStiefel`, R on
+    :class:`~geoopt_projunn.LowRankUnitary` if it is square. Train them with
+    :class:`~geoopt_projunn.ProjUNNRiemannianSGD` or ``ProjUNNRiemannianAdam``: the layer stays
+    orthogonal at any learning rate, and nothing is orthogonalized in forward.
 
     For in_channels * stride\ :sup:`2` <= out_channels the layer preserves norms (all singular
     values are 1), otherwise its transpose does (they are 1 and 0).
@@ -38,14 +41,14 @@ class BlockOrthogonalConv2d(BlockConv):
     bias : bool
         add a learned constant to each output channel; it starts at zero
     init : {"haar", "identity"}
-        Start at random, or at a layer that copies channels, by pairs of N that shift one half of
-        them and then the other. That is exact for even c and a kernel_size - stride that is even;
-        otherwise some channels are off by a pixel or, with many filters and few channels, more.
-        With more outputs than inputs the outputs that are left over start at zero. Steps do not
-        change the sign of the determinant of a square R.
+        "haar": start at random. "identity": start at a layer that copies channels. The copy is
+        exact if c and kernel_size - stride are even; otherwise some channels are shifted by a
+        pixel or, with many filters and few channels, by more. If there are more outputs than
+        inputs, the additional outputs start at zero. Steps do not change the sign of the
+        determinant of a square R.
     k, retraction, sketch
-        Of the manifolds, with their defaults; ``k=None`` for full rank. A larger k than a
-        parameter allows is cut to what it allows.
+        Of the manifolds, with their defaults; ``k=None`` for full rank. If k is larger than a
+        parameter allows, that parameter gets the largest allowed k.
     device, dtype
         of the parameters; ``dtype`` is that of the input
 
@@ -73,14 +76,13 @@ class BlockOrthogonalConv2d(BlockConv):
 
     Notes
     -----
-    Making a k × k kernel of c channels costs :math:`O(k^2 c^3)` flops, :math:`26 c^3` for 3 × 3,
-    beside :math:`2 k^2 c^2` for every pixel of the batch. It is made in each forward pass, in full
-    precision; in ``eval()`` and without gradients of the parameters it is made once and kept. It
-    is made again when their values have changed, for which they are compared with copies; on a
-    GPU the host waits for that, and :meth:`to_conv` is the way round. The convolution itself is
-    torch's and runs as any other under autocast and the settings of float32 products (TF32),
-    which round to fewer digits. Derivatives of any order, torch.func, torch.export and
-    ``torch.compile(fullgraph=True)`` work.
+    Computing a k × k kernel of c channels costs :math:`O(k^2 c^3)` flops, :math:`26 c^3` for 3 × 3;
+    the convolution costs :math:`2 k^2 c^2` for every pixel of the batch. The kernel is computed in
+    each forward pass, in full precision. In ``eval()`` and without gradients of the parameters it
+    is kept until their values change. To notice that, they are compared with copies; on a
+    GPU the host waits for this, which :meth:`to_conv` avoids. The convolution itself is
+    torch's, so autocast and TF32 apply to it. Derivatives of any order, torch.func, torch.export
+    and ``torch.compile(fullgraph=True)`` work.
 
     The kernels are those of block convolution orthogonal parametrization (BCOP), and the way of
     strides is that of adaptive orthogonal convolution (AOC); both orthogonalize in forward.

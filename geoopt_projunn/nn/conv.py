@@ -56,16 +56,16 @@ class OrthogonalConv2d(_RealConv):
 
     .. math:: \hat y(f) = W(f)\, \hat x(f), \qquad W(-f) = \overline{W(f)},
 
-    and it is orthogonal if and only if each :math:`W(f)` is unitary. The matrices are parameters
-    on :class:`~geoopt_projunn.LowRankUnitary`: those of self-mirrored frequencies are real
-    (``weight_real``), of every other pair of frequencies one is stored, complex (``weight``).
-    :class:`~geoopt_projunn.ProjUNNRiemannianSGD` and ``ProjUNNRiemannianAdam`` step each of the
-    two as one batch, and the layer stays orthogonal whatever the learning rate.
+    and it is orthogonal if and only if each :math:`W(f)` is unitary. The matrices are parameters on
+    :class:`~geoopt_projunn.LowRankUnitary`. If a frequency equals its own negative, its matrix is
+    real (in ``weight_real``). Of every other pair of frequencies only one matrix is stored, complex
+    (in ``weight``). :class:`~geoopt_projunn.ProjUNNRiemannianSGD` and ``ProjUNNRiemannianAdam``
+    step each of the two as one batch, and the layer stays orthogonal at any learning rate.
 
-    With other channel counts, n = max(in_channels * stride\ :sup:`2`, out_channels), the input is
-    padded by channels of zeros, or the output cut to its first channels: for out_channels = n the
+    The matrices are n × n, n = max(in_channels * stride\ :sup:`2`, out_channels): channels of zeros
+    are added to the input, or the output is cut to its first channels. For out_channels = n the
     layer preserves norms, otherwise its singular values are 0 and 1. With a stride, blocks of
-    pixels become channels first (:func:`torch.nn.functional.pixel_unshuffle`), a permutation.
+    pixels first become channels (:func:`torch.nn.functional.pixel_unshuffle`).
 
     Parameters
     ----------
@@ -78,9 +78,10 @@ class OrthogonalConv2d(_RealConv):
     bias : bool
         add a learned constant to each output channel; it starts at zero
     init : {"identity", "haar", "henaff", "cayley"}
-        Start at W(f) = I, the convolution that copies channels, or at independent samples, a
-        kernel of noise as wide as the image; see :mod:`geoopt_projunn.init`. Steps do not change
-        the sign of the determinant of a real matrix: from the identity all stay at 1.
+        "identity": start at W(f) = I, the convolution that copies channels. The others: start at
+        independent random matrices, a kernel of noise as wide as the image; see
+        :mod:`geoopt_projunn.init`. Steps do not change the sign of the determinant of a real
+        matrix: from the identity all stay at 1.
     k, retraction, sketch
         Of the manifold, :class:`~geoopt_projunn.LowRankUnitary`, with its defaults; ``k=None`` for
         full rank.
@@ -92,7 +93,7 @@ class OrthogonalConv2d(_RealConv):
     weight : geoopt.ManifoldParameter
         (p, n, n), complex; p is about half the number of output pixels
     weight_real : geoopt.ManifoldParameter
-        (s, n, n), real; s is 1, 2 or 4, twice 1 for each even axis of the output
+        (s, n, n), real; s is 2 to the power of the number of even axes of the output
     bias : torch.nn.Parameter or None
         (out_channels,)
     grid : tuple of int
@@ -112,13 +113,13 @@ class OrthogonalConv2d(_RealConv):
     -----
     With P output pixels and batch size b, forward and backward cost
     :math:`O(bPn (\log P + n))`, a step :math:`O(kPn^2)`. The parameters are Pn²/2 complex
-    numbers. Beside the output, forward makes complex intermediates of three times the input's
-    memory, of which the coordinates, once the input's memory, are kept for backward. Both passes
-    run in the precision of the parameters, whatever autocast and the settings of float32 products
-    say. Derivatives of any order, in reverse and forward mode, torch.func, torch.export and
-    ``torch.compile(fullgraph=True)`` work. Under torch.func the Fourier transforms cost up to
-    twice as much; there, for second derivatives and in compiled code, the products of a backward
-    pass run as the user has set them.
+    numbers. Beside the output, forward allocates three times the input's memory, and keeps one
+    times the input's memory for backward. Both passes run in the precision of the parameters,
+    whatever autocast and the settings of float32 products say. Derivatives of any order, in
+    reverse and forward mode, torch.func, torch.export and ``torch.compile(fullgraph=True)`` work.
+    Under torch.func the Fourier transforms cost up to twice as much. Under torch.func, for second
+    derivatives and in compiled code, the products of a backward pass run in the precision that the
+    user has set.
 
     References
     ----------
@@ -155,9 +156,9 @@ class OrthogonalConv3d(_RealConv):
 class UnitaryConv2d(_ComplexConv):
     r"""A complex convolution that is a unitary linear map, by construction.
 
-    As :class:`OrthogonalConv2d`, with one complex matrix for each frequency: ``weight`` has shape
+    Like :class:`OrthogonalConv2d`, with one complex matrix for each frequency: ``weight`` has shape
     (P, n, n), P the number of output pixels in the order of :func:`torch.fft.fftn`, and there is
-    no ``weight_real``. Twice the memory and twice the cost of the real layer.
+    no ``weight_real``. It takes twice the memory and twice the time of the real layer.
     """
 
     _dims = 2

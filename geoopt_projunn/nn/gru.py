@@ -69,10 +69,10 @@ class OrthogonalGRU(_Gated, RecurrentLayer, torch.nn.GRU):
         U^\top U = I \\
         h_t &= (1 - z_t) \odot c_t + z_t \odot h_{t-1}
 
-    the gated orthogonal recurrent unit. The orthogonal U keeps what the state remembers from
+    This is the gated orthogonal recurrent unit. The orthogonal U keeps the state from
     growing and vanishing, and the gates let it forget. Arguments, inputs and outputs are those of
-    torch.nn.GRU. With ``nonlinearity="tanh"`` so are the values: ``weight_gates_l0`` above
-    ``weight_hh_l0`` is torch.nn.GRU's ``weight_hh_l0``, and the other parameters are equal.
+    torch.nn.GRU. With ``nonlinearity="tanh"`` the values are, too: torch.nn.GRU's ``weight_hh_l0``
+    consists of ``weight_gates_l0`` above ``weight_hh_l0``, and the other parameters are equal.
     U is a geoopt.ManifoldParameter on :class:`LowRankUnitary`: train the layer with an optimizer
     of this package, or of geoopt.
 
@@ -85,8 +85,8 @@ class OrthogonalGRU(_Gated, RecurrentLayer, torch.nn.GRU):
     device, dtype
         of the parameters; float32 or float64
     nonlinearity : {"modrelu", "relu", "tanh"}
-        :math:`\varphi`. modReLU has learned offsets ``offset_l0``, …, which start at 0, where it
-        is the identity.
+        :math:`\varphi`. modReLU has learned offsets ``offset_l0``, …. They start at 0, which makes
+        it the identity.
     k : int, "auto" or None
         How many planes a step turns, 1 <= k <= n // 2; "auto": min(8, n // 2); None: all.
     retraction, sketch : str
@@ -115,13 +115,13 @@ class OrthogonalGRU(_Gated, RecurrentLayer, torch.nn.GRU):
 
     Notes
     -----
-    The layer is one differentiable function, which keeps the input, the states and four numbers
-    for each of the states. It returns a copy of the states, which may be changed in place.
-    modReLU's derivatives are taken to be 0 where the candidate is 0. What :class:`OrthogonalRNN`
-    says of precision, of derivatives of higher order, of transforms, programs and compilation,
-    and of conversions and loads holds here as well; torch's kernels are not used on any device.
+    For the backward pass the layer keeps the input, the states and four numbers
+    for each number of a state. It returns a copy of the states, which may be changed in place.
+    modReLU's derivatives are taken to be 0 where the candidate is 0. The notes of
+    :class:`OrthogonalRNN` on precision, higher derivatives, transforms, exported programs,
+    compilation, conversions and loads hold here too; torch's kernels are not used on any device.
 
-    The weights of a torch.nn.GRU are loaded after their rows have been taken apart::
+    To load the weights of a torch.nn.GRU, split their rows first::
 
         n = layer.hidden_size
         state = gru.state_dict()

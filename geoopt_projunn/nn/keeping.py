@@ -86,21 +86,20 @@ def _after_load(module: torch.nn.Module, _: Any) -> None:
 class KeepsManifolds(torch.nn.Module):
     """A module of this package: its parameters stay on their manifolds, and real or complex.
 
-    torch makes a plain parameter of a ManifoldParameter in ``.to("meta")`` and ``to_empty``, in
-    ``load_state_dict(assign=True)``, and with
-    ``torch.__future__.set_swap_module_params_on_conversion(True)``. Here it goes back to its
-    manifold. As in any module, the first three make new objects, which an optimizer made before
-    does not know, and a swap keeps the objects.
+    ``.to("meta")``, ``to_empty``, ``load_state_dict(assign=True)`` and
+    ``torch.__future__.set_swap_module_params_on_conversion(True)`` replace a ManifoldParameter by a
+    plain parameter. This class puts it back on its manifold. As in any module, the first three make
+    new objects, so make the optimizer afterwards; a swap keeps the objects.
 
-    A Parameter that is set in the place of one on a manifold is put there as well. One that does
+    A Parameter that is set in the place of one on a manifold is put on it as well. One that does
     not fit is an error: another shape, half precision, complex for real, and outside of
     :func:`geoopt_projunn.distributed.keep_manifolds` a DTensor, as ``fully_shard`` makes them.
-    Then the module is as it was, also in a load, which reports the error with all others. To have
+    Then the module does not change, also in a load, which reports the error with all others. To get
     a plain parameter, delete the attribute first.
 
-    ``.double()`` makes complex128 of complex64. A conversion to half precision, or of a real
-    module to a complex dtype, is an error, and the module is as it was. torch converts a larger
-    model part by part: parts that come before this one have been converted by then.
+    ``.double()`` converts complex64 to complex128. A conversion to half precision, or of a real
+    module to a complex dtype, is an error, and does not change the module. torch converts a larger
+    model module by module: those before this one are converted by then.
     """
 
     _parameters: Any

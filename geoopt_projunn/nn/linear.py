@@ -14,7 +14,7 @@ __all__ = ["OrthogonalLinear"]
 
 
 class OrthogonalLinear(KeepsManifolds, torch.nn.Linear):
-    r"""A linear layer whose weight has orthonormal columns, or rows: torch.nn.Linear's otherwise.
+    r"""A torch.nn.Linear whose weight has orthonormal columns or rows.
 
     With out_features >= in_features :math:`\lVert Wx \rVert = \lVert x \rVert`; with fewer
     the layer drops directions and keeps the norm of the rest, :math:`W W^\top = I`. The weight,
@@ -48,10 +48,10 @@ class OrthogonalLinear(KeepsManifolds, torch.nn.Linear):
 
     Notes
     -----
-    The real-valued layer stays real, and its weight on the manifold, whatever converts, loads or
-    copies it; half precision is an error, and so are DTensors outside of
+    Conversions, loads and copies keep the layer real and its weight on the manifold. Half precision
+    is an error, and so are DTensors outside of
     :func:`geoopt_projunn.distributed.keep_manifolds`. Products run in the precision that torch is
-    set to, as torch.nn.Linear's do.
+    set to, as in torch.nn.Linear.
 
     Examples
     --------

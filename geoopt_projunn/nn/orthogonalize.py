@@ -46,27 +46,27 @@ def orthogonalize_(
         "layers.0.self_attn.out_proj.weight". Its shape must be (*, n, p), its dtype float32,
         float64, complex64 or complex128.
     k, retraction, sketch
-        Of the manifold, with its defaults; ``k=None`` for full rank. A weight that is on one of
-        these manifolds keeps the options that are not given.
+        Of the manifold, with its defaults; ``k=None`` for full rank. If the weight is already on
+        one of these manifolds, it keeps the options that are not given.
     blocks : int, optional
-        How many matrices lie one above the other in the weight; each is put on the manifold. The
-        weights of these modules hold several, and need it: 4 for ``weight_hh_l0`` and
-        ``weight_ih_l0`` of torch.nn.LSTM and ``weight_hh`` and ``weight_ih`` of LSTMCell, 3 for
+        How many matrices are stacked one above the other in the weight; each is put on the
+        manifold. The weights of these modules stack several, and need it: 4 for ``weight_hh_l0``
+        and ``weight_ih_l0`` of torch.nn.LSTM and ``weight_hh`` and ``weight_ih`` of LSTMCell, 3 for
         those of GRU and GRUCell, 3 for ``in_proj_weight`` of MultiheadAttention, 3 for the input
         weights of OrthogonalGRU and 2 for its ``weight_gates_l0``. The parameter keeps its shape,
         and checkpoints theirs.
     init : {"nearest", "henaff", "cayley", "identity", "haar"}
-        "nearest" moves the weight to the nearest point, :math:`O(np^2)`, or leaves it
-        bit for bit if it is one to rounding; the others replace it, see
+        "nearest" moves the weight to the nearest point, :math:`O(np^2)`; a weight that is
+        orthogonal to rounding keeps every bit. The others replace the weight, see
         :mod:`geoopt_projunn.init`. A rectangular weight takes "nearest", "identity" (ones on
         the diagonal) and "haar".
 
     Returns
     -------
     geoopt.ManifoldParameter
-        The same object as before: optimizers and modules that share it need not be told. Step it
+        The same object as before, also for optimizers and modules that share it. Step it
         with an optimizer of this package or of geoopt; those of torch would leave the manifold.
-        Make an optimizer anew if it has stepped the weight before.
+        If an optimizer has stepped the weight before, make a new one.
 
     Raises
     ------
@@ -76,25 +76,26 @@ def orthogonalize_(
         If it is no plain parameter, a DTensor or the kernel of a convolution, or its dtype is not
         one of those above.
     ValueError
-        If its shape or its values do not fit, an argument is out of range, or ``blocks`` is needed
-        and not given.
+        If its shape or its values do not fit, an argument is out of range, ``blocks`` is needed
+        and not given, or it is of an embedding with ``max_norm`` or ``padding_idx``.
         After any of these, the module is as it was.
 
     Notes
     -----
-    The weight stays on the manifold, in every module that holds it: in ``.to("meta")`` and
-    ``to_empty``, in ``load_state_dict(assign=True)``, and if a torch.nn.Parameter is set in its
-    place. What does not fit is an error that names the weight: another shape, integers, and outside
-    of :func:`geoopt_projunn.distributed.keep_manifolds` a DTensor, as ``fully_shard`` makes them. A
-    ManifoldParameter on another manifold stays on that one. To have a plain parameter again, delete
-    the attribute before you set it::
+    The weight stays on the manifold, in every module that holds it: after ``.to("meta")``,
+    ``to_empty`` and ``load_state_dict(assign=True)``, and if you set a torch.nn.Parameter in its
+    place. A new parameter of another shape or of integers is an error that names the weight, and so
+    is a DTensor, as ``fully_shard`` makes them, outside of
+    :func:`geoopt_projunn.distributed.keep_manifolds`. If you set a ManifoldParameter on another
+    manifold, it stays on that one. To get a plain parameter again, delete the attribute before you
+    set it::
 
         weight = module.weight.detach().clone()
         del module.weight
         module.weight = torch.nn.Parameter(weight)
 
-    Values that are loaded, or that ``reset_parameters`` of one of torch's modules draws, may be
-    off the manifold: :func:`orthogonality_errors` tells, :func:`project_` puts them back.
+    Values that are loaded, or drawn by ``reset_parameters`` of one of torch's modules, may be
+    off the manifold: :func:`orthogonality_errors` shows it, :func:`project_` repairs it.
 
     ``.half()`` and ``.bfloat16()`` convert the weight, for inference; the optimizers do not step
     it then.
@@ -187,7 +188,22 @@ def _owner(module: torch.nn.Module, name: str) -> tuple[torch.nn.Module, str]:
             "BlockOrthogonalConv1d or BlockOrthogonalConv2d of geoopt_projunn.nn, or "
             "OrthogonalConv1d, OrthogonalConv2d or OrthogonalConv3d."
         )
+    if isinstance(owner, torch.nn.Embedding | torch.nn.EmbeddingBag) and leaf == "weight":
+        _assert_rows_are_free(name, owner)
     return owner, leaf
+
+
+def _assert_rows_are_free(name: str, owner: torch.nn.Embedding | torch.nn.EmbeddingBag) -> None:
+    for option, why in (
+        ("max_norm", "shortens rows in each forward pass"),
+        ("padding_idx", "leaves one row as it is, while steps turn all of them"),
+    ):
+        value = getattr(owner, option)
+        if value is not None:
+            raise ValueError(
+                f"`{name}` of {type(owner).__name__} cannot be orthogonal with `{option}`, which "
+                f"{why}, got {option}={value}; make the module without `{option}`."
+            )
 
 
 # How many matrices the weights of modules hold, and the size of each.

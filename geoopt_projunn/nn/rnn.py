@@ -98,9 +98,9 @@ class OrthogonalRNN(_RNN):
     num_layers : int
         stacked layers
     nonlinearity : {"modrelu", "relu", "tanh"}
-        modReLU moves the modulus of a state by a learned offset and keeps its sign (the phase,
-        in a complex layer). Its offsets ``offset_l0``, … start at 0, where it is the identity:
-        the layer starts as an exact isometry of its state.
+        modReLU adds a learned offset to the modulus of each number of a state and keeps its sign
+        (in a complex layer, its phase). The offsets ``offset_l0``, … start at 0, which makes it the
+        identity: at the start the layer exactly preserves differences between states.
     bias, batch_first, dropout, bidirectional
         as in torch.nn.RNN
     device, dtype
@@ -131,40 +131,41 @@ class OrthogonalRNN(_RNN):
 
     Notes
     -----
-    On a CUDA device, "relu" and "tanh" run cuDNN's kernels, with their limits: there is an error
-    for second derivatives and for states that were changed in place. In
-    ``with torch.backends.cudnn.flags(enabled=False):`` they run as modReLU does: as one
-    differentiable function. It keeps the input and the states for the backward pass and returns a
-    copy of the states, which may be changed in place in any way. modReLU's derivatives are taken
-    to be 0 where the state is 0. On a GPU of compute capability 8 or later, with Triton, one launch
+    **On a GPU**, "relu" and "tanh" run cuDNN's kernels, with their limits: second derivatives, and
+    states that were changed in place, raise an error. In
+    ``with torch.backends.cudnn.flags(enabled=False):`` they run as modReLU does, without these
+    limits. For modReLU, on a GPU of compute capability 8 or later with Triton, one launch
     takes all time steps forward, and at most eight take them backward; packed sequences take one
-    more for each of their lengths. That is for up to 256 units in float32, 192 in complex64 and
-    float64, and 128 in complex128, and batches of up to 2048 (of large layers, 300 to 1000). Beyond
-    that, a time step is the launch of the product and that of the modReLU each way.
+    more for each of their lengths. This holds for up to 256 units in float32, 192 in complex64 and
+    float64, and 128 in complex128, and for batches of up to 2048 (of large layers, 300 to 1000).
+    Beyond that, each time step has two launches each way, the product and the modReLU.
 
-    Forward and backward pass run in the precision of the parameters, also in autocast and where
-    float32 products are reduced to TF32 or bfloat16. In the loop below, this holds for its
-    forward pass; products of its backward pass, as under torch.func.grad, run as the user has
-    set them, and in bfloat16 if that call is within autocast.
+    **Backward.** The layer keeps the input and the states for the backward pass and returns a
+    copy of the states, which may be changed in place in any way. modReLU's derivatives are taken
+    to be 0 where the state is 0. With ``create_graph=True`` the backward pass runs the recurrence
+    again as a loop of torch's operations, and derivatives of any order are right; it raises an
+    error if biases or other arguments have been changed in place since. The same loop runs under
+    torch.func and vmap, in forward mode, for tensor subclasses, in torch.export and in
+    torch.jit.trace. It takes 1.2 to 2.2 times the time, and with a modReLU keeps 2 to 4 times the
+    memory.
 
-    With ``create_graph=True`` the backward pass runs the recurrence again as a loop of torch's
-    operations, and derivatives of any order are right; it raises an error if biases or other
-    arguments have been changed in place since. The same loop runs under torch.func and vmap, in
-    forward mode, for tensor subclasses, in torch.export and in torch.jit.trace. It takes 1.2 to
-    2.2 times the time, and with a modReLU keeps 2 to 4 times the memory.
+    **Precision.** Forward and backward pass run in the precision of the parameters, also in
+    autocast and where float32 products are reduced to TF32 or bfloat16. In the loop, this
+    holds for the forward pass only; products of its backward pass, as under torch.func.grad, run
+    in the precision that the user has set, and in bfloat16 if that call is within autocast.
 
-    A traced layer takes any batch size, an exported one where ``dynamic_shapes`` says so; both
-    take sequences of one length, and no packed ones. torch.jit.script takes no layer.
+    **Programs.** A traced layer takes any batch size, an exported one if ``dynamic_shapes`` says
+    so; both take sequences of one length, and no packed ones. torch.jit.script does not work.
     torch.compile leaves out every function that calls a torch.nn.RNN, and so this layer too.
 
-    Conversions and loads keep the manifold. A conversion to half precision or to a complex dtype
-    is an error. ``.to("meta")``, ``to_empty`` and ``load_state_dict(assign=True)`` make new
+    **Conversions and loads** keep the manifold. A conversion to half precision or to a complex
+    dtype is an error. ``.to("meta")``, ``to_empty`` and ``load_state_dict(assign=True)`` make new
     parameters, as in every module; make the optimizer afterwards. After ``to_empty`` call
     ``reset_parameters`` or load.
 
     The weights of a torch.nn.RNN can be loaded. They are not orthogonal: call
-    ``project_(layer)`` (:func:`project_`), which moves them to the nearest orthogonal matrices and
-    changes nothing else.
+    ``project_(layer)`` (:func:`project_`) afterwards, which moves the recurrent ones to the nearest
+    orthogonal matrices.
 
     Examples
     --------
@@ -183,15 +184,15 @@ class OrthogonalRNN(_RNN):
 class UnitaryRNN(_RNN):
     r"""A recurrent layer with complex states and unitary recurrent weights.
 
-    As :class:`OrthogonalRNN`, with :math:`W_{hh}^H W_{hh} = I` and
+    Like :class:`OrthogonalRNN`, with :math:`W_{hh}^H W_{hh} = I` and
 
     - dtype complex64 (the default for torch's default dtype float32) or complex128;
-    - complex input, or real input of the same precision, which is taken as complex;
+    - complex input, or real input of the same precision, which is converted to complex;
     - "relu" and "tanh" applied to the real and imaginary parts separately;
     - complex biases, real offsets, and the Glorot variance shared by the two parts of an input
       weight.
 
-    The states are complex. :class:`RealReadout` makes real outputs of them.
+    The states are complex. :class:`RealReadout` maps them to real outputs.
 
     A conversion changes the precision and stays complex: ``.double()`` and
     ``.to(torch.float64)`` make complex128.

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
+from ..linalg.dense import largest
 from ..low_rank_manifold import LowRankManifold
 from .placing import without_x
 
@@ -13,7 +14,7 @@ __all__ = ["orthogonality_errors", "project_"]
 def orthogonality_errors(module: torch.nn.Module, exact: bool = False) -> dict[str, float]:
     r"""Measure :math:`\lVert x^H x - I \rVert_F` of parameters on LowRankUnitary or LowRankStiefel.
 
-    Of one with fewer rows than columns :math:`\lVert x x^H - I \rVert_F`.
+    For a parameter with fewer rows than columns, it is :math:`\lVert x x^H - I \rVert_F`.
 
     Parameters
     ----------
@@ -26,9 +27,9 @@ def orthogonality_errors(module: torch.nn.Module, exact: bool = False) -> dict[s
     Returns
     -------
     dict
-        The error, of the worst matrix where a parameter holds several, by the names of
-        ``module.named_parameters(remove_duplicate=False)``: a parameter with several names is
-        under each of them. A name that is missing is on neither manifold.
+        The error of each parameter on one of these manifolds (of its worst matrix, if it holds
+        several), by the names of ``module.named_parameters(remove_duplicate=False)``: a parameter
+        with several names is under each of them.
 
     Raises
     ------
@@ -52,7 +53,7 @@ def orthogonality_errors(module: torch.nn.Module, exact: bool = False) -> dict[s
             measure = (
                 manifold.orthogonality_error if exact else manifold.estimate_orthogonality_error
             )
-            errors[p] = measure(p).max()
+            errors[p] = largest(measure(p))
     return {name: float(errors[p]) for name, p, _ in _on_low_rank(module)}
 
 
@@ -82,8 +83,9 @@ def project_(module: torch.nn.Module) -> torch.nn.Module:
 
     Notes
     -----
-    :meth:`LowRankUnitary.projx` of each: :math:`O(np^2)`, but :math:`O(np)` for what is unitary
-    to rounding, which stays bit for bit. It takes the memory of one more copy of the parameters.
+    It calls :meth:`LowRankUnitary.projx` for each, :math:`O(np^2)`. A parameter that is unitary to
+    rounding costs :math:`O(np)` and keeps every bit. This takes the memory of one more copy of the
+    parameters.
 
     Examples
     --------
@@ -117,7 +119,8 @@ def _on_low_rank(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor, L
             continue
         if p.is_meta:
             raise ValueError(
-                f"`{name}` must have values, but is on the meta device; call `to_empty` and load."
+                f"`{name}` must have values, but is on the meta device; call `to_empty` and load "
+                "values."
             )
         try:
             manifold.assert_check_point(p)

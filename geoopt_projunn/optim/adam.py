@@ -106,11 +106,11 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         P = \exp(-\eta \operatorname{skewh}(K)),
 
     with :math:`\operatorname{skewh}(A) = \frac12 (A - A^H)` and the learning rate :math:`\eta`.
-    W has 2k orthonormal columns. This P is that of the exponential; the other retractions make
-    another rotation of :math:`-\eta K`.
+    W has 2k orthonormal columns. This P is that of the default retraction, the exponential; the
+    other retractions compute another rotation from :math:`-\eta K`.
 
-    On :class:`~geoopt_projunn.LowRankStiefel` as well, where the generator is twice as long,
-    :math:`D x^H - x D^H`; what is said of LowRankUnitary below holds there too.
+    Everything said here of LowRankUnitary holds on :class:`~geoopt_projunn.LowRankStiefel` too,
+    except that the generator is twice as long there, :math:`D x^H - x D^H`.
 
     Parameters on another geoopt manifold are stepped by
     :class:`geoopt.optim.RiemannianAdam`, plain ones by :class:`torch.optim.Adam`, whose second
@@ -127,8 +127,8 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         Decay of the moments; (0, α) is the paper's RMSprop with smoothing α, with Adam's bias
         correction.
     eps : float
-        Added to the denominator; with "mean" to the norm, as with "scalar", before that is divided
-        by the root of the number of entries.
+        Added to the denominator. With "mean", as with "scalar", it is added to the norm, before
+        this is divided by the root of the number of entries.
     weight_decay : float
         L2 penalty, or with ``decoupled_weight_decay`` AdamW's. It has no effect on LowRankUnitary,
         where the norm is constant.
@@ -139,15 +139,15 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         mean square angle, in radians, of the k planes that a step turns. "spectral": the angle of
         each of them. See Notes.
     second_moment : {"mean", "scalar", "elementwise"}
-        What the direction is divided by on LowRankUnitary. "mean": one number for each matrix, the
-        root mean square of its entries. "scalar": one number for each matrix, its norm (geoopt's).
-        "elementwise": one number for each entry, as in torch's Adam and the paper's RMSprop. Scaled
-        entry by entry before the projection on the tangent space, a direction need not descend, and
+        By what the direction is divided on LowRankUnitary. "mean": one number for each matrix, the
+        root mean square of its entries. "scalar": one number for each matrix, its norm, as in
+        geoopt. "elementwise": one number for each entry, as in torch's Adam and the paper's
+        RMSprop. An elementwise direction, projected on the tangent space, need not descend, and
         some runs end where the Riemannian gradient does not vanish; with one number for each
-        matrix none was seen to. For complex parameters the square is :math:`|g|^2`, real. Learning
-        rates differ: the direction has entries of size one with "mean" and "elementwise",
-        :math:`\lVert D \rVert_F \approx n`, and length one with "scalar". At n = 512, lr = 1e-3
-        turns by up to half a radian with the former two, and by 1e-3 radian with "scalar".
+        matrix no such run was seen. Learning rates differ. With "mean" and "elementwise" the
+        direction has entries of size one, :math:`\lVert D \rVert_F \approx n`; with "scalar" it has
+        length one. At n = 512, lr = 1e-3 turns by up to half a radian with the former two, and by
+        1e-3 radian with "scalar". For complex parameters the square is :math:`|g|^2`, real.
     maximize : bool
         ascend instead of descend
     decoupled_weight_decay : bool
@@ -155,22 +155,22 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         :math:`p \leftarrow (1 - \eta \lambda) p`, on geoopt's manifolds a retraction along
         :math:`-\eta \lambda` times the Riemannian gradient of :math:`\frac12 \lVert p \rVert^2`.
     skip_nonfinite : {"manifold", "all"}
-        Who skips a step because of a gradient that is not finite. "manifold": each matrix on
+        Which parameters skip a step if a gradient is not finite. "manifold": each matrix on
         LowRankUnitary whose own step would not be finite. "all": all parameters of the groups with
-        this value, if any gradient in this optimizer is not finite. On a GPU this needs memory for
+        this value, if any gradient in this optimizer is not finite. On a GPU "all" needs memory for
         a copy of the gradients on LowRankUnitary, and of the other parameters and their state;
-        only sparse tensors and DTensors make the host wait.
+        the host waits only for sparse tensors and DTensors.
     foreach, capturable, fused : bool, optional
         which implementation torch uses for the plain parameters; steps on LowRankUnitary can be
         captured in a CUDA graph in any case
     compile : bool
-        Compile the steps of real matrices below n = 512 by :func:`torch.compile`, about twice as
-        fast at n = 128, where the C++ kernels do not take them whole: without a compiler at
-        installation, on a GPU, with k = None. They are the same to
-        rounding.
-        The first step of each kind takes some seconds: of each shape, number of parameters of that
-        shape with a gradient, and value of a hyperparameter other than ``lr``. Not with a schedule
-        of the momentum, which would compile in every step.
+        Compile the steps of real matrices below n = 512 by :func:`torch.compile`, which makes them
+        about twice as fast at n = 128. It has no effect where the C++ kernels take whole steps, so
+        it helps without a compiler at installation, on a GPU or with k = None.
+        Results are the same to rounding. It compiles, which takes some seconds, for each shape,
+        number of parameters of that shape with a gradient, and value of a hyperparameter other
+        than ``lr``. So do not use it with a schedule of the momentum, which would compile in every
+        step.
     stabilize : int, optional
         project every parameter on its manifold after this many steps (default: never)
 
@@ -183,10 +183,10 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
     -----
     :math:`O(kn^2)` time for each matrix and step, without waiting for the device. A step that is
     not finite leaves a matrix and its state as they are; ``skipped_steps`` counts them, and the
-    first one draws a warning. Points are probed at their first step and after
-    ``load_state_dict``, and every 50 steps: one that is far off the manifold is an error in the
-    first two cases and draws a warning in the last. Messages name a parameter if the optimizer was
-    made of ``module.named_parameters()``.
+    first one causes a warning. At their first step and after ``load_state_dict``, points far off
+    their manifold are an error. After that they are measured every 50 steps, and one that is far
+    off causes a warning. Messages name a parameter if the optimizer was made of
+    ``module.named_parameters()``.
 
     **Steps in radians.** With :math:`S = \operatorname{skewh}(K)`, the core of the direction's
     sketch, ``normalize`` makes the generator of a step
@@ -196,22 +196,24 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         -\eta \frac{\sqrt{2k}}{\lVert S \rVert_F} S \quad\text{("angle")}, \qquad
         -\eta\, S (S^H S)^{-1/2} \quad\text{("spectral")},
 
-    whatever the size of the gradient: ``lr`` is an angle. Such steps do not shrink as the gradient
-    does: let ``lr`` decay, to zero at the end. Other parameters take ``lr`` as they always do, so
-    they need a group of their own: :func:`geoopt_projunn.param_groups` makes it, and with
-    ``steps`` it finds the angles. They are those of the exponential; the Cayley transform and the
-    polar factor turn a little less. No plane turns further than :math:`\pi`. "spectral" turns
-    planes with hardly any gradient less. Where the tangent part of a direction is only rounding,
-    nothing moves; the sketches "lsi" and "column" cannot tell. k=None counts as k = n // 2, or
-    n / 2 for complex x, and p if that is less, in :math:`O(n^3)`.
+    whatever the size of the gradient, so that ``lr`` is an angle. Such steps do not shrink with the
+    gradient: let ``lr`` decay to zero. For other parameters ``lr`` means what it always does, so
+    they need a group of their own. :func:`geoopt_projunn.param_groups` makes it, and with
+    ``steps`` it finds the angles.
+
+    The exponential turns planes by exactly these angles, the other retractions by a little less.
+    No plane turns further than :math:`\pi`. "spectral" turns planes with hardly any gradient less.
+    If the tangent part of a direction is only rounding, nothing moves (the sketches "lsi" and
+    "column" do not detect this). For k=None, k in the formula is n // 2, or n / 2 for complex x, or
+    p if that is less, and the cost is :math:`O(n^3)`.
 
     References
     ----------
     Kiani et al., arXiv:2203.05483, section 4. Kingma and Ba, arXiv:1412.6980.
     Bécigneul and Ganea, arXiv:1810.00760.
     Steps in radians are what Pethick et al., arXiv:2502.07529 (Scion), call linear minimization
-    oracles, here over balls of the Frobenius and of the spectral norm in the tangent space; the
-    latter at full rank is manifold Muon (Bernstein, *Modular manifolds*, Thinking Machines Lab,
+    oracles, over balls of the Frobenius or the spectral norm in the tangent space. At full rank
+    "spectral" is manifold Muon (Bernstein, *Modular manifolds*, Thinking Machines Lab,
     2025).
     """
 

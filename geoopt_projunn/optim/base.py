@@ -14,7 +14,7 @@ from ..linalg.precision import full_precision
 from ..normalization import NORMALIZATIONS
 from .agreement import Agreement, Rates
 from .capture import check_captured
-from .kinds import Parts, is_low_rank, manifold_of
+from .kinds import Parts
 from .lost import look_for_lost_manifolds
 from .messages import described
 from .nonfinite import SKIP_NONFINITE, AllOrNothing
@@ -31,6 +31,7 @@ from .printing import printed
 from .rank_k import step_kinds
 from .skips import skipped_by_parameter, total_skipped
 from .spread import average_buffers
+from .stabilizing import check_can_be_projected, is_due, project_
 from .state import mend_loaded_state
 from .watch import Watch
 
@@ -80,6 +81,9 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         self._preparation = Preparation(self._rule, self._takes_sparse, self._watch, to_probe)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        for group in state["param_groups"]:
+            for p in group["params"]:
+                mend_loaded_state(state["state"].get(p, {}), p, group, self._rule)
         super().__setstate__(state)
         self._start_again()
         self.__dict__.setdefault("_stabilize", None)
@@ -90,8 +94,6 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         for group in self.param_groups:
             for name, value in {**self.defaults, "stabilize": self._stabilize}.items():
                 group.setdefault(name, value)
-            for p in group["params"]:
-                mend_loaded_state(self.state.get(p, {}), p, group)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_stabilize": self._stabilize}
@@ -239,10 +241,9 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         self._watch.see_step(stepped, self.state, self._described)
 
     def _stabilize_in_turn(self, group: dict[str, Any], *, skips: bool) -> None:
+        due = is_due(group) and not (skips and group["skip_nonfinite"] == "all")
         group["step"] = group.get("step", 0) + 1
-        if group["stabilize"] is None or group["step"] % group["stabilize"] != 0:
-            return
-        if not (skips and group["skip_nonfinite"] == "all"):
+        if due:
             self.stabilize_group(group)
 
     def _described(self, p: torch.Tensor) -> str:
@@ -274,6 +275,8 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         for group in self.param_groups:
             self._validate(group)
             check_have_values(group)
+            if is_due(group):
+                check_can_be_projected(group)
             with _as_tensors():
                 self._preparation.sort(group, self.state, prepared)
         parts, fresh, _ = prepared
@@ -289,12 +292,10 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
 
     def stabilize_group(self, group: dict[str, Any]) -> None:
         """Project the parameters of a group on their manifolds, with geoopt's buffers."""
-        others = []
-        for p in group["params"]:
-            manifold = manifold_of(p)
-            if is_low_rank(manifold):
-                with torch.no_grad():
-                    p.copy_(manifold.projx(p))
-            elif manifold is not None:
-                others.append(p)
-        self._others.stabilize(self.state, group, others)
+        self._others.stabilize(self.state, group, project_(group))
+
+    def stabilize(self) -> None:
+        """Do the same for all groups, or for none: an error comes before anything moves."""
+        for group in self.param_groups:
+            check_can_be_projected(group)
+        super().stabilize()

@@ -97,10 +97,12 @@ def _check_other(
             raise ValueError(
                 f"`capturable` must be True from the first step on for {described(p, group)} to be "
                 f"stepped in a CUDA graph, got {group['capturable']!r}"
-                + ("." if on_device else ", and its steps are counted on the host.")
+                + ("" if on_device else ", and its steps are counted on the host")
+                + "; make the optimizer with `capturable=True`."
             )
     elif isinstance(group["lr"], torch.Tensor) and not group["fused"]:
         raise ValueError(
             f"`fused` must be True for {described(p, group)} to be stepped in a CUDA graph with a "
-            f"tensor for `lr`, which torch reads otherwise, got {group['fused']!r}."
+            f"tensor for `lr`, which torch otherwise reads on the host, got {group['fused']!r}; "
+            "make the optimizer with `fused=True`."
         )

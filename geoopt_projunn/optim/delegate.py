@@ -25,7 +25,7 @@ class Delegate:
     def check(self, options: dict[str, Any]) -> None:
         """Raise what the optimizer raises when it is made with these options."""
         known = inspect.signature(self._kind).parameters.keys() & options.keys() - {"params"}
-        placeholder = torch.zeros(1, requires_grad=True)
+        placeholder = torch.zeros(1, requires_grad=True, device="cpu")
         self._kind([placeholder], **{key: options[key] for key in known})
 
     def step(self, state: Any, groups: list[dict[str, Any]]) -> None:

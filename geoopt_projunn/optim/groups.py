@@ -27,8 +27,9 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     r"""Make groups of the orthogonal parameters, stepped in radians, and one of all others.
 
-    One learning rate cannot serve both: that of the orthogonal ones is an angle. With ``steps``
-    each orthogonal parameter gets an angle by its size and rank, with ``angle`` all get the same.
+    The learning rate of the orthogonal parameters is an angle, so the others need another one. With
+    ``steps`` each orthogonal parameter gets an angle by its size and rank; with ``angle`` all get
+    the same.
 
     Parameters
     ----------
@@ -41,11 +42,11 @@ def param_groups(
         to zero in as many steps, linearly or like a cosine.
     angle : float or torch.Tensor
         Instead of ``steps``: how far a step turns the planes of each orthogonal parameter, in
-        radians. Let it fall to zero too, for such steps do not shrink by themselves.
+        radians. Let it fall to zero too, because such steps do not shrink by themselves.
     sequence_length : int
         How many time steps a sequence has. Needed with ``steps`` if the model has orthogonal
-        recurrent weights. These are those named ``weight_hh...``, parametrized or not; of the names
-        of a tied weight one like this is enough.
+        recurrent weights: those named ``weight_hh...``, parametrized or not. If a weight has
+        several names, one like this is enough.
     normalize : {"angle", "spectral"}
         whether the angle is the root mean square over the planes that a step turns, or the angle of
         each of them, see :class:`ProjUNNRiemannianSGD`
@@ -164,7 +165,7 @@ def _check_sequences(sequence_length: int | None, recurrent: dict[int, str]) -> 
     if recurrent and sequence_length is None:
         first = next(iter(recurrent.values()))
         raise ValueError(
-            f"`sequence_length` must be given with `steps`, for `{first}` acts at each time "
+            f"`sequence_length` must be given with `steps`, because `{first}` acts at each time "
             "step; pass the number of time steps of a sequence, or `angle` instead of `steps`."
         )
     if not recurrent and sequence_length is not None:

@@ -79,14 +79,14 @@ def kind_of(
     # This runs in every step for each parameter: a list of nothing takes a tenth of it.
     over, dtype, skipped = averages_gradients(p), p.dtype, state["skipped"]
     # Gradients of one parameter may have other strides on other processes.
-    of_grad: Hashable = over if over is not None else grad.stride()
+    of_grad: Hashable = over if over is not None else grad.stride(), grad.shape
     if dtype.is_complex:
         of_grad = of_grad, p.is_conj(), over is None and grad.is_conj()
     # DTensors are types of their own.
     types = type(p), type(grad), dtype, grad.dtype, p.device
     # They differ where a parameter has got values of another size since its last step.
     shapes = tuple([state[name].shape for name in names if name in state]) if names else ()
-    of_state = names, tuple(state), skipped.dtype, skipped.shape, shapes
+    of_state = names, tuple(state), skipped.dtype, skipped.device, skipped.shape, shapes
     return p.shape, p.stride(), of_grad, manifold, types, of_state
 
 
@@ -98,8 +98,8 @@ def check_kind(p: torch.Tensor, state: State, names: Iterable[str], group: Group
     Raises
     ------
     ValueError
-        If the shape is none of the manifold, the rank is too high for it, or the state is of a
-        parameter of another shape or number of blocks.
+        If the shape is none of the manifold, the rank is too high for it, the gradient or the state
+        is of a parameter of another shape or number of blocks, or the state on another device.
     TypeError
         If the dtype of parameter, gradient or state is not supported.
     """
@@ -110,6 +110,7 @@ def check_kind(p: torch.Tensor, state: State, names: Iterable[str], group: Group
             f"`grad` of {described(p, group)} must have its dtype, {p.dtype}, "
             f"got {grad.dtype}; convert it with `p.grad = p.grad.to(p.dtype)`."
         )
+    check_grad(p, grad, group)
     # What may have changed since the first step.
     if not manifold.check_point(p):
         manifold.assert_check_point(p)
@@ -117,9 +118,25 @@ def check_kind(p: torch.Tensor, state: State, names: Iterable[str], group: Group
         raise TypeError(
             f"The state of {described(p, group)} must have its precision, "
             f"{p.dtype.to_real()}, got {state['skipped'].dtype}: the parameter was converted "
-            "after its first step; rebuild the optimizer."
+            "after its first step; make a new optimizer."
         )
+    for name in ("skipped", "step", *names):
+        if name in state and state[name].device != p.device:
+            raise ValueError(
+                f"`{name}` in the state of {described(p, group)} must be on its device, "
+                f"{p.device}, got {state[name].device}: the parameter was moved after its first "
+                "step; call `optimizer.load_state_dict(optimizer.state_dict())`, which moves it."
+            )
     check_shapes(p, state, names, group)
+
+
+def check_grad(p: torch.Tensor, grad: torch.Tensor, group: Group) -> None:
+    """Raise ValueError for a gradient that is older than values of another shape."""
+    if grad.shape != p.shape:
+        raise ValueError(
+            f"`grad` of {described(p, group)} must have its shape, got {tuple(grad.shape)}: it was "
+            "made before the parameter got other values; call `zero_grad()` after such a change."
+        )
 
 
 def check_shapes(p: torch.Tensor, state: State, names: Iterable[str], group: Group) -> None:
@@ -140,8 +157,8 @@ def check_shape(
     if state[name].shape not in shapes:
         raise ValueError(
             f"`{name}` in the state of {described(p, group)} must have shape {tuple(shapes[0])}, "
-            f"got {tuple(state[name].shape)}: it is of a parameter of another shape, or number of "
-            "blocks; load the state of one like this, or rebuild the optimizer."
+            f"got {tuple(state[name].shape)}: the state is that of a parameter of another shape "
+            "or with another number of blocks; load the right one, or make a new optimizer."
         )
 
 
@@ -149,11 +166,15 @@ def check_unit(p: torch.Tensor, manifold: Manifold, group: Mapping[str, Any]) ->
     """Raise ValueError if geoopt would step by lr what is to turn by that many radians."""
     if group["normalize"] is None:
         return
-    # Of geoopt.Scaled and of geoopt.ProductManifold.
-    inside = (getattr(manifold, "base", None), *(getattr(manifold, "manifolds", None) or ()))
-    if any(map(is_low_rank, inside)):
+    if _holds_low_rank(manifold):
         raise ValueError(
             f"`normalize` must be None for {described(p, group)} on {manifold}, which geoopt steps "
             f"without it, got {group['normalize']!r}; put it into a group of its own, or directly "
             "on LowRankUnitary or LowRankStiefel."
         )
+
+
+def _holds_low_rank(manifold: Any) -> bool:
+    # Of geoopt.Scaled and of geoopt.ProductManifold, which may hold each other.
+    inside = getattr(manifold, "base", None), *(getattr(manifold, "manifolds", None) or ())
+    return any(is_low_rank(one) or _holds_low_rank(one) for one in inside if one is not None)

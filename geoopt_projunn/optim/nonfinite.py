@@ -135,8 +135,9 @@ def reads_at_once(t: torch.Tensor) -> bool:
 def count_skipped(state: dict[str, Any], p: torch.Tensor, steps: int | torch.Tensor) -> None:
     """Add to the counter of a parameter that is not on LowRankUnitary."""
     if COUNTER not in state:
-        # Not in the dtype of the parameter: bfloat16 counts to 256.
-        state[COUNTER] = torch.zeros((), dtype=torch.float32, device=p.device)
+        with torch.inference_mode(False):
+            # Not in the dtype of the parameter: bfloat16 counts to 256.
+            state[COUNTER] = torch.zeros((), dtype=torch.float32, device=p.device)
     if isinstance(steps, torch.Tensor):
         steps = steps.to(p.device, non_blocking=True)
     state[COUNTER] += steps

@@ -1,6 +1,7 @@
 """What the options of a group of parameters may be."""
 
 import difflib
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,7 +15,10 @@ _MISSPELT = 0.85
 
 
 def check_range(name: str, value: Any, low: float, high: float = float("inf")) -> None:
-    """Raise an error unless low <= value < high; the value of a tensor is not read."""
+    """Raise an error unless low <= value < high; the value of a tensor on a GPU is not read.
+
+    Nor is one refused that is not finite: wherever the tensor is, it only skips steps.
+    """
     # This runs in every step, and few values are anything else.
     if type(value) is float and low <= value < high:
         return
@@ -23,9 +27,12 @@ def check_range(name: str, value: Any, low: float, high: float = float("inf")) -
             raise ValueError(f"`{name}` must be one number, got a tensor of {value.numel()}.")
         if value.is_complex() or value.dtype == torch.bool:
             raise TypeError(f"`{name}` must be a real number, got a tensor of {value.dtype}.")
-        return
+        if not value.is_cpu or not math.isfinite(value := value.detach().item()):
+            return
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"`{name}` must be a number, got {value!r}.")
+        raise TypeError(
+            f"`{name}` must be a number, got {value!r}; pass an int, a float or a tensor."
+        )
     if not low <= value or not (value < high or value == low):
         raise ValueError(f"`{name}` must lie in [{low}, {high}), got {value}.")
 

@@ -97,7 +97,7 @@ def _placeholder(value: Any) -> Any:
     """
     if isinstance(value, tuple | list):
         return tuple(_placeholder(float(v) if isinstance(v, int) else v) for v in value)
-    return torch.tensor(0.5) if isinstance(value, torch.Tensor) else value
+    return torch.tensor(0.5, device="cpu") if isinstance(value, torch.Tensor) else value
 
 
 def _group_of(params: list[torch.Tensor], group: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from ..low_rank_manifold import LowRankManifold
 from .capture import check_has_begun
 from .kinds import (
     Parts,
+    check_grad,
     check_kind,
     check_shapes,
     check_unit,
@@ -83,14 +84,16 @@ class Preparation:
                     raise RuntimeError(
                         f"{capitalized(described(p, group))} was on LowRankUnitary or "
                         "LowRankStiefel and no longer is: a conversion or a load dropped its "
-                        "manifold; make it a `geoopt.ManifoldParameter` again and rebuild the "
+                        "manifold; make it a `geoopt.ManifoldParameter` again and make a new "
                         "optimizer."
                     )
-                if grad is not None and manifold is None:
-                    check_plain(p, group)
-                if grad is not None and manifold is not None:
-                    check_is_whole(p, manifold, group)
-                    check_unit(p, manifold, group)
+                if grad is not None:
+                    check_grad(p, grad, group)
+                    if manifold is None:
+                        check_plain(p, group)
+                    else:
+                        check_is_whole(p, manifold, group)
+                        check_unit(p, manifold, group)
                 (part.plain if manifold is None else part.riemannian).append(p)
             elif grad is not None:
                 is_new = "skipped" not in state

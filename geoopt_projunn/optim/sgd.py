@@ -104,11 +104,11 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
         P = \exp(-\eta \operatorname{skewh}(K)),
 
     with :math:`\operatorname{skewh}(A) = \frac12 (A - A^H)` and the learning rate :math:`\eta`.
-    W has 2k orthonormal columns. This P is that of the exponential; the other retractions make
-    another rotation of :math:`-\eta K`.
+    W has 2k orthonormal columns. This P is that of the default retraction, the exponential; the
+    other retractions compute another rotation from :math:`-\eta K`.
 
-    On :class:`~geoopt_projunn.LowRankStiefel` as well, where the generator is twice as long,
-    :math:`D x^H - x D^H`; what is said of LowRankUnitary below holds there too.
+    Everything said here of LowRankUnitary holds on :class:`~geoopt_projunn.LowRankStiefel` too,
+    except that the generator is twice as long there, :math:`D x^H - x D^H`.
 
     Parameters on another geoopt manifold are stepped by
     :class:`geoopt.optim.RiemannianSGD`, plain ones by :class:`torch.optim.SGD`; the groups
@@ -137,40 +137,40 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
         mean square angle, in radians, of the k planes that a step turns. "spectral": the angle of
         each of them. See Notes.
     momentum_space : {"ambient", "tangent"}
-        On LowRankUnitary, what momentum adds up. "ambient": gradients :math:`g`. "tangent": the
+        What momentum adds up on LowRankUnitary. "ambient": gradients :math:`g`. "tangent": the
         generators :math:`G` of their sketches, :math:`B \leftarrow \mu B + G`, of which the step
         follows a second sketch; for square matrices only. "ambient" needs fewer steps where the
-        normal part of the gradients is small, as it is near the solution of a problem with little
-        residual. Where it stays large, as with straight-through gradients of quantized weights,
-        it piles up in an ambient buffer and becomes a false tangent part as x turns: take "tangent"
-        there, or no momentum.
+        normal part of the gradients (the part off the manifold) is small, as it is near the
+        solution of a problem with little residual. Where it stays large, as with straight-through
+        gradients of quantized weights, it adds up in an ambient buffer, and a part of it becomes
+        tangent, in a wrong direction, as x turns: take "tangent" there, or no momentum.
     error_feedback : float, optional
         On LowRankUnitary, the share :math:`\phi` in [0, 1) of what a step has left out that stays
         in the buffer for the next one. With :math:`C` the part of the direction that a step
         follows, and :math:`\mu` the momentum: :math:`D = M + g`, then
         :math:`M \leftarrow \phi (D - C) + \mu C`. With :math:`\phi = \mu`, the default, this is
-        the heavy ball. 0.99 averages
-        the noise of small batches, at learning rates below the best one without, if the gradient
-        vanishes at the solution; where its normal part stays, a share near 1 does not converge.
-        0 to 0.5 suit exact gradients. Not with ``nesterov``, ``dampening`` or ``normalize``.
+        the heavy ball. If the gradient vanishes at the solution, 0.99 averages the noise of small
+        batches, at learning rates below the best one without error feedback. If the normal part
+        of the gradient stays, a share near 1 does not converge. 0 to 0.5 suit exact gradients. Not
+        with ``nesterov``, ``dampening`` or ``normalize``.
     maximize : bool
         ascend instead of descend
     skip_nonfinite : {"manifold", "all"}
-        Who skips a step because of a gradient that is not finite. "manifold": each matrix on
+        Which parameters skip a step if a gradient is not finite. "manifold": each matrix on
         LowRankUnitary whose own step would not be finite. "all": all parameters of the groups with
-        this value, if any gradient in this optimizer is not finite. On a GPU this needs memory for
+        this value, if any gradient in this optimizer is not finite. On a GPU "all" needs memory for
         a copy of the gradients on LowRankUnitary, and of the other parameters and their state;
-        only sparse tensors and DTensors make the host wait.
+        the host waits only for sparse tensors and DTensors.
     foreach, fused : bool, optional
         which implementation torch uses for the plain parameters
     compile : bool
-        Compile the steps of real matrices below n = 512 by :func:`torch.compile`, about twice as
-        fast at n = 128, where the C++ kernels do not take them whole: without a compiler at
-        installation, on a GPU, with k = None, and with error feedback. They are the same to
-        rounding.
-        The first step of each kind takes some seconds: of each shape, number of parameters of that
-        shape with a gradient, and value of a hyperparameter other than ``lr``. Not with a schedule
-        of the momentum, which would compile in every step.
+        Compile the steps of real matrices below n = 512 by :func:`torch.compile`, which makes them
+        about twice as fast at n = 128. It has no effect where the C++ kernels take whole steps, so
+        it helps without a compiler at installation, on a GPU, with k = None or with error feedback.
+        Results are the same to rounding. It compiles, which takes some seconds, for each shape,
+        number of parameters of that shape with a gradient, and value of a hyperparameter other
+        than ``lr``. So do not use it with a schedule of the momentum, which would compile in every
+        step.
     stabilize : int, optional
         project every parameter on its manifold after this many steps (default: never)
 
@@ -183,10 +183,10 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
     -----
     :math:`O(kn^2)` time for each matrix and step, without waiting for the device. A step that is
     not finite leaves a matrix and its state as they are; ``skipped_steps`` counts them, and the
-    first one draws a warning. Points are probed at their first step and after
-    ``load_state_dict``, and every 50 steps: one that is far off the manifold is an error in the
-    first two cases and draws a warning in the last. Messages name a parameter if the optimizer was
-    made of ``module.named_parameters()``.
+    first one causes a warning. At their first step and after ``load_state_dict``, points far off
+    their manifold are an error. After that they are measured every 50 steps, and one that is far
+    off causes a warning. Messages name a parameter if the optimizer was made of
+    ``module.named_parameters()``.
 
     **Steps in radians.** With :math:`S = \operatorname{skewh}(K)`, the core of the direction's
     sketch, ``normalize`` makes the generator of a step
@@ -196,21 +196,23 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
         -\eta \frac{\sqrt{2k}}{\lVert S \rVert_F} S \quad\text{("angle")}, \qquad
         -\eta\, S (S^H S)^{-1/2} \quad\text{("spectral")},
 
-    whatever the size of the gradient: ``lr`` is an angle. Such steps do not shrink as the gradient
-    does: let ``lr`` decay, to zero at the end. Other parameters take ``lr`` as they always do, so
-    they need a group of their own: :func:`geoopt_projunn.param_groups` makes it, and with
-    ``steps`` it finds the angles. They are those of the exponential; the Cayley transform and the
-    polar factor turn a little less. No plane turns further than :math:`\pi`. "spectral" turns
-    planes with hardly any gradient less. Where the tangent part of a direction is only rounding,
-    nothing moves; the sketches "lsi" and "column" cannot tell. k=None counts as k = n // 2, or
-    n / 2 for complex x, and p if that is less, in :math:`O(n^3)`.
+    whatever the size of the gradient, so that ``lr`` is an angle. Such steps do not shrink with the
+    gradient: let ``lr`` decay to zero. For other parameters ``lr`` means what it always does, so
+    they need a group of their own. :func:`geoopt_projunn.param_groups` makes it, and with
+    ``steps`` it finds the angles.
+
+    The exponential turns planes by exactly these angles, the other retractions by a little less.
+    No plane turns further than :math:`\pi`. "spectral" turns planes with hardly any gradient less.
+    If the tangent part of a direction is only rounding, nothing moves (the sketches "lsi" and
+    "column" do not detect this). For k=None, k in the formula is n // 2, or n / 2 for complex x, or
+    p if that is less, and the cost is :math:`O(n^3)`.
 
     References
     ----------
     Kiani et al., arXiv:2203.05483, Algorithm 1.
     Steps in radians are what Pethick et al., arXiv:2502.07529 (Scion), call linear minimization
-    oracles, here over balls of the Frobenius and of the spectral norm in the tangent space; the
-    latter at full rank is manifold Muon (Bernstein, *Modular manifolds*, Thinking Machines Lab,
+    oracles, over balls of the Frobenius or the spectral norm in the tangent space. At full rank
+    "spectral" is manifold Muon (Bernstein, *Modular manifolds*, Thinking Machines Lab,
     2025).
     """
 
@@ -267,7 +269,8 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
             raise ValueError(
                 "`nesterov` needs momentum > 0 and dampening = 0, got "
-                f"momentum={group['momentum']}, dampening={group['dampening']}."
+                f"momentum={group['momentum']}, dampening={group['dampening']}; set "
+                "`momentum=0.9`, or leave `nesterov` out."
             )
         check_choice("momentum_space", group["momentum_space"], _MOMENTUM_BUFFERS)
         if group["error_feedback"] is not None:
@@ -276,17 +279,17 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
                 raise ValueError(
                     "`error_feedback` needs nesterov = False and dampening = 0, got "
                     f"nesterov={group['nesterov']}, dampening={group['dampening']}; leave "
-                    "`error_feedback` at None for either of them."
+                    "`error_feedback` at None to use them."
                 )
             if group["momentum_space"] != "ambient":
                 raise ValueError(
-                    '`error_feedback` needs momentum_space = "ambient", where what a step has not '
-                    f"carried is known, got {group['momentum_space']!r}; leave `error_feedback` at "
-                    "None for the other one."
+                    '`error_feedback` needs momentum_space = "ambient", because only '
+                    "there what a step has left out is known, got "
+                    f"{group['momentum_space']!r}; leave `error_feedback` at None to use it."
                 )
             if group["normalize"] is not None:
                 raise ValueError(
-                    "`error_feedback` needs normalize = None, for a step in radians does not "
-                    f"carry a share of its direction, got normalize={group['normalize']!r}; leave "
-                    "one of them at None."
+                    "`error_feedback` needs normalize = None, because a step in radians "
+                    f"rescales its direction, got normalize={group['normalize']!r}; leave one of "
+                    "them at None."
                 )

@@ -100,10 +100,13 @@ def _check_averaged(p: torch.Tensor, rule: Rule, spec: StepSpec, group: Mapping[
     raise RuntimeError(
         f"Steps of {described(p, group)} average products with its gradient, as "
         "`sketch_gradients_` asked, which needs ProjUNNRiemannianSGD, a finite `k` and the sketch "
-        f"'tangent' or 'lsi', got {got}; use these, or average the gradients themselves."
+        f"'tangent' or 'lsi', got {got}; use these, or do not pass the "
+        "parameter to it and let DistributedDataParallel average its gradient."
     )
 
 
+# Steps outside of torch's inference mode could not write to what is made in it.
+@torch.inference_mode(False)
 def first_buffers(p: torch.Tensor, rule: Rule, group: Mapping[str, Any]) -> Buffers:
     """Return the state of a rule for a fresh parameter; zeros that lie like a DTensor."""
     if not is_dtensor(p):
@@ -112,6 +115,7 @@ def first_buffers(p: torch.Tensor, rule: Rule, group: Mapping[str, Any]) -> Buff
     return {name: full_like(p, t.shape, 0, t.dtype) for name, t in shapes.items()}
 
 
+@torch.inference_mode(False)
 def full_like(p: torch.Tensor, shape: torch.Size, value: float, dtype: torch.dtype) -> torch.Tensor:
     """Return a tensor that begins with the batch dimensions of a parameter, and lies like it."""
     local, placements = local_of(p), _placements_of(p, shape)

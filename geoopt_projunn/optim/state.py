@@ -97,20 +97,33 @@ def worst_errors(params: Iterable[torch.Tensor]) -> dict[torch.Tensor, torch.Ten
     return errors
 
 
-def mend_loaded_state(state: Any, p: torch.Tensor, group: Mapping[str, Any]) -> None:
+def mend_loaded_state(state: Any, p: torch.Tensor, group: Mapping[str, Any], rule: Rule) -> None:
     """Give a state that was loaded the dtypes and devices that steps expect.
 
     torch leaves "step" on the device of the checkpoint, or makes it float32, and all else of the
     dtype of the parameter. geoopt and older versions of torch count steps in Python's numbers.
+
+    Raises
+    ------
+    TypeError
+        If a state of ours lacks what all have, or holds something else than dense tensors.
     """
     if not isinstance(state, dict):
         return
+    for name, value in state.items():
+        if isinstance(value, torch.Tensor):
+            state[name] = _own(value)
     step = state.get("step")
     if "skipped" in state:
-        state["step"] = torch.as_tensor(step).to(p.device, torch.int64)
+        if isinstance(step, int | float):
+            # as_tensor would move a tensor to torch's default device.
+            state["step"] = torch.tensor(step, device="cpu")
+        for name in ("skipped", *(rule.known_buffers & state.keys())):
+            _dense(name, state, p, group)
+        state["step"] = _dense("step", state, p, group).to(p.device, torch.int64)
     elif isinstance(step, int | float) and manifold_of(p) is None:
         wide = torch.get_default_dtype() == torch.float64
-        on_host = not (group["fused"] or group.get("capturable", False))
+        on_host = not (group.get("fused", False) or group.get("capturable", False))
         state["step"] = torch.tensor(
             float(step),
             dtype=torch.float64 if wide and on_host else torch.float32,
@@ -118,3 +131,26 @@ def mend_loaded_state(state: Any, p: torch.Tensor, group: Mapping[str, Any]) -> 
         )
     if isinstance(state.get(COUNTER), torch.Tensor):
         state[COUNTER] = state[COUNTER].to(p.device, torch.float32)
+
+
+def _dense(
+    name: str, state: Mapping[str, Any], p: torch.Tensor, group: Mapping[str, Any]
+) -> torch.Tensor:
+    value = state.get(name)
+    got = type(value).__name__
+    if isinstance(value, torch.Tensor):
+        if value.layout == torch.strided:
+            return value
+        got = f"one of layout {value.layout}"
+    raise TypeError(
+        f"`{name}` in the state of {described(p, group)} must be a dense tensor, got {got}; "
+        "load a state that an optimizer of this package has made, or make the optimizer anew."
+    )
+
+
+def _own(t: torch.Tensor) -> torch.Tensor:
+    """Return a tensor that steps can write to: of an inference or an expanded tensor a copy."""
+    if not t.is_inference() and (t.layout != torch.strided or 0 not in t.stride()):
+        return t
+    with torch.inference_mode(False):
+        return t.detach().clone(memory_format=torch.contiguous_format)

@@ -75,8 +75,8 @@ class Watch:
                 rule = "lr" if name == "spectral" else rule
                 warn(
                     f"With normalize={name!r} a step of {described(p)} may stop at half a turn of "
-                    f"a plane, for {rule} = {reach:.3g} is above π: `lr` = {lr} is "
-                    "an angle in radians; lower it if steps should be of that length."
+                    f"a plane, because {rule} = {reach:.3g} is above π: `lr` = {lr} is an angle in "
+                    "radians. Lower it, or ignore this if `param_groups` has chosen it."
                 )
                 self._warned_of_angle = True
                 return
@@ -152,7 +152,7 @@ class Watch:
         elif p not in self._far_off:
             warn(
                 f"{capitalized(described(p))} is off its manifold: "
-                f"‖{low_rank_of(p).gram(p)} - I‖ / ‖I‖ is about {error:.1e}. Something else than "
+                f"‖{low_rank_of(p).gram(p)} - I‖ / ‖I‖ is about {error:.1e}. Something other than "
                 "this optimizer has changed its values, such as a load, an average of weights or "
                 "noise. Put it back by `geoopt_projunn.nn.project_(module)`, or by `proj_()` under "
                 "`torch.no_grad()`."

@@ -88,7 +88,7 @@ def negated():
 
 REASONS = [
     (lambda: torch.empty(4, 4, device="meta"), "the tensors are on meta"),
-    (lambda: X.bfloat16(), "do not know torch.bfloat16"),
+    (lambda: X.bfloat16(), "do not support torch.bfloat16"),
     (negated, "negated lazily"),
 ]
 

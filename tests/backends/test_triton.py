@@ -68,10 +68,10 @@ def test_it_serves_tensors_on_a_gpu(gpu):
 @pytest.mark.parametrize(
     ("version", "hip", "reason"),
     [
-        ((3, 5), None, r"the compute capability of cuda:0 is 7\.5, and they need 8\.0"),
+        ((3, 5), None, r"the compute capability of cuda:0 is 7\.5, and the kernels need 8\.0"),
         (None, None, "Triton is not installed"),
-        ((3, 4), None, r"Triton is 3\.4, and they need 3\.5 or later, .* torch 2\.9"),
-        ((3, 5), "6.4", "they are for NVIDIA's GPUs"),
+        ((3, 4), None, r"Triton is 3\.4, and the kernels need 3\.5 or later, .* torch 2\.9"),
+        ((3, 5), "6.4", "the kernels are for GPUs of NVIDIA"),
     ],
 )
 def test_a_gpu_that_it_cannot_serve_is_left_to_the_reference_with_one_warning(
@@ -96,7 +96,10 @@ def test_forced_it_refuses_by_name_what_it_cannot_serve(gpu):
         assert choose(x).name == "triton"
         for wrong, reason in (
             (torch.empty(4, 4, device="meta"), "the tensors are on meta"),
-            (torch.empty(4, 4, dtype=torch.bfloat16).as_subclass(OnAGpu), "do not know torch.bf"),
+            (
+                torch.empty(4, 4, dtype=torch.bfloat16).as_subclass(OnAGpu),
+                "do not support torch.bf",
+            ),
         ):
             with pytest.raises(RuntimeError, match=f"'triton' .* cannot serve: .*{reason}"):
                 choose(wrong)

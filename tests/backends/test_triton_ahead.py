@@ -25,6 +25,8 @@ STEPS = {
     "k = 16": ("momentum", spec(16), (1, 512, 512), torch.float32),
     "complex, k = 16": ("adam", spec(16, retraction="polar"), (1, 96, 96), torch.complex128),
 }
+SPILT_BEFORE_3_7 = 64
+"""Bytes of a thread, at small ranks."""
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -39,8 +41,8 @@ def test_two_generations_of_gpus_could_run_the_kernels(monkeypatch, step):
         for architecture in ARCHITECTURES:
             made, name = compiled(launch, architecture), launch.kernel.__name__
             assert_runs(made, architecture, name)
-            # Triton 3.5 spills up to 64 bytes here.
-            assert made.spilt == 0 or how.k > 4 or support.version() < (3, 6), (name, architecture)
+            most = 0 if support.version() >= (3, 7) else SPILT_BEFORE_3_7
+            assert made.spilt <= most or how.k > 4, (name, architecture)
 
 
 @pytest.mark.parametrize("n", [2, 64, 4096, 65536])

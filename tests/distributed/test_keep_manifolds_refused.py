@@ -34,7 +34,7 @@ def refuse():
 
     with pytest.raises(ValueError, match=words.format("whole ones, got")):
         put(distribute_tensor(torch.eye(8), mesh, [Shard(0)]), k=None)
-    with pytest.raises(ValueError, match=words.format("by Shard and Replicate alone")):
+    with pytest.raises(ValueError, match=words.format("only by Shard and Replicate")):
         put(DTensor.from_local(torch.eye(8), mesh, [Partial()]))
     with pytest.raises(ValueError, match=words.format("each axis split over one dimension")):
         put(distribute_tensor(torch.eye(8), tiles, [Shard(0), Shard(0)]))
@@ -91,7 +91,7 @@ def mismatched():
             rows,
             {},
             ValueError,
-            r"Parameter `w` .* must be placed by Shard and Replicate alone, got \(Partial",
+            r"Parameter `w` .* must be placed only by Shard and Replicate, got \(Partial",
         ),
         (
             rows,

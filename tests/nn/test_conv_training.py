@@ -7,7 +7,14 @@ import geoopt
 import pytest
 import torch
 
-from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD, nn
+from geoopt_projunn import (
+    LowRankUnitary,
+    ProjUNNRiemannianAdam,
+    ProjUNNRiemannianSGD,
+    diagnose,
+    metrics,
+    nn,
+)
 from geoopt_projunn.linalg.dense import haar
 from tests.nn._jacobian import assert_singular_values, jacobian, signal
 
@@ -132,6 +139,10 @@ def test_a_layer_without_pairs_of_frequencies_trains():
         layer(signal(layer)).pow(4).sum().backward()
         stepper.step()
     assert_singular_values(layer, 1e-5)
+    assert diagnose(layer)[1].orthogonality_error == 0
+    for exact in (False, True):
+        assert metrics(layer, stepper, exact=exact)["orthogonality_error/weight"] == 0
+    nn.project_(layer)
 
 
 def test_all_frequencies_take_one_batched_step():

@@ -63,7 +63,7 @@ BAD = {
         "weight_hh_l0",
         {"blocks": 5},
         ValueError,
-        r"it must have shape \(\*, 5 n, p\), for it has 5 blocks, got \(32, 8\)",
+        r"it must have shape \(\*, 5 n, p\), because it stacks 5 blocks, got \(32, 8\)",
     ),
     "no blocks": (
         lambda: torch.nn.LSTM(8, 8),
@@ -162,6 +162,20 @@ BAD = {
         {"k": 3},
         ValueError,
         "`weight` does not fit: `k` must satisfy .* got 3",
+    ),
+    "embedding of bounded length": (
+        lambda: torch.nn.Sequential(torch.nn.EmbeddingBag(4, 4, max_norm=0.5)),
+        "0.weight",
+        {},
+        ValueError,
+        "`0.weight` of EmbeddingBag cannot .* with `max_norm`, which .* got max_norm=0.5; make",
+    ),
+    "embedding with padding": (
+        lambda: torch.nn.Embedding(4, 4, padding_idx=0),
+        "weight",
+        {},
+        ValueError,
+        "`weight` of Embedding cannot be .* with `padding_idx`, which .* got padding_idx=0; make",
     ),
     "retraction": (
         lambda: torch.nn.Linear(4, 4),

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+from geoopt_projunn.backends.triton import support
 from tests._triton import (
     ARCHITECTURES,
     assert_runs,
@@ -77,7 +78,8 @@ def test_they_compile_and_keep_tiles_in_registers(dtype, n, architecture, monkey
         assert_runs(made, architecture, name)
         # What is spilt is read again at each step, as one more tile would be.
         is_spared = dtype != torch.float32 and tiling.kept < tiling.blocks * tiling.pieces
-        assert made.spilt <= (TILE_OF_A_THREAD if is_spared else 0), name
+        most = TILE_OF_A_THREAD * (1 if support.version() >= (3, 7) else 2)
+        assert made.spilt <= (most if is_spared else 0), name
         assert_states_are_read_after_a_barrier(made.ptx, name)
 
 

@@ -35,7 +35,8 @@ def textbook_sgd(
         if momentum:
             buffer = d if buffer is None else momentum * buffer + (1 - dampening) * d
             d = d + momentum * buffer if nesterov else buffer
-        x = TEXTBOOK[retraction](x, -lr * (d - x @ d.mH @ x) / 2)
+        # Rounding would drive it off the manifold, further in each step.
+        x = svd_polar(TEXTBOOK[retraction](x, -lr * (d - x @ d.mH @ x) / 2))
     return x
 
 

@@ -7,7 +7,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from geoopt_projunn import ProjUNNRiemannianSGD
+from geoopt_projunn import ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
 
 from ._helpers import (
     DTYPES,
@@ -217,3 +217,53 @@ def test_steps_of_plain_and_unitary_parameters_are_independent(kind):
             other.step()
     for p, q in zip(params, apart, strict=True):
         assert_same_bits(p, q)
+
+
+@pytest.mark.parametrize("lr", [0.25, torch.tensor(0.25)], ids=["number", "tensor"])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (ProjUNNRiemannianSGD, {"normalize": "angle", "fused": True}),
+        (ProjUNNRiemannianSGD, {"momentum": 0.5, "error_feedback": 0.5}),
+        (ProjUNNRiemannianAdam, {"normalize": "spectral"}),
+    ],
+)
+def test_torchs_default_device_makes_no_difference(kind, options, lr):
+    params = [*mixed_parameters(), unitary_parameter(4, 4, k=None)]
+    others = clones(params)
+    run(kind(params, lr=lr, **options), params, range(2))
+    with torch.device("meta"):
+        optimizer = kind(others, lr=lr, **options)
+    for step in range(2):
+        generator = torch.Generator().manual_seed(step)
+        for q in others:
+            q.grad = torch.randn(q.shape, dtype=q.dtype, generator=generator)
+        with torch.device("meta"):
+            optimizer.step()
+    for p, q in zip(params, others, strict=True):
+        assert_same_bits(p, q)
+
+
+@pytest.mark.parametrize("momentum_space", ["ambient", "tangent"])
+def test_steps_in_inference_mode_and_outside_may_alternate(momentum_space):
+    p = unitary_parameter(6, 6)
+    (q,) = clones([p])
+    options = {"lr": 0.1, "momentum": 0.9, "momentum_space": momentum_space}
+    left, right = (ProjUNNRiemannianSGD([r], **options, skip_nonfinite="all") for r in (p, q))
+    for step in range(4):
+        with torch.inference_mode(step % 2 == 0):
+            run(left, [p], range(step, step + 1))
+        run(right, [q], range(step, step + 1))
+    assert_same_bits(p, q)
+
+
+def test_the_count_of_a_plain_parameter_may_begin_in_inference_mode():
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = ProjUNNRiemannianSGD([p], lr=0.1, skip_nonfinite="all")
+    for inference in (True, False):
+        with torch.inference_mode(inference):
+            run(optimizer, [p], range(1))
+    p.grad = torch.full((3,), torch.nan)
+    with pytest.warns(UserWarning, match="not finite"):
+        optimizer.step()
+    assert optimizer.skipped_steps == 1

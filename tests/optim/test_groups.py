@@ -224,7 +224,7 @@ def test_a_weight_is_recurrent_under_any_of_its_names(build):
 
 def test_a_recurrent_weight_needs_the_length():
     with pytest.raises(
-        ValueError, match=r"`sequence_length` must be given with `steps`, for `0\.weight_hh_l0`"
+        ValueError, match=r"`sequence_length` must be given with `steps`, because `0\.weight_hh_l0`"
     ):
         param_groups(torch.nn.Sequential(OrthogonalRNN(3, 8)), lr=1e-3, steps=100)
 

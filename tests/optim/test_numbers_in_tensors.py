@@ -10,6 +10,7 @@ from geoopt_projunn import ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
 
 from ._helpers import (
     OPTIMIZERS,
+    Snapshot,
     assert_same_bits,
     assert_within,
     feed,
@@ -73,6 +74,35 @@ def test_a_learning_rate_without_a_value_is_refused_at_once(kind):
 def test_a_learning_rate_of_another_kind_of_number_is_refused(dtype, kind):
     with pytest.raises(TypeError, match="`lr` must be a real number, got a tensor of torch"):
         kind([unitary_parameter(4, 4)], lr=torch.ones((), dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "words"),
+    [
+        *(
+            (kind, "lr", torch.tensor(-0.125), r"`lr` must lie in .* got -0.125")
+            for kind in OPTIMIZERS
+        ),
+        (ProjUNNRiemannianSGD, "weight_decay", torch.tensor([-1.0]), "`weight_decay` must lie in"),
+        (
+            ProjUNNRiemannianAdam,
+            "betas",
+            (torch.tensor(0.5), torch.tensor(1.0)),
+            r"`betas\[1\]` must lie in \[0.0, 1.0\), got 1.0",
+        ),
+    ],
+)
+def test_a_number_out_of_range_is_refused_in_a_tensor_too(kind, name, value, words):
+    with pytest.raises(ValueError, match=words):
+        kind([unitary_parameter(4, 4)], **{name: value})
+    optimizer = kind([unitary_parameter(4, 4), torch.nn.Parameter(torch.ones(3))])
+    for p in optimizer.param_groups[0]["params"]:
+        p.grad = torch.ones_like(p)
+    optimizer.param_groups[0][name] = value
+    before = Snapshot(optimizer)
+    with pytest.raises(ValueError, match=words):
+        optimizer.step()
+    before.assert_unchanged()
 
 
 @pytest.mark.usefixtures("each_way")

@@ -35,7 +35,7 @@ each_optimizer = pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_one_warning_says_that_planes_may_stop(normalize, lr, k, dtype):
     p = unitary_parameter(40, 40, k=k, dtype=dtype)
     optimizer = ProjUNNRiemannianSGD([("weight", p)], lr=lr, normalize=normalize)
-    with pytest.warns(UserWarning, match=r"`weight`.*half a turn.*above π.*lower it") as caught:
+    with pytest.warns(UserWarning, match=r"`weight`.*half a turn.*above π.*Lower it") as caught:
         feed(optimizer, p, gradients(p, 3))
     assert len(caught) == 1
 
@@ -103,8 +103,12 @@ def test_a_checkpoint_of_an_older_version_steps_as_it_did(kind):
     [
         geoopt.Scaled(LowRankUnitary(k=1), 2.0),
         geoopt.ProductManifold((LowRankUnitary(k=1), (6, 6)), (geoopt.Sphere(), (6,))),
+        geoopt.Scaled(geoopt.Scaled(LowRankUnitary(k=1), 2.0)),
+        geoopt.ProductManifold(
+            (geoopt.Scaled(LowRankUnitary(k=1)), (6, 6)), (geoopt.Sphere(), (6,))
+        ),
     ],
-    ids=["scaled", "product"],
+    ids=["scaled", "product", "scaled twice", "product with scaled"],
 )
 def test_what_geoopt_steps_is_not_given_radians_without_a_word(kind, manifold):
     shape = (6, 6) if isinstance(manifold, geoopt.Scaled) else (42,)

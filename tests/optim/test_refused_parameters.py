@@ -6,7 +6,15 @@ import torch
 
 from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
 
-from ._helpers import DTYPES, OPTIMIZERS, feed, gradients, unitary_parameter
+from ._helpers import (
+    DTYPES,
+    OPTIMIZERS,
+    Snapshot,
+    assert_same_bits,
+    feed,
+    gradients,
+    unitary_parameter,
+)
 from ._refusals import around, assert_refused, company
 
 
@@ -36,6 +44,25 @@ def test_one_bad_matrix_in_a_batch_is_enough(kind, bad):
     optimizer = kind(around(culprit, company(), company()), lr=0.1)
     culprit.grad = torch.randn_like(culprit)
     assert_refused(optimizer, ValueError, r"A parameter of shape \(4, 6, 6\) on LowRankUnitary")
+
+
+@pytest.mark.parametrize("has_grad", [True, False])
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_point_that_cannot_be_projected_is_refused_before_the_step(kind, has_grad):
+    culprit = unitary_parameter(6, 6)
+    optimizer = kind(around(culprit, company(), company()), lr=0.1, stabilize=2)
+    culprit.grad = torch.randn_like(culprit) if has_grad else None
+    optimizer.step()
+    with torch.no_grad():
+        culprit[0, 0] = torch.nan
+        for p in optimizer.param_groups[0]["params"][1:]:
+            p.mul_(1.01)
+    match = r"\(6, 6\) cannot be projected, as `stabilize` asks: it must be finite.*checkpoint"
+    assert_refused(optimizer, ValueError, match)
+    before = Snapshot(optimizer)
+    with pytest.raises(ValueError, match=match):
+        optimizer.stabilize()
+    before.assert_unchanged()
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
@@ -174,6 +201,35 @@ def test_a_parameter_converted_after_its_first_step_is_refused(kind):
     p.data = p.data.double()
     p.grad = torch.randn(6, 6, dtype=torch.float64)
     before = q.detach().clone()
-    with pytest.raises(TypeError, match=r"must have its precision, torch.float64.*rebuild"):
+    with pytest.raises(TypeError, match=r"must have its precision, torch.float64.*make a new"):
         optimizer.step()
     assert torch.equal(q, before)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("shape", [(6, 6), (3, 6, 6)])
+@pytest.mark.parametrize("is_plain", [True, False])
+def test_a_gradient_from_before_the_parameter_got_another_shape_is_refused(is_plain, shape, kind):
+    # torch checks the shape when a gradient is set, and then no more.
+    values = LowRankUnitary().random(1, 4, 4).as_subclass(torch.Tensor)
+    culprit = torch.nn.Parameter(values) if is_plain else unitary_parameter(1, 4, 4)
+    optimizer = kind(around(culprit, company(), company()), lr=0.1)
+    culprit.grad = torch.randn_like(culprit)
+    culprit.data = LowRankUnitary().random(*shape).as_subclass(torch.Tensor)
+    assert_refused(optimizer, ValueError, r"`grad` of .* shape, got \(1, 4, 4\).*`zero_grad\(\)`")
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_state_that_a_parameter_has_left_on_another_device_is_refused(kind):
+    culprit = unitary_parameter(6, 6)
+    optimizer = kind(around(culprit, company(), company()), lr=0.1)
+    culprit.grad = torch.randn_like(culprit)
+    optimizer.step()
+    state = optimizer.state[culprit]
+    optimizer.state[culprit] = {name: value.to("meta") for name, value in state.items()}
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    before = [p.detach().clone() for p in params]
+    with pytest.raises(ValueError, match=r"`skipped` .* on its device, cpu, got meta.*load_state"):
+        optimizer.step()
+    for p, value in zip(params, before, strict=True):
+        assert_same_bits(p, value)

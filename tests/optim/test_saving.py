@@ -1,5 +1,6 @@
 """What an optimizer remembers is saved and loaded, and a run goes on from it bit for bit."""
 
+import copy
 import io
 
 import geoopt
@@ -8,7 +9,15 @@ import torch
 
 from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
 
-from ._helpers import DTYPES, OPTIMIZERS, assert_same_state, feed, gradients, unitary_parameter
+from ._helpers import (
+    DTYPES,
+    OPTIMIZERS,
+    Snapshot,
+    assert_same_state,
+    feed,
+    gradients,
+    unitary_parameter,
+)
 from ._runs import assert_same_run, clones, each_setting, mixed_parameters, run
 
 
@@ -95,6 +104,61 @@ def test_a_state_dict_holds_nothing_but_tensors_and_plain_values():
             isinstance(value, (int, float, str, tuple, list, type(None)))
             for value in group.values()
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "got"),
+    [
+        ("step", None, "NoneType"),
+        ("skipped", 3, "int"),
+        ("momentum_buffer", None, "NoneType"),
+        ("momentum_buffer", torch.ones(6, 6).to_sparse(), "one of layout torch.sparse_coo"),
+    ],
+)
+def test_a_damaged_state_is_refused_and_changes_nothing(name, value, got):
+    params = [torch.nn.Parameter(torch.randn(3)), unitary_parameter(6, 6)]
+    optimizer = ProjUNNRiemannianSGD([("plain", params[0]), ("weight", params[1])], momentum=0.9)
+    run(optimizer, params, range(2))
+    before = Snapshot(optimizer)
+    damaged = copy.deepcopy(optimizer.state_dict())
+    damaged["state"][1][name] = value
+    with pytest.raises(TypeError, match=f"`{name}` in the state of .*`weight`.*dense.* got {got};"):
+        optimizer.load_state_dict(damaged)
+    before.assert_unchanged()
+    run(optimizer, params, range(2, 3))
+
+
+@pytest.mark.parametrize("change", ["expanded", "made in inference mode"])
+def test_a_state_that_cannot_be_written_to_is_copied(change):
+    p, q = clones([unitary_parameter(6, 6)] * 2)
+    optimizers = [ProjUNNRiemannianSGD([r], lr=0.1, error_feedback=0.5) for r in (p, q)]
+    run(optimizers[0], [p], range(1))
+    run(optimizers[1], [q], range(1))
+    state = optimizers[0].state_dict()
+    state["state"][0]["feedback_buffer"] = torch.ones(6, 6)
+    optimizers[0].load_state_dict(copy.deepcopy(state))
+    with torch.inference_mode(change != "expanded"):
+        state["state"][0]["feedback_buffer"] = (
+            torch.ones(1).expand(6, 6) if change == "expanded" else torch.ones(6, 6)
+        )
+    optimizers[1].load_state_dict(state)
+    for optimizer, r in zip(optimizers, (p, q), strict=True):
+        run(optimizer, [r], range(1, 3))
+    assert_same_run(optimizers[0], [p], optimizers[1], [q])
+
+
+@each_setting
+def test_a_state_is_loaded_where_torchs_default_device_is_another(kind, options):
+    params = mixed_parameters()
+    optimizer = kind(params, **options)
+    run(optimizer, params, range(2))
+    copied = clones(params)
+    other = kind(copied, **options)
+    with torch.device("meta"):
+        other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    run(optimizer, params, range(2, 4))
+    run(other, copied, range(2, 4))
+    assert_same_run(optimizer, params, other, copied)
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)

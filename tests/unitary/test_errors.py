@@ -248,3 +248,23 @@ def test_an_integer_point_is_told_to_become_a_float():
 def test_random_refuses_an_unknown_argument():
     with pytest.raises(TypeError, match="dtpe"):
         LowRankUnitary().random(4, 4, dtpe=torch.float64)
+
+
+@pytest.mark.parametrize("value", [None, 0.5, [[1.0]]])
+@pytest.mark.parametrize("name", ["egrad2rgrad", "retr", "proju", "expmap", "logmap", "dist"])
+def test_what_is_no_tensor_is_refused(name, value):
+    # As the gradient of a parameter that has none yet.
+    argument = "y" if name in ("logmap", "dist") else "u"
+    with pytest.raises(
+        TypeError, match=f"`{argument}` must be a tensor, got {type(value).__name__}"
+    ):
+        getattr(LowRankUnitary(), name)(unitary(4, 4), value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_a_logarithm_of_what_is_not_finite_is_refused(dtype):
+    x = unitary(2, 4, 4, dtype=dtype)
+    y = x.clone()
+    y[1, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="`x` and `y` must be finite, but have infinite or NaN"):
+        LowRankUnitary().logmap(x, y)

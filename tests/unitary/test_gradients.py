@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from geoopt_projunn import LowRankStiefel, LowRankUnitary
+from tests._able import read_bits_within_vmap, skip_unless
 from tests._asserts import assert_within
 from tests._matrices import (
     DTYPES,
@@ -78,6 +79,7 @@ def test_torch_func_is_refused_the_derivative_of_a_step_that_truncates(method):
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 @pytest.mark.parametrize("method", LOW_RANK)
 def test_vmap_is_refused_the_derivative_of_a_step_that_truncates(method):
+    skip_unless(read_bits_within_vmap)
     x, y, u, v = arguments(3)
     manifold = LowRankUnitary(1)
     u.requires_grad_()
@@ -119,13 +121,39 @@ def test_forward_mode_is_refused_the_derivative_of_a_step_that_truncates(method,
         assert torch.equal(one, other)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("method", ["egrad2rgrad", "retr_transp"])
+def test_a_compiled_step_that_truncates_refuses_a_derivative(method):
+    inputs = arguments()
+    manifold = LowRankUnitary(1)
+
+    def step(*inputs):
+        return tensors(METHODS[method](manifold, *inputs))
+
+    # Its partitioner is the one that moves to the forward pass what it can.
+    compiled = torch.compile(step, backend="aot_eager_decomp_partition")
+    for result, expected in zip(compiled(*inputs), step(*inputs), strict=True):
+        assert_within(result, expected, 1e-12)
+    inputs = [t.requires_grad_() for t in inputs]
+    loss = sum(t.sum() for t in (*compiled(*inputs), inputs[0]))
+    with pytest.raises(RuntimeError, match=rf"`{method}` with a rank k.*k=None.*detach"):
+        loss.backward()
+    with pytest.raises(RuntimeError, match=rf"`{method}` with a rank k.*forward mode"):
+        torch.func.jvp(compiled, tuple(t.detach() for t in inputs), tuple(inputs))
+    with torch.no_grad():
+        assert not any(result.requires_grad for result in compiled(*inputs))
+
+
 @pytest.mark.filterwarnings(
     "ignore:`torch.jit.trace:DeprecationWarning", "ignore::torch.jit.TracerWarning"
 )
-def test_a_step_that_truncates_can_be_traced():
+def test_a_step_that_truncates_can_be_traced_and_then_refuses_a_derivative():
     x, _, u, v = arguments()
     traced = torch.jit.trace(lambda x, u: LowRankUnitary(1).retr(x, u), (x.requires_grad_(), u))
-    assert torch.equal(traced(x, v), LowRankUnitary(1).retr(x, v))
+    result = traced(x, v)
+    assert torch.equal(result, LowRankUnitary(1).retr(x, v))
+    with pytest.raises(RuntimeError, match=r"`retr` with a rank k"):
+        (result.sum() + x.sum()).backward()
 
 
 @pytest.mark.parametrize("norm", [1e-3, 1.0, 3.0])

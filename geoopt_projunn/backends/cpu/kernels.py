@@ -45,14 +45,14 @@ def refusal(x: torch.Tensor) -> str | None:
     if not x.is_cpu:
         return f"the tensors are on {x.device}"
     if x.dtype not in KINDS:
-        return f"the kernels do not know {x.dtype}"
+        return f"the kernels do not support {x.dtype}"
     if reason := refusal_of_modes():
         return reason
     if torch.compiler.is_compiling():
         return None if kernels.USES_THREADS else "the kernels were built without OpenMP"
     if not kernels.USES_THREADS and torch.get_num_threads() > 1:
         return "the kernels were built without OpenMP, and torch has more than one thread"
-    return "the tensors are negated lazily" if x.is_neg() else None
+    return "the tensors are negated lazily, see `torch.Tensor.resolve_neg`" if x.is_neg() else None
 
 
 @functools.cache
@@ -61,7 +61,7 @@ def warn_of_lack() -> None:
     if LACK is not None:
         warnings.warn(
             "Steps on the CPU are right but slow, up to eight times as long for small matrices, "
-            f"for the C++ kernels are missing: {LACK}. Install g++ or clang++, and then this "
+            f"because the C++ kernels are missing: {LACK}. Install g++ or clang++, and then this "
             "package again, by `pip install --no-cache-dir --force-reinstall --no-deps .` in a "
             "clone.",
             stacklevel=2,

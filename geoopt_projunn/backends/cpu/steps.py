@@ -21,7 +21,10 @@ def _without_data(
 ) -> None:
     devices = {t.device for t in (*x, *grad, *state, *step, *skipped)}
     if len(devices) > 1:
-        raise RuntimeError(f"All tensors of a step must be on one device, got {devices}.")
+        raise RuntimeError(
+            f"All tensors of a step must be on one device, got {devices}; move the model to it "
+            "before the optimizer is made."
+        )
 
 
 def _flops(x: list[torch.Size], *rest: object, **__: object) -> int:

@@ -207,7 +207,7 @@ def misplacement(p: Any, k: int | None, blocks: int) -> str | None:
     mesh = p.device_mesh
     kinds = {type(placement) for placement in p.placements}
     if not kinds <= {Shard, Replicate}:
-        return "must be placed by Shard and Replicate alone"
+        return "must be placed only by Shard and Replicate"
     dims = [placement.dim for placement in p.placements if placement.is_shard()]
     if len(set(dims)) < len(dims):
         return "must have each axis split over one dimension of its mesh"
@@ -217,9 +217,9 @@ def misplacement(p: Any, k: int | None, blocks: int) -> str | None:
         return "must be on a mesh whose ranks ascend"
     split = _split_axes(p)
     if k is None and split:
-        return "must have a finite `k` where its matrices are split, as k=None needs whole ones"
+        return "must have a finite `k` if its matrices are split, because k=None needs whole ones"
     if blocks > 1 and 0 in split:
-        return f"must not have its rows split, which are those of {blocks} matrices"
+        return f"must not have its rows split, because it stacks {blocks} matrices"
     return None
 
 

@@ -44,7 +44,7 @@ class Triton(Reference):
         if not (x.is_cuda or (x.is_cpu and support.INTERPRETED)):
             return f"the tensors are on {x.device}"
         if x.dtype not in WIDE:
-            return f"the kernels do not know {x.dtype}"
+            return f"the kernels do not support {x.dtype}"
         if torch.compiler.is_compiling():
             return "torch.compile traces the step"
         return refusal_of_modes() or (support.lack(x.device) if x.is_cuda else None)

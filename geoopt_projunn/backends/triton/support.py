@@ -31,7 +31,7 @@ def lack_of_triton() -> str | None:
         return "Triton is not installed"
     if at_hand < OLDEST_TRITON:
         have, need = (".".join(map(str, numbers)) for numbers in (at_hand, OLDEST_TRITON))
-        return f"Triton is {have}, and they need {need} or later, which comes with torch 2.9"
+        return f"Triton is {have}, and the kernels need {need} or later, as torch 2.9 has"
     return None
 
 
@@ -46,11 +46,11 @@ def lack(device: torch.device) -> str | None:
     if of_triton is not None:
         return of_triton
     if torch.version.hip is not None:
-        return "they are for NVIDIA's GPUs"
+        return "the kernels are for GPUs of NVIDIA"
     capability = torch.cuda.get_device_capability(device)
     if capability < OLDEST:
         have, need = (".".join(map(str, version)) for version in (capability, OLDEST))
-        return f"the compute capability of {device} is {have}, and they need {need}"
+        return f"the compute capability of {device} is {have}, and the kernels need {need}"
     return None
 
 
@@ -60,7 +60,7 @@ def warn_of_lack(device: torch.device) -> None:
     reason = lack(device)
     if reason is not None:
         warnings.warn(
-            f"Steps on {device} are taken in torch's operations, some hundred launches each, for "
-            f"the Triton kernels cannot be used: {reason}.",
+            f"Steps on {device} are taken in torch's operations, some hundred launches each, "
+            f"because the Triton kernels cannot be used: {reason}.",
             stacklevel=2,
         )

@@ -1,0 +1,45 @@
+"""Project the parameters of a group now and then, as geoopt's optimizers do with `stabilize`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .kinds import is_low_rank, manifold_of
+from .messages import capitalized, described
+from .state import relative_error
+
+
+def is_due(group: Mapping[str, Any]) -> bool:
+    """Return whether the next step of a group ends with a projection."""
+    every = group["stabilize"]
+    return every is not None and (group.get("step", 0) + 1) % every == 0
+
+
+def check_can_be_projected(group: Mapping[str, Any]) -> None:
+    """Raise an error for a point that :meth:`LowRankUnitary.projx` would refuse; this waits."""
+    for p in group["params"]:
+        manifold = manifold_of(p)
+        if not is_low_rank(manifold) or p.is_meta or p.numel() == 0:
+            continue
+        manifold.assert_check_point(p)
+        if not bool(relative_error(manifold.points(p)).isfinite().all()):
+            raise ValueError(
+                f"{capitalized(described(p, group))} cannot be projected, as `stabilize` asks: it "
+                "must be finite, but has infinite or NaN entries, or entries whose squares "
+                "overflow; start again from `manifold.random` or a checkpoint."
+            )
+
+
+@torch.no_grad()
+def project_(group: Mapping[str, Any]) -> list[torch.Tensor]:
+    """Project the points on this package's manifolds; return those on others of geoopt."""
+    check_can_be_projected(group)
+    others = []
+    for p in group["params"]:
+        manifold = manifold_of(p)
+        if is_low_rank(manifold):
+            p.copy_(manifold.projx(p))
+        elif manifold is not None:
+            others.append(p)
+    return others
