@@ -5,7 +5,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD, backends
+from geoopt_projunn import (
+    LowRankStiefel,
+    LowRankUnitary,
+    ProjUNNRiemannianAdam,
+    ProjUNNRiemannianSGD,
+    backends,
+)
 from geoopt_projunn.nn import (
     OrthogonalConv2d,
     OrthogonalGRU,
@@ -114,6 +120,14 @@ def test_the_geometry(name, k, dtype):
     arguments = points(dtype)
     with backends.use("reference"):
         assert_full(lambda: METHODS[name](manifold, *arguments))
+
+
+@pytest.mark.parametrize("name", ["proju", "transp", "inner"])
+def test_the_geometry_of_rectangles(name, dtype):
+    """What LowRankStiefel does in another way."""
+    x, y = (x[..., :4] for x in unitary(2, 2, 6, 6, dtype=dtype))
+    given = (x, y, y) if name != "proju" else (x, y)
+    assert_full(lambda: getattr(LowRankStiefel(), name)(*given))
 
 
 def test_all_methods_that_take_matrices_are_tested():

@@ -65,6 +65,16 @@ def test_an_input_has_gradients_where_the_parameters_have_none(monkeypatch):
     assert len(count) == 1
 
 
+@pytest.mark.parametrize("trained", ["weight", "projectors"])
+def test_in_evaluation_each_parameter_alone_has_its_gradient(trained):
+    layer = build().eval().requires_grad_(False)
+    layer.get_parameter(trained).requires_grad_(True)
+    with torch.no_grad():
+        layer(X)
+    layer(X).pow(4).sum().backward()
+    assert layer.get_parameter(trained).grad.abs().max() > 0
+
+
 def step(layer):
     stepper = ProjUNNRiemannianSGD(layer.parameters(), lr=0.1)
     with torch.enable_grad():

@@ -65,6 +65,16 @@ def test_copies_keep_it_as_well(name, how):
     assert_kept(duplicate.to("meta"), names)
 
 
+@pytest.mark.parametrize("how", COPIES)
+def test_copies_know_the_manifold_of_a_name_that_is_empty(how):
+    module = treated(torch.nn.Linear(8, 8), "weight")
+    value = plain(module.weight)
+    module.weight = None
+    duplicate = COPIES[how](module)
+    duplicate.weight = value
+    assert_kept(duplicate, ["weight"])
+
+
 @every_module
 @pytest.mark.parametrize("gone", [True, False])
 @pytest.mark.parametrize("times", [1, 2])

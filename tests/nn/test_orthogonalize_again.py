@@ -46,6 +46,14 @@ def test_a_second_call_keeps_the_options_that_are_not_given(options, expected):
     assert layer.to("meta").weight_hh_l0.manifold == expected
 
 
+def test_a_second_call_keeps_the_blocks():
+    layer = torch.nn.LSTM(8, 8)
+    weight = orthogonalize_(layer, "weight_hh_l0", blocks=4)
+    before = weight.detach().clone()
+    assert orthogonalize_(layer, "weight_hh_l0", k=2).manifold == LowRankUnitary(2, blocks=4)
+    assert torch.equal(weight, before)
+
+
 @pytest.mark.parametrize("manifold", [None, geoopt.Stiefel()])
 def test_a_first_call_has_the_defaults_of_the_manifold(manifold):
     module = Holder(torch.eye(6))

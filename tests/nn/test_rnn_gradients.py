@@ -62,14 +62,20 @@ def test_a_loss_of_states_or_of_last_states_alone_is_enough(kind, nonlinearity, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_what_asks_for_a_gradient_gets_one(kind):
+def test_what_alone_asks_for_a_gradient_gets_the_same_one(kind):
     layer = make(kind)
-    layer.requires_grad_(False)
     x = torch.randn(T, N, INPUTS, dtype=wide(kind))
-    assert not layer(x)[0].requires_grad
-    layer.weight_hh_l0.requires_grad_(True)
-    layer(x)[0].abs().sum().backward()
-    assert [name for name, p in layer.named_parameters() if p.grad is not None] == ["weight_hh_l0"]
+    h0 = torch.randn(1, N, HIDDEN, dtype=wide(kind))
+    leaves = {"x": x, "h0": h0, **dict(layer.named_parameters())}
+    for leaf in leaves.values():
+        leaf.requires_grad_(True)
+    expected = gradients(layer(x, h0), list(leaves.values()))
+    layer.requires_grad_(False)
+    assert not layer(x.detach(), h0.detach())[0].requires_grad
+    for chosen, value in zip(leaves.values(), expected, strict=True):
+        for leaf in leaves.values():
+            leaf.requires_grad_(leaf is chosen)
+        assert_same(gradients(layer(x, h0), [chosen]), [value])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,7 +10,8 @@ from torch.distributed.tensor import DTensor, distribute_module, distribute_tens
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
-from geoopt_projunn import ProjUNNRiemannianSGD
+from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianSGD
+from geoopt_projunn.distributed import keep_manifolds
 from geoopt_projunn.nn import (
     OrthogonalConv2d,
     OrthogonalRNN,
@@ -93,6 +94,18 @@ def test_tensor_parallelism_is_refused(mesh):
         parallelize_module(model, mesh, {"1": ColwiseParallel()})
     parallelize_module(model, mesh, {"0": ColwiseParallel()})
     assert isinstance(model[0].weight, DTensor)
+
+
+def test_another_manifold_that_is_set_on_a_sharded_parameter_is_kept(mesh):
+    model = torch.nn.Linear(8, 8)
+    orthogonalize_(model, "weight")
+    with keep_manifolds(model):
+        fully_shard(model, mesh=mesh)
+    other = LowRankUnitary(1, sweep=2)
+    model.weight.manifold = other
+    model.weight = torch.nn.Parameter(model.weight.detach().clone())
+    assert isinstance(model.weight, DTensor)
+    assert model.weight.manifold == other
 
 
 def test_a_sharded_weight_is_not_made_orthogonal(mesh):

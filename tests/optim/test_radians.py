@@ -3,10 +3,11 @@
 import copy
 import math
 
+import geoopt
 import pytest
 import torch
 
-from geoopt_projunn import ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
+from geoopt_projunn import LowRankStiefel, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
 
 from ._helpers import (
     DTYPES,
@@ -98,6 +99,17 @@ def test_full_rank_counts_all_planes(dtype, n, normalize):
     else:
         assert 0.495 < values.max() < 0.5 + 1e-6
     assert values[planes:].abs().sum() < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_full_rank_of_rectangles_counts_the_planes_that_they_have(dtype):
+    manifold = LowRankStiefel(None)
+    p = geoopt.ManifoldParameter(manifold.random(10, 3, dtype=dtype), manifold=manifold)
+    start, grad = p.detach().clone(), torch.randn(10, 3, dtype=dtype)
+    feed(ProjUNNRiemannianSGD([p], lr=0.5, normalize="angle"), p, [grad])
+    generator = grad @ start.mH - start @ grad.mH
+    generator *= 0.5 * math.sqrt(2 * 3) / torch.linalg.matrix_norm(generator)
+    assert (p - torch.linalg.matrix_exp(-generator) @ start).abs().max() < 1e-12
 
 
 @pytest.mark.filterwarnings("ignore:With normalize")

@@ -11,6 +11,7 @@ from ._helpers import (
     assert_same_bits,
     feed,
     gradients,
+    on_manifold,
     unitary_parameter,
 )
 from ._radians import angles, each_name
@@ -47,6 +48,16 @@ def test_a_normal_gradient_moves_nothing(rank, n, k, dtype, normalize):
     noise = torch.randn(2, n, 1 if rank == "one" else n, dtype=dtype)
     start, normal = p.detach().clone(), noise @ noise.mH @ p.detach()
     feed(ProjUNNRiemannianSGD([p], lr=0.5, normalize=normalize), p, [normal])
+    assert_same_bits(p.detach(), start)
+
+
+@each_name
+@pytest.mark.parametrize("k", [1, 8])
+def test_a_normal_gradient_of_a_point_of_many_units_of_rounding_moves_nothing(k, normalize):
+    """Points from a decomposition in float64 are off by more units the larger they are."""
+    start = torch.linalg.svd(torch.randn(300, 300, dtype=torch.float64)).U
+    p, normal = on_manifold(start, k, sweep=0), torch.randn(300, 300, dtype=torch.float64)
+    feed(ProjUNNRiemannianSGD([p], lr=0.5, normalize=normalize), p, [(normal + normal.mT) @ start])
     assert_same_bits(p.detach(), start)
 
 

@@ -44,6 +44,20 @@ def test_an_optimizer_without_unitary_parameters_counts_steps(kind):
 
 
 @pytest.mark.filterwarnings("ignore:The gradient of a parameter")
+@pytest.mark.usefixtures("each_device")
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_the_state_has_the_same_names_before_and_after_a_step_is_skipped(kind):
+    """Checkpoints of several processes are loaded by name."""
+    params = company()
+    optimizer = kind(params, lr=0.1, skip_nonfinite="all")
+    feed(optimizer, params, gradients(params, 0))
+    before = [set(optimizer.state[p]) for p in params]
+    assert all(before)
+    feed(optimizer, params, spoilt(params, 1, 4, torch.nan))
+    assert [set(optimizer.state[p]) for p in params] == before
+
+
+@pytest.mark.filterwarnings("ignore:The gradient of a parameter")
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_counters_are_saved_and_loaded(kind):
     params = company()

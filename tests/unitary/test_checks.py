@@ -34,6 +34,11 @@ def test_check_vector_on_tangent_gives_its_reason(dtype):
     ok, reason = manifold.check_vector_on_tangent(x, u + 0.5 * x, explain=True)
     assert not ok
     assert reason == "`xᴴu + uᴴx != 0` by 1.0e+00 with atol=1e-05, rtol=1e-05"
+    # The normal part is the identity times this, twice.
+    near = u + 1e-3 * x
+    assert not manifold.check_vector_on_tangent(x, near)
+    assert manifold.check_vector_on_tangent(x, near, atol=3e-3)
+    assert not manifold.check_vector_on_tangent(x, near, rtol=1.0)
     assert not manifold.check_vector_on_tangent(2 * x, u)
     assert manifold.check_vector_on_tangent(2 * x, u, ok_point=True)
     with pytest.raises(ValueError, match="not lying on tangent space"):

@@ -77,3 +77,12 @@ def test_no_path_joins_opposite_determinants(dtype):
         manifold.logmap(x, y)
     y[1, 0] *= -1
     assert manifold.logmap(x, y).isfinite().all()
+
+
+def test_the_distance_of_several_blocks_is_the_root_of_the_sum_of_squares():
+    x, y = unitary(2, 5, 3, 4, 4, dtype=torch.complex128)
+    apart = LowRankUnitary().dist(x, y).square().sum(-1).sqrt()
+    stacked, other = x.flatten(1, 2), y.flatten(1, 2)
+    manifold = LowRankUnitary(blocks=3)
+    assert_within(manifold.dist(stacked, other), apart, 1e-12)
+    assert manifold.dist(stacked, other, keepdim=True).shape == (5, 1, 1)
