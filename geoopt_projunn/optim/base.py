@@ -275,12 +275,11 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         for group in self.param_groups:
             self._validate(group)
             check_have_values(group)
-            if is_due(group):
-                check_can_be_projected(group)
             with _as_tensors():
                 self._preparation.sort(group, self.state, prepared)
         parts, fresh, _ = prepared
         check_captured(self.param_groups, parts, self.state, fresh, self._state_of_others)
+        check_can_be_projected(filter(is_due, self.param_groups))
         if not self._looked_for_lost:
             look_for_lost_manifolds(self.param_groups)
             self._looked_for_lost = True
@@ -296,6 +295,5 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
 
     def stabilize(self) -> None:
         """Do the same for all groups, or for none: an error comes before anything moves."""
-        for group in self.param_groups:
-            check_can_be_projected(group)
+        check_can_be_projected(self.param_groups)
         super().stabilize()

@@ -1,6 +1,6 @@
 """Project the parameters of a group now and then, as geoopt's optimizers do with `stabilize`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,9 +16,10 @@ def is_due(group: Mapping[str, Any]) -> bool:
     return every is not None and (group.get("step", 0) + 1) % every == 0
 
 
-def check_can_be_projected(group: Mapping[str, Any]) -> None:
+def check_can_be_projected(groups: Iterable[Mapping[str, Any]]) -> None:
     """Raise an error for a point that :meth:`LowRankUnitary.projx` would refuse; this waits."""
-    for p in group["params"]:
+    pairs = [(p, group) for group in groups for p in group["params"]]
+    for p, group in pairs:
         manifold = manifold_of(p)
         if not is_low_rank(manifold) or p.is_meta or p.numel() == 0:
             continue
@@ -34,7 +35,7 @@ def check_can_be_projected(group: Mapping[str, Any]) -> None:
 @torch.no_grad()
 def project_(group: Mapping[str, Any]) -> list[torch.Tensor]:
     """Project the points on this package's manifolds; return those on others of geoopt."""
-    check_can_be_projected(group)
+    check_can_be_projected([group])
     others = []
     for p in group["params"]:
         manifold = manifold_of(p)

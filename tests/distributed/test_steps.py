@@ -164,3 +164,21 @@ def refuse():
 
 def test_steps_that_need_the_whole_matrix_are_refused(world):
     assert all(world.run(refuse))
+
+
+def step_at_rates_that_differ():
+    """Return whether processes that turn their parts by different angles are told so."""
+    p = placed(torch.eye(8), "rows of 2")
+    if p is None:
+        return True
+    p = parameter(p, LowRankUnitary(k=2))
+    rate = 0.1 * (1 + torch.distributed.get_rank())
+    with pytest.warns(
+        UserWarning, match=r"`weight` .* off its .*; or processes .* rate that a sch"
+    ):
+        descend(p, placed(torch.randn(8, 8), "rows of 2"), SGD, {"lr": rate}, steps=50)
+    return True
+
+
+def test_rates_that_differ_are_named_by_the_warning(world):
+    assert all(world.run(step_at_rates_that_differ))

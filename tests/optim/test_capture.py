@@ -73,6 +73,17 @@ def test_what_a_replay_would_do_wrong_is_refused(capture, kind, options, other, 
     assert_refused(optimizer, params, error, match)
 
 
+def test_a_projection_is_refused_without_a_look_at_the_values(capture):
+    params = [bystander()]
+    optimizer = SGD(params, lr=0.1, stabilize=2)
+    give_gradients(params)
+    optimizer.step()
+    with torch.no_grad():
+        params[0].fill_(torch.nan)
+    capture()
+    assert_refused(optimizer, params, ValueError, "`stabilize` must be None .* got 2")
+
+
 @pytest.mark.parametrize("kind", [SGD, ADAM])
 @pytest.mark.parametrize("first", [bystander, plain])
 def test_first_steps_are_refused(capture, kind, first):

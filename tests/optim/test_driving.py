@@ -229,7 +229,8 @@ def test_steps_of_plain_and_unitary_parameters_are_independent(kind):
     ],
 )
 def test_torchs_default_device_makes_no_difference(kind, options, lr):
-    params = [*mixed_parameters(), unitary_parameter(4, 4, k=None)]
+    # Of plain ones older Adams of torch count steps on the default device.
+    params = [*mixed_parameters()[:2], unitary_parameter(4, 4, k=None)]
     others = clones(params)
     run(kind(params, lr=lr, **options), params, range(2))
     with torch.device("meta"):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from geoopt_projunn import LowRankStiefel, LowRankUnitary
-from tests._able import read_bits_within_vmap, skip_unless
+from tests._able import compile_steps, read_bits_within_vmap, skip_unless
 from tests._asserts import assert_within
 from tests._matrices import (
     DTYPES,
@@ -124,6 +124,7 @@ def test_forward_mode_is_refused_the_derivative_of_a_step_that_truncates(method,
 @pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 @pytest.mark.parametrize("method", ["egrad2rgrad", "retr_transp"])
 def test_a_compiled_step_that_truncates_refuses_a_derivative(method):
+    skip_unless(compile_steps)
     inputs = arguments()
     manifold = LowRankUnitary(1)
 
