@@ -1,10 +1,17 @@
 r"""Precondition gradients by the covariance of their rows, before the steps of rank k.
 
 The gradient of a linear layer is G = E Xᵀ, with inputs X. If directions of the inputs differ in
-size, the small ones are learnt last. K-FAC and Shampoo undo this: here the step follows
-G (C + ε)^-α, with C the running mean of GᵀG, scaled to a mean eigenvalue of 1. The package does
-not offer it; this shows what it would gain and lose. C and its power are made densely, in O(n³):
-steps are counted, not timed. SGD without momentum.
+size, the small ones are learnt last. K-FAC and Shampoo undo this. With C the running mean of GᵀG,
+scaled to a mean eigenvalue of 1, two ways to do it on the manifold are compared:
+
+* of the gradient: the step follows G (C + ε)^-α. At a solution with a residual G is not zero but
+  normal, and this turns a part of it into a tangent one: the step does not end there.
+* of the generator: the step follows x R Ω R with Ω = skewh(xᵀG) and R = (C + 1)^-1. It is zero
+  where Ω is, and always descends. For a linear layer without a residual Ω is (C A + A C) / 2, up
+  to scale, with A the generator that leads to the solution; R A R is near its inverse.
+
+The package offers neither; this shows what they would gain and lose. C and its powers are made
+densely, in O(n³): steps are counted, not timed. SGD without momentum.
 
     python benchmarks/preconditioning.py            # both tables, a quarter of an hour
     python benchmarks/preconditioning.py --smoke    # seconds, for a test
@@ -21,10 +28,13 @@ from problems import PROBLEMS, Problem, regression
 from tqdm import tqdm
 
 from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianSGD
+from geoopt_projunn.linalg.dense import skewh
 
-POWERS = (0.0, 0.5, 1.0)
+WAYS = ("none", "of the gradient, α = 1/2", "of the gradient, α = 1", "of the generator")
+# By way, what is added to the eigenvalues and the power that is taken of the sum.
+POWERS = {WAYS[1]: (0.1, -0.5), WAYS[2]: (0.1, -1.0), WAYS[3]: (1.0, -1.0)}
 RATES = (0.1, 0.18, 0.3, 0.55, 1.0, 1.8, 3.0, 5.5, 10.0)
-DECAY, FLOOR, EVERY = 0.99, 0.1, 5
+DECAY, EVERY = 0.99, 5
 TARGET, MOST_STEPS = 1e-3, 1500
 # A suboptimality of float32 data is rounding below this share of the first; and what diverges.
 LEAST, MOST = 1e-9, 100.0
@@ -33,35 +43,39 @@ LEAST, MOST = 1e-9, 100.0
 class Preconditioner:
     """The running covariance of the rows of a gradient, (b, n, n), and its power."""
 
-    def __init__(self, power: float) -> None:
-        self._power, self._steps = power, 0
+    def __init__(self, way: str) -> None:
+        self._way, self._steps = way, 0
         self._covariance = self._of_power = torch.zeros(())
 
-    def __call__(self, grad: torch.Tensor) -> torch.Tensor:
-        """Return a gradient times the power, of mean eigenvalue 1."""
-        if self._power == 0:
+    def __call__(self, x: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+        """Return what the step at x is to follow instead of a gradient."""
+        if self._way not in POWERS:
             return grad
         gram = grad.mH @ grad
         gram = gram / gram.diagonal(dim1=-2, dim2=-1).real.mean(-1)[..., None, None]
         self._covariance = DECAY * self._covariance + (1 - DECAY) * gram
-        if self._steps % EVERY == 0:
-            values, vectors = torch.linalg.eigh(self._covariance / (1 - DECAY ** (self._steps + 1)))
-            values = (values.clamp(min=0) + FLOOR) ** -self._power
+        self._steps += 1
+        # As in practice, not at each step.
+        if self._steps % EVERY == 1:
+            added, power = POWERS[self._way]
+            values, vectors = torch.linalg.eigh(self._covariance / (1 - DECAY**self._steps))
+            values = (values.clamp(min=0) + added) ** power
             values = values / values.mean(-1, keepdim=True)
             self._of_power = (vectors * values[..., None, :].to(vectors.dtype)) @ vectors.mH
-        self._steps += 1
-        return grad @ self._of_power
+        if self._way != WAYS[3]:
+            return grad @ self._of_power
+        return x @ self._of_power @ skewh(x.mH @ grad) @ self._of_power
 
 
 class Training:
     """Some problems of one size as a batch, one seed each."""
 
-    def __init__(self, problems: Sequence[Problem], k: int, power: float, lr: float) -> None:
+    def __init__(self, problems: Sequence[Problem], k: int, way: str, lr: float) -> None:
         self._problems = problems
         start = torch.stack([problem.start for problem in problems])
         self._weight = ManifoldParameter(start, manifold=LowRankUnitary(k))
         self.optimizer = ProjUNNRiemannianSGD([self._weight], lr=lr)
-        self._preconditioned = Preconditioner(power)
+        self._preconditioned = Preconditioner(way)
         self._first = self._suboptimalities()
 
     def _suboptimalities(self) -> list[float]:
@@ -71,7 +85,7 @@ class Training:
     def step(self) -> None:
         points = self._weight.detach()
         gradients = [one.gradient(x) for one, x in zip(self._problems, points, strict=True)]
-        self._weight.grad = self._preconditioned(torch.stack(gradients))
+        self._weight.grad = self._preconditioned(points, torch.stack(gradients))
         self.optimizer.step()
 
     def loss(self) -> float:
@@ -81,9 +95,9 @@ class Training:
         return math.exp(sum(logs) / len(logs))
 
 
-def ends(k: int, steps: int, power: float, lr: float, problems: Sequence[Problem]) -> float:
+def ends(k: int, steps: int, way: str, lr: float, problems: Sequence[Problem]) -> float:
     """Return the loss after some steps, with a rate that falls to zero."""
-    training = Training(problems, k, power, lr)
+    training = Training(problems, k, way, lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(training.optimizer, lambda at: 1 - at / steps)
     for _ in range(steps):
         training.step()
@@ -91,11 +105,9 @@ def ends(k: int, steps: int, power: float, lr: float, problems: Sequence[Problem
     return training.loss()
 
 
-def steps_to(
-    target: float, k: int, power: float, lr: float, problem: Problem, most: float
-) -> float:
+def steps_to(target: float, k: int, way: str, lr: float, problem: Problem, most: float) -> float:
     """Return after how many steps of a constant rate the loss is below a target."""
-    training, steps, lowest = Training([problem], k, power, lr), 0, [1.0]
+    training, steps, lowest = Training([problem], k, way, lr), 0, [1.0]
     while steps < most:
         training.step()
         steps += 1
@@ -111,8 +123,7 @@ def steps_to(
 
 
 def heads(first: str) -> str:
-    columns = ["none" if power == 0 else f"α = {power:g}" for power in POWERS]
-    return f"| {first} | " + " | ".join(columns) + " |\n|---" + "|---" * len(columns) + "|"
+    return f"| {first} | " + " | ".join(WAYS) + " |\n|---" + "|---" * len(WAYS) + "|"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -127,11 +138,11 @@ def main(arguments: list[str] | None = None) -> None:
 
     print(heads("loss at the end over that at the start, at the best rate"))
     for name, draw in tqdm(PROBLEMS.items(), unit="problem", leave=False):
-        found = dict.fromkeys(POWERS, math.inf)
-        for power, lr in product(POWERS, rates):
+        found = dict.fromkeys(WAYS, math.inf)
+        for way, lr in product(WAYS, rates):
             drawn = [draw(torch.Generator().manual_seed(seed), n) for seed in range(seeds)]
             # min() keeps the first where the second is not a number.
-            found[power] = min(found[power], ends(k, steps, power, lr, drawn))
+            found[way] = min(found[way], ends(k, steps, way, lr, drawn))
         tqdm.write(f"| {name} | " + " | ".join(f"{end:.1e}" for end in found.values()) + " |")
 
     most, target = (20, 0.9) if options.smoke else (MOST_STEPS, TARGET)
@@ -139,11 +150,11 @@ def main(arguments: list[str] | None = None) -> None:
     sizes = [(n, k)] if options.smoke else product(options.sizes, (8, 16))
     for n, k in tqdm(list(sizes), unit="row", leave=False):
         cells = []
-        for power in POWERS:
+        for way in WAYS:
             best = math.inf
             for lr in sorted(rates, key=lambda lr: abs(math.log(lr))):
                 drawn = regression(torch.Generator().manual_seed(0), n, label_noise=0.0, batch=32)
-                best = min(best, steps_to(target, k, power, lr, drawn, min(best, most)))
+                best = min(best, steps_to(target, k, way, lr, drawn, min(best, most)))
             cells.append(f"{best:g}")
         tqdm.write(f"| n = {n}, k = {k} | " + " | ".join(cells) + " |")
 

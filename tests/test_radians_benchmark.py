@@ -29,22 +29,36 @@ def test_the_tables_of_preconditioned_gradients(capsys):
     )
     assert [row[0] for row in losses[2:]] == list(problems.PROBLEMS)
     assert all(0 < float(end) < 2 for row in losses[2:] for end in row[1:])
-    assert len(steps) == len(head) == 1 + len(preconditioning.POWERS)
+    assert len(steps) == len(head) == 1 + len(preconditioning.WAYS)
     assert all(0 < float(count) <= 20 for count in steps[1:])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
 def test_a_preconditioner_levels_the_rows_of_a_gradient(dtype):
     torch.manual_seed(0)
-    sizes = torch.logspace(0, -1, 6)
-    one, none = preconditioning.Preconditioner(0.5), preconditioning.Preconditioner(0.0)
+    none, half, _, _ = map(preconditioning.Preconditioner, preconditioning.WAYS)
+    x = torch.eye(40, 6, dtype=dtype)
     for _ in range(200):
-        grad = torch.randn(2, 40, 6, dtype=dtype) * sizes
-        levelled = one(grad)
-    assert torch.equal(none(grad), grad)
+        grad = torch.randn(2, 40, 6, dtype=dtype) * torch.logspace(0, -1, 6)
+        levelled = half(x, grad)
+    assert torch.equal(none(x, grad), grad)
     spread = levelled.abs().square().mean(-2).sqrt()
-    # A floor of a tenth of the mean leaves the smallest behind.
+    # What is added to the eigenvalues leaves the smallest behind.
     assert (spread.amax(-1) / spread.amin(-1) < 4).all()
+
+
+def test_only_of_the_generator_a_preconditioner_leaves_a_normal_gradient_alone():
+    torch.manual_seed(0)
+    x = problems.rotation(torch.Generator().manual_seed(0), 6, torch.complex64)
+    symmetric = torch.randn(6, 6, dtype=torch.complex64)
+    normal = (symmetric + symmetric.mH) @ x
+    for way in preconditioning.WAYS:
+        preconditioned = preconditioning.Preconditioner(way)
+        # It would commute with a covariance of this gradient alone.
+        preconditioned(x[None], torch.randn_like(x)[None])
+        followed = preconditioned(x[None], normal[None])[0]
+        tangent = (followed @ x.mH - x @ followed.mH).abs().max()
+        assert (tangent < 1e-4) == (not way.startswith("of the gradient"))
 
 
 def test_quantization_rounds_to_sixteen_levels_and_goes_straight_through():
