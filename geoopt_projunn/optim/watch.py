@@ -154,8 +154,8 @@ class Watch:
                 f"{capitalized(described(p))} is off its manifold: "
                 f"‖{low_rank_of(p).gram(p)} - I‖ / ‖I‖ is about {error:.1e}. Something other than "
                 "this optimizer has changed its values, such as a load, an average of weights or "
-                f"noise{_or_rates_differed(p)}. Put it back by "
-                "`geoopt_projunn.nn.project_(module)`, or by `proj_()` under `torch.no_grad()`."
+                "noise. Put it back by `geoopt_projunn.nn.project_(module)`, or by `proj_()` under "
+                "`torch.no_grad()`."
             )
             self._far_off.add(p)
 
@@ -171,15 +171,6 @@ def _or_disagreed(p: torch.Tensor) -> str:
     if averages_gradients(p) is None or reads_at_once(p):
         return ""
     return ", or processes had gradients of different parameters"
-
-
-def _or_rates_differed(p: torch.Tensor) -> str:
-    if not is_dtensor(p):
-        return ""
-    return (
-        "; or processes turn their parts of it by different angles, as with a learning rate that a "
-        "schedule finds from a loss of each process"
-    )
 
 
 def _any(counters: list[torch.Tensor]) -> bool:

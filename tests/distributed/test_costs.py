@@ -14,16 +14,16 @@ ADAM = ProjUNNRiemannianAdam, {"second_moment": "scalar"}
 SGD = ProjUNNRiemannianSGD, {"momentum": 0.9}
 FEEDBACK = ProjUNNRiemannianSGD, {"error_feedback": 0.9}
 CASES = [
-    # Of each product one exchange; error feedback adds a product and a flag, Adam a flag, and the
-    # scalar moment one number.
-    ("rows of 4", *SGD, "tangent", 13, {"allreduce_", "_allgather_base_"}),
-    ("columns of 4", *SGD, "tangent", 13, {"allreduce_", "_allgather_base_"}),
-    ("rows of 4", *SGD, "lsi", 7, {"allreduce_", "_allgather_base_"}),
-    ("rows of 4", *FEEDBACK, "lsi", 9, {"allreduce_", "_allgather_base_"}),
-    ("rows of 4", *ADAM, "tangent", 15, {"allreduce_", "_allgather_base_"}),
-    ("copies of rows", *SGD, "tangent", 19, {"allreduce_", "_allgather_base_", "broadcast_"}),
+    # Of each product one exchange, and one of the rate; error feedback adds a product and a flag,
+    # Adam a flag, and the scalar moment one number.
+    ("rows of 4", *SGD, "tangent", 14, {"allreduce_", "_allgather_base_"}),
+    ("columns of 4", *SGD, "tangent", 14, {"allreduce_", "_allgather_base_"}),
+    ("rows of 4", *SGD, "lsi", 8, {"allreduce_", "_allgather_base_"}),
+    ("rows of 4", *FEEDBACK, "lsi", 10, {"allreduce_", "_allgather_base_"}),
+    ("rows of 4", *ADAM, "tangent", 16, {"allreduce_", "_allgather_base_"}),
+    ("copies of rows", *SGD, "tangent", 21, {"allreduce_", "_allgather_base_", "broadcast_"}),
     ("copies", *SGD, "tangent", 0, set()),
-    ("tiles", *SGD, "tangent", 26, {"allreduce_", "_allgather_base_"}),
+    ("tiles", *SGD, "tangent", 28, {"allreduce_", "_allgather_base_"}),
 ]
 
 
@@ -57,8 +57,8 @@ def test_a_step_exchanges_few_rows(world, placing, kind, options, sketch, exchan
             probe = sum(size for _, size in first) - sum(size for _, size in second)
             assert probe == estimate <= 3 * 4 * n
         numbers.append(sum(size for _, size in results[0][1][0]))
-    # A multiple of n, and two numbers at most: the flag and the scalar.
-    assert 0 <= 2 * numbers[0] - numbers[1] <= 2
+    # A multiple of n, and a few numbers: the rate, on both axes or copies, the flag, the scalar.
+    assert 0 <= 2 * numbers[0] - numbers[1] <= 3
 
 
 def far_off(placing):

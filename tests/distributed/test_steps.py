@@ -5,6 +5,7 @@ from unittest import mock
 import geoopt
 import pytest
 import torch
+from torch import distributed
 
 from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
 from geoopt_projunn.backends.distributed import Distributed, collectives
@@ -125,6 +126,44 @@ def test_copies_take_the_sums_of_the_first(world):
     assert ends[:2] == ends[2:]
 
 
+def differ_in_rates(placing, normalize, device_rates):
+    """Return how far steps at a rate for each process are from those at the largest of them."""
+    torch.manual_seed(0)
+    manifold = LowRankUnitary(k=2)
+    x = manifold.random(N, N, dtype=torch.float64).as_subclass(torch.Tensor)
+    target = torch.randn(N, N, dtype=torch.float64)
+    ends = []
+    for rate in (0.1 * (1 + distributed.get_rank()), 0.4):
+        p, spread_target = placed(x.clone(), placing), placed(target, placing)
+        lr = torch.tensor(rate) if device_rates else rate
+        descend(parameter(p, manifold), spread_target, SGD, {"lr": lr, "normalize": normalize})
+        ends.append(p.full_tensor())
+    error = torch.linalg.matrix_norm(ends[0].mT @ ends[0] - torch.eye(N, dtype=torch.float64))
+    return float(error), torch.equal(*ends), float((ends[0] - x).abs().max())
+
+
+@pytest.mark.parametrize(
+    ("placing", "normalize", "device_rates"),
+    [
+        ("rows of 4", None, False),
+        ("rows of 4", "angle", True),
+        ("columns of 4", None, False),
+        ("tiles", "spectral", False),
+        ("copies of rows", None, False),
+    ],
+)
+def test_processes_that_share_a_matrix_take_the_largest_of_their_rates(
+    world, placing, normalize, device_rates
+):
+    """Turned by different angles, the parts would be off the manifold together."""
+    for error, is_as_with_the_largest, moved in world.run(
+        differ_in_rates, placing, normalize, device_rates
+    ):
+        assert error < 1e-12
+        assert is_as_with_the_largest
+        assert moved > 0.01
+
+
 def overflow():
     """One second moment overflows, and the direction, which is divided by it, is finite."""
     manifold = LowRankUnitary(k=2)
@@ -164,21 +203,3 @@ def refuse():
 
 def test_steps_that_need_the_whole_matrix_are_refused(world):
     assert all(world.run(refuse))
-
-
-def step_at_rates_that_differ():
-    """Return whether processes that turn their parts by different angles are told so."""
-    p = placed(torch.eye(8), "rows of 2")
-    if p is None:
-        return True
-    p = parameter(p, LowRankUnitary(k=2))
-    rate = 0.1 * (1 + torch.distributed.get_rank())
-    with pytest.warns(
-        UserWarning, match=r"`weight` .* off its .*; or processes .* rate that a sch"
-    ):
-        descend(p, placed(torch.randn(8, 8), "rows of 2"), SGD, {"lr": rate}, steps=50)
-    return True
-
-
-def test_rates_that_differ_are_named_by_the_warning(world):
-    assert all(world.run(step_at_rates_that_differ))

@@ -56,6 +56,9 @@ class Distributed(Reference):
             alike[placed, averages_gradients(p)].append(i)
         for members in alike.values():
             layout = layout_of(x[members[0]])
+            # With rates of their own, processes would turn their parts in different ways.
+            rate = layout.common(group["lr"], local_of(x[members[0]]).device)
+            options = group if rate is group["lr"] else {**group, "lr": rate}
             # By the whole size: every process must take as many parts as the others.
             most = len(members) if x[members[0]].shape[-1] < _STACK_BELOW else 1
             for start in range(0, len(members), most):
@@ -67,9 +70,9 @@ class Distributed(Reference):
                     continue
                 if layout.is_local:
                     backend = self._local(points[0])
-                    backend.step_(points, grads, kept, rule, group, spec)
+                    backend.step_(points, grads, kept, rule, options, spec)
                 else:
-                    self._step_parts(points, grads, kept, layout, rule, group, spec)
+                    self._step_parts(points, grads, kept, layout, rule, options, spec)
 
     def _step_parts(
         self,

@@ -46,6 +46,13 @@ def all_over(flags: torch.Tensor, group: "ProcessGroup") -> torch.Tensor:
     return numbers.bool()
 
 
+def largest_over(t: torch.Tensor, group: "ProcessGroup") -> torch.Tensor:
+    """Return the largest of the numbers of all processes."""
+    t = t.clone()
+    distributed.all_reduce(t, distributed.ReduceOp.MAX, group=group)
+    return t
+
+
 def are_alike(number: int, group: "ProcessGroup", device: torch.device) -> torch.Tensor:
     """Return whether all processes give the same number, below 2**63, without waiting for it."""
     # The least of a number and of its negative tell the least and the largest.

@@ -111,6 +111,10 @@ class Axis:
         """Return where the flags of all processes are True."""
         return flags
 
+    def largest(self, t: torch.Tensor) -> torch.Tensor:
+        """Return the largest of what all processes give."""
+        return t
+
 
 class SplitAxis(Axis):
     """The rows or the columns of matrices, split over a group as torch.chunk does.
@@ -154,6 +158,12 @@ class SplitAxis(Axis):
         """Return where the flags of the group are True."""
         return collectives.all_over(flags, self._group)
 
+    def largest(self, t: torch.Tensor) -> torch.Tensor:
+        """Return the largest of what the group and its replicas give."""
+        for group in (self._group, *self._replicas):
+            t = collectives.largest_over(t, group)
+        return t
+
 
 class Layout(NamedTuple):
     """How the matrices of a parameter lie, and whose gradients are averaged."""
@@ -170,6 +180,14 @@ class Layout(NamedTuple):
         """Return where the flags of all processes are True."""
         flags = self.columns.agreed(self.rows.agreed(flags))
         return flags if self.averaged is None else collectives.all_over(flags, self.averaged)
+
+    def common(self, rate: float | torch.Tensor, device: torch.device) -> float | torch.Tensor:
+        """Return the largest of the rates that processes with parts of a matrix have."""
+        if type(self.rows) is type(self.columns) is Axis:
+            return rate
+        if not isinstance(rate, torch.Tensor):
+            rate = torch.full((), rate, dtype=torch.float64, device=device)
+        return self.columns.largest(self.rows.largest(rate))
 
     @property
     def is_local(self) -> bool:
