@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import untaped
 from .gated import GatedWeights, unrolled_gates
-from .gated_backpropagation import backpropagate, state_before
+from .gated_backpropagation import Backpropagation, state_before
 from .passes import rows_of
 from .pointwise import pointwise_for
 from .unrolled import Order
@@ -48,9 +48,6 @@ def recur(
 class _Recurrence(untaped.Recurrence):
     names: ClassVar[tuple[str, ...]] = ("the input", "the first state", *GatedWeights._fields)
 
-    def __init__(self, nonlinearity: str, order: Order) -> None:
-        self.nonlinearity, self.order = nonlinearity, order
-
     def forward(self, *given: Any) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         x, h0, *weights = given
         states, final, parts = _forward(
@@ -75,12 +72,9 @@ class _Recurrence(untaped.Recurrence):
         grads: untaped.Grads,
         needed: tuple[bool, ...],
     ) -> list[Tensor | None]:
-        x, h0, *weights = given
-        return backpropagate(
-            *(states, *kept, x, h0, GatedWeights(*weights), grads, needed),
-            nonlinearity=self.nonlinearity,
-            order=self.order,
-        )
+        (parts,), (x, h0, *weights) = kept, given
+        about = GatedWeights(*weights), grads, needed, self.nonlinearity, self.order
+        return Backpropagation(states, parts, x, h0, *about).run()
 
 
 def _forward(

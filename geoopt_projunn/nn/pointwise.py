@@ -31,6 +31,13 @@ class Pointwise:
         """Replace the gradient of h by that of z."""
         raise NotImplementedError
 
+    def watch_offset(self, h: Tensor) -> None:
+        """Sum the gradient of an offset in the steps to come, each of at most h's rows."""
+
+    def offset_gradient(self) -> Tensor | None:
+        """Return what the steps since :meth:`watch_offset` add up to, if it was called."""
+        return None
+
 
 class _ReLU(Pointwise):
     """max(0, z); of both parts of a complex z."""
@@ -67,13 +74,12 @@ class ModReLU(Pointwise):
         """The gradient of the offset, row by row, if it is watched."""
 
     def watch_offset(self, h: Tensor) -> None:
-        """Sum the gradient of the offset in the steps to come, each of at most h's rows."""
+        """Begin a sum for each row."""
         self.along = torch.zeros_like(h.real)
 
-    def offset_gradient(self) -> Tensor:
-        """Return what the steps since :meth:`watch_offset` add up to."""
-        assert self.along is not None
-        return self.along.sum(0)
+    def offset_gradient(self) -> Tensor | None:
+        """Return the sum over the rows."""
+        return None if self.along is None else self.along.sum(0)
 
     def _watch(self, along: Tensor) -> None:
         if self.along is not None:

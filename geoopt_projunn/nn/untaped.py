@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..linalg.precision import full_precision
 from .transforms import needs_plain_operations
+from .unrolled import Order
 
 Grads = tuple[Tensor | None, Tensor | None]
 """The gradients of the states and of the last states."""
@@ -25,6 +26,9 @@ class Recurrence:
 
     names: ClassVar[tuple[str, ...]]
     """Of the given arguments, in error messages."""
+
+    def __init__(self, nonlinearity: str, order: Order) -> None:
+        self.nonlinearity, self.order = nonlinearity, order
 
     def forward(self, *given: Tensor | None) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Run without a tape; return both results, and what else :meth:`backward` needs."""
