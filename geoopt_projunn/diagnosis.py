@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import torch
 
+from .arguments import checked_integer
 from .backends import choose
 from .backends.distributed import whole_of
 from .backends.spec import StepSpec
-from .integers import checked_integer
 from .linalg.dense import largest, skewh
 from .linalg.precision import full_precision
 from .low_rank_manifold import LowRankManifold

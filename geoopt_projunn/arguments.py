@@ -1,5 +1,6 @@
-"""The check of integers that users pass, with one wording of its errors."""
+"""Checks of integers and names that users pass, with one wording of their errors."""
 
+from collections.abc import Iterable
 from numbers import Integral
 from typing import Any
 
@@ -36,3 +37,12 @@ def checked_integer(name: str, value: Any, *, least: int | None = 1, remedy: str
     if least is not None and int(value) < least:
         raise ValueError(f"`{name}` must be at least {least}, got {value}{end}")
     return int(value)
+
+
+def assert_known(name: str, value: Any, known: Iterable[str]) -> None:
+    """Raise ValueError for a value that is none of some names."""
+    # A list, for a value that has no hash is none of them either.
+    known = list(known)
+    if value not in known:
+        choices = ", ".join(map(repr, known))
+        raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")
