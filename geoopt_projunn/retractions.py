@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 
 from .linalg.dense import skewh
+from .linalg.rows import as_real
 
 Retraction = Callable[[torch.Tensor], torch.Tensor]
 
@@ -151,9 +152,8 @@ def _squared(delta: torch.Tensor) -> torch.Tensor:
 
 
 def _shortened(s: torch.Tensor, longest: float) -> torch.Tensor:
-    real = torch.view_as_real(s.resolve_conj()).flatten(-2) if s.is_complex() else s
     # Torch's own norm of the entries: at zero it has a derivative.
-    length = torch.linalg.vector_norm(real.flatten(-2), dim=-1)[..., None, None]
+    length = torch.linalg.vector_norm(as_real(s).flatten(-2), dim=-1)[..., None, None]
     return s * (longest / length.clamp(min=longest))
 
 

@@ -6,6 +6,8 @@ continues exactly, and a CUDA graph can capture the computation.
 
 import torch
 
+from .rows import as_real
+
 # Of a 32-bit finalizer of two rounds that the hash-prospector project found by a search for the
 # least bias. In int64 no product overflows, which compiled code need not wrap around.
 _MIX_1 = 0x21F0AAAD
@@ -42,8 +44,7 @@ def bits_of_row(u: torch.Tensor) -> torch.Tensor:
     A sum of bits taken as integers, the same in any order, and so in any batch; mixed, for those
     of float64 differ in the upper half at times.
     """
-    row = u[..., 0, :]
-    real = torch.view_as_real(row).flatten(-2) if row.is_complex() else row
+    real = as_real(u[..., 0, :])
     integer = torch.int64 if real.dtype == torch.float64 else torch.int32
     total = real.contiguous().view(integer).sum(-1, dtype=torch.int64)
     return _mix_((total ^ (total >> 32)).bitwise_and_(_MASK))
