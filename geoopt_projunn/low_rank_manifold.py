@@ -260,3 +260,9 @@ class LowRankManifold(OrthonormalGeometry):
                     "use k=None for full rank."
                 )
         return ok, reason
+
+
+def low_rank_manifold_of(p: torch.Tensor) -> LowRankManifold | None:
+    """Return the manifold of a parameter, None unless it is one of these."""
+    manifold = getattr(p, "manifold", None)
+    return manifold if isinstance(manifold, LowRankManifold) else None

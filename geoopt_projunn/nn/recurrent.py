@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..init import INITS
-from ..low_rank_manifold import LowRankManifold
+from ..low_rank_manifold import low_rank_manifold_of
 from ..manifolds import LowRankUnitary
 from .arguments import checked_dtype
 from .keeping import KeepsManifolds, keep_manifolds
@@ -74,7 +74,7 @@ class Recurrent(KeepsManifolds):
         for name, p in self.named_parameters(recurse=False):
             if name.startswith("weight_hh"):
                 start_at(p, self.init)
-            elif isinstance(getattr(p, "manifold", None), LowRankManifold):
+            elif low_rank_manifold_of(p) is not None:
                 start_at(p, "haar")
             elif name.startswith("weight"):
                 # A gate has weights of its own, with as many outputs as the state has features.
