@@ -43,10 +43,10 @@ class _ReLU(Pointwise):
     """max(0, z); of both parts of a complex z."""
 
     def forward_(self, z: Tensor) -> None:
-        _parts(z).relu_()
+        parts(z).relu_()
 
     def backward_(self, grad: Tensor, h: Tensor) -> None:
-        grad, h = _parts(grad), _parts(h)
+        grad, h = parts(grad), parts(h)
         torch.ops.aten.threshold_backward.grad_input(grad, h, 0, grad_input=grad)
 
 
@@ -54,10 +54,10 @@ class _Tanh(Pointwise):
     """tanh z; of both parts of a complex z."""
 
     def forward_(self, z: Tensor) -> None:
-        _parts(z).tanh_()
+        parts(z).tanh_()
 
     def backward_(self, grad: Tensor, h: Tensor) -> None:
-        grad, h = _parts(grad), _parts(h)
+        grad, h = parts(grad), parts(h)
         torch.ops.aten.tanh_backward.grad_input(grad, h, grad_input=grad)
 
 
@@ -166,7 +166,8 @@ def _modulus(z: Tensor) -> Tensor:
     return torch.hypot(z.real.contiguous(), z.imag.contiguous()) if z.is_cpu else z.abs()
 
 
-def _parts(x: Tensor) -> Tensor:
+def parts(x: Tensor) -> Tensor:
+    """View complex numbers as pairs of real ones, and real ones as they are."""
     return torch.view_as_real(x) if x.is_complex() else x
 
 
