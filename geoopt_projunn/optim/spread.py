@@ -17,8 +17,8 @@ from ..backends.distributed import (
 )
 from ..backends.spec import Buffers, Rule, StepSpec
 from ..sketches.coordinates import COORDINATES
-from .agreement import Agreement, Groups
-from .kinds import low_rank_of
+from .agreement import Agreement
+from .kinds import Groups, low_rank_of
 from .messages import capitalized, described
 from .nonfinite import States
 
