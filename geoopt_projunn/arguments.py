@@ -6,30 +6,10 @@ from typing import Any
 
 
 def checked_integer(name: str, value: Any, *, least: int | None = 1, remedy: str = "") -> int:
-    """Return an integer of Python, numpy or another library as an int, or raise.
+    """Return an integer of Python, numpy or another library as an int.
 
-    Parameters
-    ----------
-    name : str
-        of the argument
-    value : Any
-        What was passed. Booleans, floats and tensors are refused.
-    least : int or None
-        the smallest value allowed, None for any
-    remedy : str
-        what to do instead, for the errors
-
-    Returns
-    -------
-    int
-        the value
-
-    Raises
-    ------
-    TypeError
-        If the value is not an integer.
-    ValueError
-        If it is below ``least``.
+    Raise TypeError for a boolean, a float or a tensor, ValueError for an integer below ``least``,
+    None for no limit. ``remedy`` is what the errors say to do instead.
     """
     end = f"; {remedy}." if remedy else "."
     if isinstance(value, bool) or not isinstance(value, Integral):

@@ -16,20 +16,10 @@ MASK = 2**32 - 1
 
 
 def uniform(counter: torch.Tensor, count: int) -> torch.Tensor:
-    r"""Return numbers in :math:`(-1, 1)`, fixed by the counter.
+    r"""Return ``count`` numbers in :math:`(-1, 1)` for each counter, fixed by it.
 
-    Parameters
-    ----------
-    counter : torch.Tensor
-        (*), int64; equal counters give equal numbers
-    count : int
-        How many numbers for each counter. Consecutive counters give independent numbers until
-        :math:`2^{32}` have been drawn.
-
-    Returns
-    -------
-    torch.Tensor
-        (*, count), float64, odd multiples of :math:`2^{-32}`
+    Of counters (*), int64, they are (*, count), float64, odd multiples of :math:`2^{-32}`.
+    Consecutive counters give independent numbers until :math:`2^{32}` have been drawn.
     """
     start = counter.bitwise_and(MASK).mul_(count).unsqueeze(-1)
     bits = torch.arange(1, count + 1, device=counter.device).add(start).bitwise_and_(MASK)

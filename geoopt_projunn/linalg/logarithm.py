@@ -18,23 +18,9 @@ def unitary_log(y: torch.Tensor) -> torch.Tensor:
     :math:`+\pi` and a real one in planes of pairs of eigenvectors. A real y of determinant -1 has
     none: the result is that of a rotation that leaves one such eigenvector where it is.
 
-    Parameters
-    ----------
-    y : torch.Tensor
-        (*, n, n), unitary
+    For y (*, n, n) the result is (*, n, n), skew-Hermitian, with eigenvalues in :math:`i[-\pi,
+    \pi]`. ValueError if y, the quotient of two points x and y, is not finite.
 
-    Returns
-    -------
-    torch.Tensor
-        (*, n, n), skew-Hermitian, with eigenvalues in :math:`i[-\pi, \pi]`
-
-    Raises
-    ------
-    ValueError
-        If y, the quotient of two points x and y, is not finite.
-
-    Notes
-    -----
     Not differentiable: :class:`.distance.Logarithm` is. The logarithm of a real y comes from its
     real Schur form, matrix by matrix on the CPU.
     """

@@ -21,26 +21,9 @@ from .unrolled import Order
 def recur(
     x: Tensor, h0: Tensor | None, weights: GatedWeights, *, nonlinearity: str, order: Order
 ) -> tuple[Tensor, Tensor]:
-    """Run :func:`~.gated.gated_step` over all time steps.
+    """Run :func:`~.gated.gated_step` over all time steps, with real weights.
 
-    Parameters
-    ----------
-    x : torch.Tensor
-        (rows, m), the input, in the layout of :class:`~.unrolled.Order`
-    h0 : torch.Tensor or None
-        (batch, n), the state before the first step; zero if None
-    weights : GatedWeights
-        of one direction of one layer, real
-    nonlinearity : {"modrelu", "relu", "tanh"}
-        of the candidate
-    order : Order
-        the rows of each time step, and the direction
-
-    Returns
-    -------
-    tuple of torch.Tensor
-        the states (rows, n), and the last state of each sequence (batch, n). The backward pass
-        needs the states: change a copy, not them.
+    Arguments and results are those of :func:`.recurrence.recur`.
     """
     return untaped.run(_Recurrence(nonlinearity, order), x, h0, *weights)
 
