@@ -40,6 +40,9 @@ class Driver:
         self.loaded += 1
         return 1, self.loaded, 0, 0, 1024
 
+    def unload_module(self, module):
+        pass
+
     def get_current_device(self):
         return 0
 
