@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from .linalg.dense import skewh
+from .linalg.dense import as_batch, skewh
 from .linalg.rows import as_real
 
 Retraction = Callable[[torch.Tensor], torch.Tensor]
@@ -58,7 +58,7 @@ def exponential(core: torch.Tensor) -> torch.Tensor:
     Kiani et al., arXiv:2203.05483, Theorem 3.2. Scaling and squaring: Higham, SIAM J. Matrix
     Anal. Appl. 26, 2005.
     """
-    batch = _as_batch(core)
+    batch = as_batch(core)
     a = _shortened(skewh(batch), LONGEST_EXPONENTIAL) * 2.0**-_SQUARINGS
     delta = a
     for degree in range(TAYLOR_DEGREE, 1, -1):
@@ -73,7 +73,7 @@ def long_exponential(core: torch.Tensor) -> torch.Tensor:
     longest = float(torch.linalg.matrix_norm(skewh(core.detach())).max()) if core.numel() else 0.0
     is_long = LONGEST_EXPONENTIAL < longest < math.inf
     halvings = math.ceil(math.log2(longest / LONGEST_EXPONENTIAL)) if is_long else 0
-    delta = exponential(_as_batch(core / 2**halvings))
+    delta = exponential(as_batch(core / 2**halvings))
     for _ in range(halvings):
         delta = _squared(delta)
     return delta.view(core.shape)
@@ -141,11 +141,6 @@ def polar(core: torch.Tensor) -> torch.Tensor:
     return delta
 
 
-def _as_batch(core: torch.Tensor) -> torch.Tensor:
-    # Not reshape(-1, ...), which cannot be of cores without entries.
-    return core.reshape(math.prod(core.shape[:-2]), *core.shape[-2:])
-
-
 def _squared(delta: torch.Tensor) -> torch.Tensor:
     """Return :math:`P^2 - I`, given :math:`P - I` of shape (b, r, r)."""
     return torch.baddbmm(delta, delta, delta, beta=2)
@@ -161,7 +156,7 @@ def _solve(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     # solve_ex and not solve, whose error check waits for the GPU.
     count = math.prod(a.shape[:-2])
     if a.is_cuda and a.shape[-1] > _LARGEST_BATCHED and count > _MOST_BATCHED:
-        parts = zip(*(_as_batch(t).split(_MOST_BATCHED) for t in (a, b)), strict=True)
+        parts = zip(*(as_batch(t).split(_MOST_BATCHED) for t in (a, b)), strict=True)
         solved = [torch.linalg.solve_ex(*part).result for part in parts]
         return torch.cat(solved).view(b.shape)
     solution: torch.Tensor = torch.linalg.solve_ex(a, b).result

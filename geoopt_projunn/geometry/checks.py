@@ -45,11 +45,9 @@ class CheckedMatrices(Manifold):
 
     def check_point(self, x: torch.Tensor, *, explain: bool = False) -> Any:
         """Check dtype and shape of a point."""
-        ok, reason = (x.dtype in WIDE), None
-        if ok:
+        if x.dtype in WIDE:
             return super().check_point(x, explain=explain)
-        reason = dtype_rule("x", x.dtype)
-        return (ok, reason) if explain else ok
+        return (False, dtype_rule("x", x.dtype)) if explain else False
 
     def assert_check_point(self, x: torch.Tensor) -> None:
         """Raise TypeError for an unsupported dtype, ValueError for an unsupported shape."""

@@ -16,6 +16,12 @@ def skewh(a: torch.Tensor) -> torch.Tensor:
     return (a - a.mH) / 2
 
 
+def as_batch(a: torch.Tensor) -> torch.Tensor:
+    """View matrices (*, n, p) as (b, n, p)."""
+    # Not reshape(-1, ...), which cannot be of matrices without entries.
+    return a.reshape(math.prod(a.shape[:-2]), *a.shape[-2:])
+
+
 def length_of(a: torch.Tensor) -> torch.Tensor:
     """Return the Frobenius norm, (*, 1, 1), float64, whatever the size of the entries."""
     largest = a.abs().amax((-2, -1), keepdim=True).double()
@@ -34,8 +40,7 @@ def estimate_orthogonality_error(x: torch.Tensor) -> torch.Tensor:
     entries of unit variance is the squared Frobenius norm. For x (*, n, p) the result is (*), real;
     not finite where x is not.
     """
-    batch = x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
-    return estimate_errors_of_batch(batch).view(x.shape[:-2])
+    return estimate_errors_of_batch(as_batch(x)).view(x.shape[:-2])
 
 
 def estimate_errors_of_batch(x: torch.Tensor, products: Products = IN_TORCH) -> torch.Tensor:

@@ -89,12 +89,6 @@ class Logarithm(OfStacks):
         return unitary_log(y)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        """Keep the matrix and its logarithm."""
-        ctx.save_for_backward(inputs[0], output)
-        ctx.save_for_forward(inputs[0], output)
-
-    @staticmethod
     @full_precision
     def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
         """Return the gradient with respect to y, tangent to the manifold."""

@@ -34,9 +34,8 @@ class PolarFactor(OfStacks):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         """Keep the point and its polar factor."""
-        x, ctx.is_unitary = inputs
-        ctx.save_for_backward(x, output)
-        ctx.save_for_forward(x, output)
+        OfStacks.setup_context(ctx, inputs, output)
+        ctx.is_unitary = inputs[1]
 
     @staticmethod
     @full_precision
@@ -79,11 +78,6 @@ class _SkewSolution(OfStacks):
         small = skewh(q.mH @ c @ q)
         sums = values.unsqueeze(-1) + values.unsqueeze(-2)
         return q @ torch.where(small == 0, 0, small / sums) @ q.mH
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        ctx.save_for_backward(inputs[0], output)
-        ctx.save_for_forward(inputs[0], output)
 
     @staticmethod
     @full_precision

@@ -178,6 +178,11 @@ def as_real(rows: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(rows.resolve_conj()).flatten(-2) if rows.is_complex() else rows
 
 
+def plain(t: torch.Tensor) -> torch.Tensor:
+    """Return a tensor that lies in memory in its order, as it is; itself if it does."""
+    return t.resolve_conj().resolve_neg().contiguous()
+
+
 def is_square(x: torch.Tensor) -> bool:
     """Return whether matrices have as many columns as rows."""
     return x.shape[-2] == x.shape[-1]

@@ -8,6 +8,12 @@ import torch
 class OfStacks(torch.autograd.Function):
     """A function of tensors (*, n, n), for which torch.func.vmap is one more stack."""
 
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        """Keep the first argument and the result."""
+        ctx.save_for_backward(inputs[0], output)
+        ctx.save_for_forward(inputs[0], output)
+
     @classmethod
     def vmap(
         cls, info: Any, in_dims: tuple[int | None, ...], *args: Any

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ...linalg.precision import WIDE
+from ...linalg.rows import plain
 from ..batch import Pieces
 from ..batch_sizes import parts_of_list
 from ..modes import refusal_of_modes
@@ -104,10 +105,9 @@ def _step_one(
         return
     given = [x, *buffers.values()]
     if not all(map(_is_plain, (*given, grad))):
-        own = [_plain(t) for t in given]
-        _step_one(
-            own[0], _plain(grad), dict(zip(buffers, own[1:], strict=True)), native, spec, group
-        )
+        own = [plain(t) for t in given]
+        of_own = dict(zip(buffers, own[1:], strict=True))
+        _step_one(own[0], plain(grad), of_own, native, spec, group)
         for to, t in zip(given, own, strict=True):
             if to is not t:
                 to.copy_(t)
@@ -154,8 +154,3 @@ def _native(rule: Rule, group: Mapping[str, Any]) -> NativeRule | None:
 def _is_plain(t: torch.Tensor) -> bool:
     """Return whether a tensor lies in memory in its order, as it is."""
     return t.is_contiguous() and not t.is_conj() and not t.is_neg()
-
-
-def _plain(t: torch.Tensor) -> torch.Tensor:
-    """Return a tensor that does, itself if it does."""
-    return t if _is_plain(t) else t.resolve_conj().resolve_neg().contiguous()

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...linalg.rows import plain
 from . import interleaved
 from .launching import launch
 
@@ -26,7 +27,7 @@ def gather(
     ``positions`` says where the stored frequencies are in the half spectrum; the first ``singles``
     of them are their own mirrors.
     """
-    spectrum = _plain(spectrum)
+    spectrum = plain(spectrum)
     shape = spectrum.shape[:2]
     own = spectrum.new_empty((singles, *shape), dtype=spectrum.real.dtype)
     pairs = spectrum.new_empty((positions.numel() - singles, *shape))
@@ -42,15 +43,10 @@ def scatter(
     ``sources`` says where each of its entries is among the self-mirrored frequencies, the pairs
     and the mirror images of these.
     """
-    own, pairs = _plain(own), _plain(pairs)
+    own, pairs = plain(own), plain(pairs)
     spectrum = pairs.new_empty((*pairs.shape[1:], *half))
     _launch(_scatter, sources, spectrum, own, pairs, weight)
     return spectrum
-
-
-def _plain(t: Tensor) -> Tensor:
-    """Return a tensor that lies in memory as the kernels read it."""
-    return t.resolve_conj().resolve_neg().contiguous()
 
 
 def _launch(
