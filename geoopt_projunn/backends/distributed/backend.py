@@ -120,7 +120,11 @@ class Distributed(Reference):
             point = Spread.tensor(batch, layout._replace(averaged=None))
             error = estimate_errors_of_batch(point, self.products)
         error = error.view(local_of(x).shape[:-2])
-        return _joined(error, x)
+        placements = placements_of_batch(x)
+        if placements is None:
+            return error
+        # Processes hold some of the matrices, and get the errors of all.
+        return whole_of(from_part(error, x, placements, x.shape[:-2]))
 
 
 def _placed_like(grad: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
@@ -129,9 +133,3 @@ def _placed_like(grad: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
         return grad
     moved: torch.Tensor = grad.redistribute(placements=placements)  # type: ignore[attr-defined]
     return moved
-
-
-def _joined(t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Join numbers, one for each matrix here, where processes hold some of the matrices."""
-    placements = placements_of_batch(x)
-    return t if placements is None else whole_of(from_part(t, x, placements, x.shape[:-2]))
