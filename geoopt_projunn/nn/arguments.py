@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..integers import checked_integer
+from ..arguments import checked_integer
 from ..linalg.precision import WIDE
 
 
@@ -21,13 +21,6 @@ def positive_tuple(name: str, value: Any, dims: int) -> tuple[int, ...]:
     if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != dims:
         raise TypeError(f"`{name}` must be an integer or a tuple of {dims}, got {value!r}.")
     return tuple(checked_integer(name, one) for one in values)
-
-
-def assert_known(name: str, value: Any, known: Sequence[str]) -> None:
-    """Raise ValueError for a value that is none of some names."""
-    if value not in known:
-        choices = ", ".join(repr(choice) for choice in known)
-        raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")
 
 
 def checked_dtype(owner: object, dtype: torch.dtype | None, is_complex: bool) -> torch.dtype:

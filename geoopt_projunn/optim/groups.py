@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from ..integers import checked_integer
+from ..arguments import checked_integer
 from ..normalization import NORMALIZATIONS, planned_angle
 from ..sketches.coordinates import COORDINATES
 from .kinds import is_low_rank, low_rank_of, manifold_of
