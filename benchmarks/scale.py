@@ -93,10 +93,11 @@ def formula(n: int, processes: int, k: int) -> Counter[str]:
 
     4k columns of the gradient are joined; each of the two products with the generator, of k rows,
     adds up two products and joins two; then the update of 2k rows, and the sweep of one column.
-    Parts that are joined are filled up to one width. And one number is the learning rate.
+    Parts that are joined are filled up to one width. And three numbers are the learning rate
+    and a digest of the options, twice.
     """
     width = -(-n // processes) * processes
-    return Counter(added=(6 * k + 1) * n + 1, joined=(8 * k + 2) * width)
+    return Counter(added=(6 * k + 1) * n + 3, joined=(8 * k + 2) * width)
 
 
 def sent(numbers: Counter[str], processes: int) -> float:

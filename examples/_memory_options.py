@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from _networks import NETWORKS, NONLINEARITIES
-from _options import positive, rank
+from _options import above_zero, not_negative, output_folder, positive, rank
 
 from geoopt_projunn.init import INITS
 
@@ -16,9 +16,9 @@ def parser(name: str, description: str, **defaults: Any) -> argparse.ArgumentPar
     add = parser.add_argument
     add("--networks", nargs="+", choices=NETWORKS, default=["orthogonal"])
     add("--k", nargs="+", type=rank, default=[8], help="ranks of a step, or 'full'")
-    add("--iterations", type=int, help="0 draws what the folder holds")
-    add("--seeds", nargs="+", type=int, default=[0])
-    add("--output", type=Path, default=Path("outputs"), help="folder to write to")
+    add("--iterations", type=not_negative, help="0 draws what the folder holds")
+    add("--seeds", nargs="+", type=not_negative, default=[0])
+    add("--output", type=output_folder, default=Path("outputs"), help="folder to write to")
     add("--smoke", action="store_true", help="a few seconds, for a test")
     # A run is continued only if these are as they were.
     fixed = [
@@ -34,7 +34,7 @@ def parser(name: str, description: str, **defaults: Any) -> argparse.ArgumentPar
         add("--second-moment", choices=("mean", "elementwise"), default="elementwise"),
         add("--momentum", type=float, default=0.0, help="Adam's first beta"),
         add("--smoothing", type=float, default=0.9, help="Adam's second beta"),
-        add("--clip", type=float, help="largest norm of a gradient (default: any)"),
+        add("--clip", type=above_zero, help="largest norm of a gradient (default: any)"),
         add("--every", type=positive, help="iterations to a row of the history"),
     ]
     parser.set_defaults(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from _networks import Model, Network
-from _options import positive, rank
+from _options import not_negative, output_folder, positive, rank
 from _pictures import plt, save_picture
 from _tables import write_csv
 from _tasks import Row, Split, Task, cosine, in_epochs
@@ -64,8 +64,8 @@ def parser(name: str, description: str, networks: Iterable[str]) -> argparse.Arg
     add("--epochs", type=positive, default=30)
     add("--k", type=rank, default=8, help="highest rank of a step, or 'full'")
     add("--batch", type=positive, default=100)
-    add("--seed", type=int, default=0)
-    add("--output", type=Path, default=Path("outputs"), help="folder to write to")
+    add("--seed", type=not_negative, default=0)
+    add("--output", type=output_folder, default=Path("outputs"), help="folder to write to")
     add("--smoke", action="store_true", help="a few seconds, for a test")
     return parser
 

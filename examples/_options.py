@@ -1,6 +1,15 @@
-"""Kinds of numbers on the command line."""
+"""Kinds of values on the command line."""
 
 import argparse
+import math
+from pathlib import Path
+
+
+def not_negative(text: str) -> int:
+    """Parse a whole number from 0 on."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 on, got {text!r}")
+    return int(text)
 
 
 def positive(text: str) -> int:
@@ -13,3 +22,20 @@ def positive(text: str) -> int:
 def rank(text: str) -> int | None:
     """Parse the rank of a step."""
     return None if text == "full" else positive(text)
+
+
+def above_zero(text: str) -> float:
+    """Parse a finite number above 0."""
+    value = float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
+
+
+def output_folder(text: str) -> Path:
+    """Parse the path of a folder, which need not be there yet."""
+    path = Path(text)
+    for part in (path, *path.parents):
+        if part.exists() and not part.is_dir():
+            raise argparse.ArgumentTypeError(f"expected a folder, but {str(part)!r} is a file")
+    return path

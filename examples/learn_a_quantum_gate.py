@@ -20,7 +20,7 @@ from pathlib import Path
 import _needed  # noqa: F401
 import geoopt
 import torch
-from _options import positive
+from _options import not_negative, output_folder, positive
 from _pictures import plt, save_picture
 from torch import Tensor
 from tqdm import tqdm
@@ -121,8 +121,8 @@ def main(arguments: list[str] | None = None) -> list[Record]:
     add = parser.add_argument
     add("--qubits", type=positive, default=7, help="at least 5, for k = 16")
     add("--steps", type=positive, default=300)
-    add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of circuits")
-    add("--output", type=Path, default=Path("outputs"), help="folder to write to")
+    add("--seeds", nargs="+", type=not_negative, default=[0, 1, 2], help="of circuits")
+    add("--output", type=output_folder, default=Path("outputs"), help="folder to write to")
     add("--smoke", action="store_true", help="a few seconds, for a test")
     options = parser.parse_args(arguments)
     if options.smoke:

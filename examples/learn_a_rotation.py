@@ -21,7 +21,7 @@ from typing import NamedTuple
 import _needed  # noqa: F401
 import geoopt
 import torch
-from _options import positive
+from _options import above_zero, not_negative, output_folder, positive
 from _pictures import plt, save_picture
 from _tables import explain
 from torch import Tensor
@@ -110,9 +110,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Race]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--size", type=positive, default=1024, help="of the matrix")
-    add("--seconds", type=float, default=25.0, help="of processor time for each method")
-    add("--seed", type=int, default=0)
-    add("--output", type=Path, default=Path("outputs"), help="folder to write to")
+    add("--seconds", type=above_zero, default=25.0, help="of processor time for each method")
+    add("--seed", type=not_negative, default=0)
+    add("--output", type=output_folder, default=Path("outputs"), help="folder to write to")
     add("--smoke", action="store_true", help="a few seconds, for a test")
     options = parser.parse_args(arguments)
     if options.smoke:

@@ -18,6 +18,7 @@ import _needed  # noqa: F401
 import geoopt
 import matplotlib as mpl
 import torch
+from _options import not_negative, output_folder, positive
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
@@ -100,10 +101,12 @@ def draw(model: Reader, pixels: torch.Tensor, labels: torch.Tensor, path: Path) 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=positive, default=60)
     parser.add_argument("--lr", type=float, default=1e-2)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder to write to")
+    parser.add_argument("--seed", type=not_negative, default=0)
+    parser.add_argument(
+        "--output", type=output_folder, default=Path("outputs"), help="folder to write to"
+    )
     parser.add_argument("--smoke", action="store_true", help="a second, for a test")
     options = parser.parse_args(arguments)
     if options.smoke:

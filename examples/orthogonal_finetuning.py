@@ -17,7 +17,7 @@ from pathlib import Path
 import _needed  # noqa: F401
 import geoopt
 import torch
-from _options import positive
+from _options import not_negative, output_folder, positive
 from _pictures import plt, save_picture
 from _reader import MATRICES, Reader, digits, train
 from torch import Tensor
@@ -104,8 +104,8 @@ def main(arguments: list[str] | None = None) -> list[tuple]:
     add = parser.add_argument
     add("--steps", type=positive, default=200)
     add("--images", type=positive, default=200, help="labelled ones of the new task")
-    add("--seed", type=int, default=0)
-    add("--output", type=Path, default=Path("outputs"), help="folder to write to")
+    add("--seed", type=not_negative, default=0)
+    add("--output", type=output_folder, default=Path("outputs"), help="folder to write to")
     add("--smoke", action="store_true", help="a few seconds, for a test")
     options = parser.parse_args(arguments)
     steps = 5 if options.smoke else options.steps

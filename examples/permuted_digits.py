@@ -23,7 +23,7 @@ import _needed  # noqa: F401
 import numpy as np
 import torch
 from _networks import Model, Network
-from _options import positive, rank
+from _options import not_negative, output_folder, positive, rank
 from _pictures import plt, save_picture
 from _tables import explain, write_csv
 from _tasks import Row, Split, Task, cosine, in_epochs
@@ -225,8 +225,10 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     )
     parser.add_argument("--lr", type=float, help="one learning rate for all networks")
     parser.add_argument("--batch", type=positive, default=64)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder to write to")
+    parser.add_argument("--seed", type=not_negative, default=0)
+    parser.add_argument(
+        "--output", type=output_folder, default=Path("outputs"), help="folder to write to"
+    )
     parser.add_argument("--tune", action="store_true", help="compare learning rates instead")
     parser.add_argument("--smoke", action="store_true", help="a few seconds, for a test")
     options = parser.parse_args(arguments)

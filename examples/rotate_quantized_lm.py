@@ -18,7 +18,7 @@ import _needed
 import geoopt
 import scipy.linalg
 import torch
-from _options import positive
+from _options import not_negative, output_folder, positive
 from _pictures import plt, save_picture
 from torch import Tensor
 from torch.nn import functional
@@ -103,8 +103,8 @@ def main(arguments: list[str] | None = None) -> list[tuple]:
     add = parser.add_argument
     add("--bits", nargs="+", type=int, choices=range(2, 9), default=[4, 3])
     add("--steps", nargs=2, type=positive, default=[400, 120], help="of model and rotation")
-    add("--seed", type=int, default=0)
-    add("--output", type=Path, default=Path("outputs"), help="folder to write to")
+    add("--seed", type=not_negative, default=0)
+    add("--output", type=output_folder, default=Path("outputs"), help="folder to write to")
     add("--smoke", action="store_true", help="a few seconds, for a test")
     options = parser.parse_args(arguments)
     width = 32 if options.smoke else 128

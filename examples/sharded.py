@@ -12,6 +12,7 @@ step exchanged.
 """
 
 import argparse
+import os
 import resource
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from typing import Any
 
 import _needed  # noqa: F401
 import torch
+from _options import not_negative, output_folder, positive
 from torch import distributed
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
@@ -85,11 +87,13 @@ def bytes_here(layer: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=2048, help="of the orthogonal matrix")
-    parser.add_argument("--k", type=int, default=8, help="rank of a step")
-    parser.add_argument("--steps", type=int, default=60, help="to take, after those of before")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder to write to")
+    parser.add_argument("--size", type=positive, default=2048, help="of the orthogonal matrix")
+    parser.add_argument("--k", type=positive, default=8, help="rank of a step")
+    parser.add_argument("--steps", type=positive, default=60, help="to take, after those of before")
+    parser.add_argument("--seed", type=not_negative, default=0)
+    parser.add_argument(
+        "--output", type=output_folder, default=Path("outputs"), help="folder to write to"
+    )
     parser.add_argument("--smoke", action="store_true", help="a second, for a test")
     options = parser.parse_args(arguments)
     if options.smoke:
@@ -102,7 +106,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
     torch.manual_seed(options.seed)
     layer, optimizer = build(options.size, options.k)
-    folder = options.output / f"sharded-{options.size}-{options.k}"
+    folder = options.output / f"sharded-{options.size}-{options.k}-{options.seed}"
     taken = torch.zeros((), dtype=torch.int64)
     saved = sorted(folder.glob("*/.metadata"))
     if saved:
@@ -181,3 +185,7 @@ def show(report: dict[str, Any], n: int) -> None:
 if __name__ == "__main__":
     main()
     distributed.destroy_process_group()
+    # Threads of gloo may still be dropping tensors, for which they wait for the interpreter. One
+    # that is shutting down aborts the process then, so that it must not shut down.
+    sys.stdout.flush()
+    os._exit(0)

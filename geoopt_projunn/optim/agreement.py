@@ -1,6 +1,5 @@
 """Processes that average gradients agree on the parameters that they do it for."""
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
@@ -13,6 +12,7 @@ from ..backends.distributed import (
     are_alike,
     assert_all_are_here,
     averages_gradients,
+    digest,
     number_of,
     objects_of,
 )
@@ -178,9 +178,7 @@ def _entry(
 
 
 def _digest(plan: Plan) -> int:
-    # Python's own hashes of text differ between processes.
-    text = repr([[tuple(entry) for entry in batch] for batch in plan])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest())
+    return digest(repr([[tuple(entry) for entry in batch] for batch in plan]))
 
 
 def _message(act: str, reports: Mapping[int, tuple[str | None, Plan]]) -> str:

@@ -167,6 +167,8 @@ _FURTHER_SKIPS = (
 
 
 def _or_disagreed(p: torch.Tensor) -> str:
+    if is_dtensor(p):
+        return ", or processes differ in its manifold, in `normalize` or in `maximize`"
     # On a GPU; else it is an error.
     if averages_gradients(p) is None or reads_at_once(p):
         return ""

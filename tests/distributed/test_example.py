@@ -8,8 +8,8 @@ from torch import distributed
 from tests.examples._load import load
 
 
-def start(folder):
-    report = load("sharded").main(["--smoke", "--output", folder])
+def start(folder, *more):
+    report = load("sharded").main(["--smoke", "--output", folder, *more])
     del report["peak MiB"]
     return report
 
@@ -28,11 +28,13 @@ def test_the_example_learns_and_resumes_with_another_number_of_processes(world, 
         patch.delenv("TORCHELASTIC_RUN_ID", raising=False)
         try:
             alone = start(str(tmp_path))
+            other = start(str(tmp_path), "--seed", "1")
         finally:
             distributed.destroy_process_group()
     assert alone["processes"] == 1
     assert alone["first step"] == 8
     assert alone["bytes exchanged"] == 0
+    assert other["first step"] == 0  # another seed is another problem
     losses = reports[0]["losses"] + alone["losses"]
     assert all(map(math.isfinite, losses))
     assert losses[-1] < 0.5 * losses[0]

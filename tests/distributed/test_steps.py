@@ -164,6 +164,40 @@ def test_processes_that_share_a_matrix_take_the_largest_of_their_rates(
         assert moved > 0.01
 
 
+def differ_in_choices(placing, options, config):
+    """The second process has other options than the others, from the second step on."""
+    torch.manual_seed(0)
+    manifold = LowRankUnitary(k=2)
+    x = manifold.random(N, N, dtype=torch.float64).as_subclass(torch.Tensor)
+    target = placed(torch.randn(N, N, dtype=torch.float64), placing)
+    p = parameter(placed(x, placing), manifold)
+    optimizer = descend(p, target, SGD, {"lr": 0.1}, steps=1)
+    before = p.full_tensor().clone()
+    if distributed.get_rank() == 1:
+        optimizer.param_groups[0].update(options)
+        p.manifold = LowRankUnitary(**{"k": 2, **config})
+    p.grad = p.detach() - target
+    words = "was skipped: .* not finite, or processes differ in its manifold, in `normalize` or"
+    with pytest.warns(UserWarning, match=words):
+        optimizer.step()
+    return torch.equal(p.full_tensor(), before), optimizer.skipped_steps
+
+
+@pytest.mark.parametrize(
+    ("placing", "options", "config"),
+    [
+        ("rows of 4", {"normalize": "angle"}, {}),
+        ("tiles", {"maximize": True}, {}),
+        ("copies of rows", {}, {"retraction": "cayley"}),
+    ],
+)
+def test_processes_that_would_turn_a_matrix_in_different_ways_skip_the_step(
+    world, placing, options, config
+):
+    """Taken, it would leave the parts off the manifold together."""
+    assert world.run(differ_in_choices, placing, options, config) == [(True, 1)] * 4
+
+
 def overflow():
     """One second moment overflows, and the direction, which is divided by it, is finite."""
     manifold = LowRankUnitary(k=2)

@@ -1,7 +1,7 @@
 """Steps of parameters that lie on several processes, or whose gradients do."""
 
 from .backend import Distributed
-from .collectives import are_alike, assert_all_are_here, mean_over, objects_of
+from .collectives import are_alike, assert_all_are_here, digest, mean_over, objects_of
 from .layout import (
     agreed_by_all,
     from_part,
@@ -31,6 +31,7 @@ __all__ = [
     "assert_all_are_here",
     "average_gradients_of",
     "averages_gradients",
+    "digest",
     "from_part",
     "gives_values",
     "is_dtensor",

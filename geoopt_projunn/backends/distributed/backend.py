@@ -57,7 +57,8 @@ class Distributed(Reference):
         for members in alike.values():
             layout = layout_of(x[members[0]])
             # With rates of their own, processes would turn their parts in different ways.
-            rate = layout.common(group["lr"], local_of(x[members[0]]).device)
+            choices = spec, group.get("maximize", False)
+            rate = layout.common(group["lr"], choices, local_of(x[members[0]]).device)
             options = group if rate is group["lr"] else {**group, "lr": rate}
             # By the whole size: every process must take as many parts as the others.
             most = len(members) if x[members[0]].shape[-1] < _STACK_BELOW else 1

@@ -1,5 +1,6 @@
 """What processes exchange: sums, means, parts and flags, the same bits on each of them."""
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,6 +52,11 @@ def largest_over(t: torch.Tensor, group: "ProcessGroup") -> torch.Tensor:
     t = t.clone()
     distributed.all_reduce(t, distributed.ReduceOp.MAX, group=group)
     return t
+
+
+def digest(text: str) -> int:
+    """Return a number for a text, below 2**48, which float64 holds; Python's own hashes differ."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest())
 
 
 def are_alike(number: int, group: "ProcessGroup", device: torch.device) -> torch.Tensor:

@@ -191,13 +191,21 @@ class Layout(NamedTuple):
         flags = self.columns.agreed(self.rows.agreed(flags))
         return flags if self.averaged is None else collectives.all_over(flags, self.averaged)
 
-    def common(self, rate: float | torch.Tensor, device: torch.device) -> float | torch.Tensor:
-        """Return the largest of the rates that processes with parts of a matrix have."""
+    def common(
+        self, rate: float | torch.Tensor, choices: object, device: torch.device
+    ) -> float | torch.Tensor:
+        """Return the largest of the rates that processes with parts of a matrix have.
+
+        NaN if they do not print the same choices: they would turn their parts in different ways.
+        """
         if type(self.rows) is type(self.columns) is Axis:
             return rate
-        if not isinstance(rate, torch.Tensor):
-            rate = torch.full((), rate, dtype=torch.float64, device=device)
-        return self.columns.largest(self.rows.largest(rate))
+        number = collectives.digest(repr(choices))
+        told = torch.full((3,), number, dtype=torch.float64, device=device)
+        told[0] = rate
+        told[2].neg_()
+        largest, most, least = self.columns.largest(self.rows.largest(told)).unbind()
+        return torch.where(most == -least, largest, torch.nan)
 
     @property
     def is_local(self) -> bool:

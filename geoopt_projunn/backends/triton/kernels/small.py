@@ -129,7 +129,9 @@ def solve(a, b, COUNT: tl.constexpr, PADDED: tl.constexpr):
     order = tl.zeros((PADDED, PADDED), tl.float64)
     for col in range(COUNT):
         entries = tl.sum(tl.where((index == col)[None, :], a, 0.0), 1)
-        pivot = tl.argmax(tl.where(is_left == 1, tl.abs(entries), -1.0), 0)
+        # Among numbers: where none is left, the result is none, whichever row is taken.
+        is_number = entries == entries
+        pivot = tl.argmax(tl.where((is_left == 1) & is_number, tl.abs(entries), -1.0), 0)
         is_pivot = index == pivot
         by = 1.0 / tl.sum(tl.where(is_pivot, entries, 0.0), 0)
         row_a = tl.sum(tl.where(is_pivot[:, None], a, 0.0), 0) * by

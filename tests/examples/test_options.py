@@ -1,0 +1,47 @@
+"""What an example is told on the command line is checked before it works for minutes."""
+
+import pytest
+
+from ._load import EXAMPLES, load
+
+each_script = pytest.mark.parametrize(
+    "name", sorted(path.stem for path in EXAMPLES.glob("[!_]*.py"))
+)
+
+
+def refusal(name, capsys, *arguments):
+    with pytest.raises(SystemExit):
+        load(name).main(list(arguments))
+    return capsys.readouterr().err
+
+
+@each_script
+def test_results_go_to_a_folder_and_not_to_a_file(name, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "inside"):
+        said = refusal(name, capsys, "--smoke", "--output", str(path))
+        assert f"argument --output: expected a folder, but '{tmp_path / 'file'}' is a file" in said
+
+
+@each_script
+def test_counts_are_whole_numbers_in_range(name, capsys):
+    text = (EXAMPLES / f"{name}.py").read_text("utf-8")
+    for option in ("steps", "epochs", "batch", "size", "depth", "channels", "width", "k"):
+        if f'"--{option}", type=' in text:
+            for value in ("0", "-1", "1.5"):
+                said = refusal(name, capsys, f"--{option}={value}")
+                assert f"argument --{option}: expected a whole number above 0" in said
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "rule"),
+    [
+        ("--iterations", "-1", "a whole number from 0 on, got '-1'"),
+        ("--seeds", "-1", "a whole number from 0 on, got '-1'"),
+        ("--clip", "-1", "a number above 0, got '-1'"),  # it would turn gradients round
+        ("--clip", "nan", "a number above 0, got 'nan'"),
+    ],
+)
+def test_what_would_spoil_a_run_is_refused(option, value, rule, capsys):
+    said = refusal("copy_memory", capsys, f"{option}={value}")
+    assert f"argument {option}: expected {rule}" in said
