@@ -23,6 +23,16 @@ def positive_tuple(name: str, value: Any, dims: int) -> tuple[int, ...]:
     return tuple(checked_integer(name, one) for one in values)
 
 
+def checked_bias(bias: Any) -> bool:
+    """Return ``bias`` of a convolution, or raise: in torch's, its place is that of `padding`."""
+    if not isinstance(bias, bool):
+        raise TypeError(
+            f"`bias` must be True or False, got {bias!r}; if it is meant as `padding`, leave it "
+            "out, because the padding here is circular."
+        )
+    return bias
+
+
 def assert_known(name: str, value: Any, known: Sequence[str]) -> None:
     """Raise ValueError for a value that is none of some names."""
     if value not in known:
