@@ -9,6 +9,7 @@ from geoopt.manifolds.base import Manifold
 
 from ..backends.distributed import is_dtensor, misplacement
 from ..low_rank_manifold import LowRankManifold
+from ..modules import assert_module
 from ..nn.placing import put_on, sharding, without_x
 
 __all__ = ["keep_manifolds"]
@@ -57,6 +58,7 @@ def keep_manifolds(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
             fully_shard(model)
         optimizer = ProjUNNRiemannianSGD(model.parameters(), lr=0.1)
     """
+    assert_module("model", model)
     places = [
         _Place(f"{path}.{name}" if path else name, module, name, p.manifold)
         for path, module in model.named_modules()

@@ -13,6 +13,7 @@ from ..geometry.checks import dtype_rule
 from ..linalg.precision import WIDE
 from ..low_rank_manifold import LowRankManifold, Rank
 from ..manifolds import LowRankStiefel, LowRankUnitary
+from ..modules import assert_module
 from .gru import OrthogonalGRU, OrthogonalGRUCell
 from .keeping import keep_manifolds
 from .placing import put_on, without_x
@@ -114,6 +115,7 @@ def orthogonalize_(
     >>> weight is rnn.weight_hh_l0, weight.manifold.k
     (True, 2)
     """
+    assert_module("module", module)
     owner, leaf = _owner(module, name)
     weight = owner._parameters[leaf]
     assert weight is not None

@@ -6,6 +6,7 @@ import torch
 
 from ..linalg.dense import largest
 from ..low_rank_manifold import LowRankManifold
+from ..modules import assert_module
 from .placing import without_x
 
 __all__ = ["orthogonality_errors", "project_"]
@@ -113,6 +114,7 @@ def project_(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def _on_low_rank(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor, LowRankManifold]]:
+    assert_module("module", module)
     for name, p in module.named_parameters(remove_duplicate=False):
         manifold = getattr(p, "manifold", None)
         if not isinstance(manifold, LowRankManifold):
