@@ -8,7 +8,7 @@ from geoopt_projunn.drift import sweep_columns_
 from geoopt_projunn.linalg.basis import orthonormalize
 from geoopt_projunn.linalg.dense import skewh
 from geoopt_projunn.linalg.hashing import uniform
-from geoopt_projunn.linalg.rows import IN_TORCH, Products, generator_rows, squared_column_norms
+from geoopt_projunn.linalg.rows import IN_TORCH, Products, generator_rows
 from geoopt_projunn.sketches import SKETCHES, Sketch, Sketched
 
 
@@ -71,7 +71,7 @@ def combined(d: torch.Tensor, k: int, counter: torch.Tensor) -> torch.Tensor:
 def largest_columns(
     x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor
 ) -> torch.Tensor:
-    return columns(d, squared_column_norms(d).topk(k).indices)
+    return columns(d, IN_TORCH.squared_column_norms(d).topk(k).indices)
 
 
 def next_columns(x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor) -> torch.Tensor:

@@ -6,15 +6,14 @@ from typing import NamedTuple
 
 import torch
 
+from .arguments import assert_module, checked_integer
 from .backends import choose
 from .backends.distributed import whole_of
 from .backends.spec import StepSpec
-from .integers import checked_integer
 from .linalg.dense import largest, skewh
 from .linalg.precision import full_precision
-from .low_rank_manifold import LowRankManifold
+from .low_rank_manifold import LowRankManifold, low_rank_manifold_of
 from .manifolds import LowRankUnitary
-from .modules import assert_module
 from .normalization import noise_floor
 
 __all__ = ["Diagnosis", "ParameterDiagnosis", "diagnose", "kept_fraction"]
@@ -59,7 +58,7 @@ def kept_fraction(
     -----
     :math:`O(kn^2)` for each sketch and :math:`O(n^3)` once, for the norm of the tangent gradient.
     """
-    manifold = _manifold_of(x)
+    manifold = low_rank_manifold_of(x) or LowRankUnitary(k=None)
     points, grads = _batches(manifold, x, grad)
     whole = _squared_length(points, grads)
     shares = {}
@@ -146,11 +145,8 @@ def diagnose(model: torch.nn.Module, *, lr: float = 1.0) -> Diagnosis:
     ['weight_hh_l0']
     """
     assert_module("model", model)
-    orthogonal = {
-        name: p
-        for name, p in model.named_parameters()
-        if isinstance(getattr(p, "manifold", None), LowRankManifold)
-    }
+    named = model.named_parameters()
+    orthogonal = {name: p for name, p in named if low_rank_manifold_of(p) is not None}
     if all(p.grad is None for p in orthogonal.values()):
         what = "a gradient" if orthogonal else "a parameter on LowRankUnitary or LowRankStiefel"
         remedy = (
@@ -165,7 +161,8 @@ def diagnose(model: torch.nn.Module, *, lr: float = 1.0) -> Diagnosis:
 @full_precision
 @torch.no_grad()
 def _diagnosed(name: str, p: torch.Tensor, lr: float) -> ParameterDiagnosis:
-    manifold = _manifold_of(p)
+    manifold = low_rank_manifold_of(p)
+    assert manifold is not None
     k = manifold.rank(p)
     error = float(largest(manifold.orthogonality_error(p)))
     if p.grad is None:
@@ -192,11 +189,6 @@ def _cells(one: ParameterDiagnosis) -> tuple[str, ...]:
     angle = "-" if math.isnan(one.angle) else f"{one.angle:.2g}"
     half = "-" if one.k_for_half is None else str(one.k_for_half)
     return one.name, size, str(one.k), kept, angle, f"{one.orthogonality_error:.1e}", half
-
-
-def _manifold_of(x: torch.Tensor) -> LowRankManifold:
-    manifold = getattr(x, "manifold", None)
-    return manifold if isinstance(manifold, LowRankManifold) else LowRankUnitary(k=None)
 
 
 def _batches(

@@ -5,7 +5,7 @@ import torch
 from .linalg.rows import IN_TORCH, Products, row_norms
 from .rotation import Rotation
 
-_CONVERGES = 0.1
+CONVERGES = 0.1
 
 
 def turn_(
@@ -91,6 +91,6 @@ def sweep_columns_(
     mended = torch.baddbmm(rows - products.times_adjoint(error, x), within, rows, alpha=0.5)
     # Far from the manifold, where a parameter was overwritten, the correction would diverge.
     # torch 2.8 compiles no negative dimensions of size 1.
-    near = torch.linalg.vector_norm(row_norms(error), dim=(1, 2)) < _CONVERGES
+    near = torch.linalg.vector_norm(row_norms(error), dim=(1, 2)) < CONVERGES
     kept = torch.where((active & near)[:, None, None], mended, rows)
     products.set_columns_(x, turn, kept)

@@ -8,10 +8,10 @@ from typing import Any, Literal, TypeVar
 import torch
 from geoopt.manifolds.base import Manifold
 
+from .arguments import assert_known, checked_integer
 from .backends import choose
 from .backends.spec import StepSpec
 from .geometry.orthonormal import OrthonormalGeometry
-from .integers import checked_integer
 from .linalg.hashing import bits_of_row
 from .linalg.precision import full_precision
 from .linalg.truncated import without_derivative
@@ -69,8 +69,8 @@ class LowRankManifold(OrthonormalGeometry):
         turned_off = "use sweep=0 to turn drift control off"
         self.sweep = checked_integer("sweep", sweep, least=0, remedy=turned_off)
         self.blocks = checked_integer("blocks", blocks, remedy="use blocks=1 for one matrix")
-        _check_name("retraction", retraction, RETRACTIONS)
-        _check_name("sketch", sketch, {**SKETCHES, COORDINATES: None})
+        assert_known("retraction", retraction, RETRACTIONS)
+        assert_known("sketch", sketch, (*SKETCHES, COORDINATES))
         self.k: Rank = "auto" if is_auto else k
         self.retraction = retraction
         self.sketch = sketch
@@ -262,7 +262,7 @@ class LowRankManifold(OrthonormalGeometry):
         return ok, reason
 
 
-def _check_name(name: str, value: str, known: dict[str, Any]) -> None:
-    if value not in list(known):
-        choices = ", ".join(repr(choice) for choice in known)
-        raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")
+def low_rank_manifold_of(p: torch.Tensor) -> LowRankManifold | None:
+    """Return the manifold of a parameter, None unless it is one of these."""
+    manifold = getattr(p, "manifold", None)
+    return manifold if isinstance(manifold, LowRankManifold) else None

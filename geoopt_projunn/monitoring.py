@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from .modules import assert_module
+from .arguments import assert_module
 from .nn import orthogonality_errors
 from .optim.base import ProjUNNOptimizer
 from .optim.kinds import is_low_rank, manifold_of

@@ -30,12 +30,12 @@ _ROUNDING = 8.0
 _ROUNDING_OF_SIZE = 2.0
 # The bound on the largest singular value is too large by a factor of r**(2**-9) at most: 1.011 at
 # r = 256.
-_SQUARINGS = 8
+SQUARINGS = 8
 # To scale an iteration a rough bound will do, here of r**(1/16).
-_FEW_SQUARINGS = 3
+FEW_SQUARINGS = 3
 # Each multiplies small singular values by 1.5. Three leave planes behind by half; more of them
 # would turn directions with hardly any gradient as far as the others.
-_NEWTON_SCHULZ_STEPS = 8
+NEWTON_SCHULZ_STEPS = 8
 
 
 def angle(s: torch.Tensor, count: int) -> torch.Tensor:
@@ -87,8 +87,8 @@ def spectral(s: torch.Tensor, count: int) -> torch.Tensor:
     Lab, 2025; such steps in other spaces: Pethick et al., arXiv:2502.07529 (Scion).
     """
     s = _unit(s)
-    s = divided(s, _spectral_bound(s, _FEW_SQUARINGS))
-    for _ in range(_NEWTON_SCHULZ_STEPS):
+    s = divided(s, _spectral_bound(s, FEW_SQUARINGS))
+    for _ in range(NEWTON_SCHULZ_STEPS):
         s = torch.baddbmm(s, s, torch.bmm(s, s), beta=1.5, alpha=0.5)
     return s
 
@@ -127,7 +127,7 @@ def normalized(
     unit = NORMALIZATIONS[name](s, count)
     planes = count if s.is_complex() else count // 2
     if isinstance(length, torch.Tensor) or furthest(length, planes, name) > math.pi:
-        longest = 1.0 if name == "spectral" else _spectral_bound(unit, _SQUARINGS)
+        longest = 1.0 if name == "spectral" else _spectral_bound(unit, SQUARINGS)
         turned: Any = length * longest
         if isinstance(turned, torch.Tensor):
             length = length * (math.pi / abs(turned.to(s.real.dtype)).clamp(min=math.pi))

@@ -16,19 +16,20 @@ from collections.abc import Callable
 import torch
 
 from .linalg.dense import skewh
+from .linalg.rows import as_real
 
 Retraction = Callable[[torch.Tensor], torch.Tensor]
 
 # The Taylor polynomial of degree 8 reaches the accuracy of float64 up to a norm of 0.04: the
 # squarings carry it to the longest generator. It takes no linear solve, which costs as much as
 # all its products of small matrices.
-_TAYLOR_DEGREE = 8
+TAYLOR_DEGREE = 8
 _SQUARINGS = 12
-_LONGEST_EXPONENTIAL = 170.0
+LONGEST_EXPONENTIAL = 170.0
 # One polishing step squares an orthogonality error, here of 1e-16 * 1e8.
-_LONGEST_CAYLEY = 1e8
+LONGEST_CAYLEY = 1e8
 # Frobenius-scaled Newton needs nine iterations at condition number 1e14.
-_NEWTON_ITERATIONS = 10
+NEWTON_ITERATIONS = 10
 # Larger systems in larger batches go to a library that waits for the GPU.
 _LARGEST_BATCHED = 16
 _MOST_BATCHED = 16
@@ -58,9 +59,9 @@ def exponential(core: torch.Tensor) -> torch.Tensor:
     Anal. Appl. 26, 2005.
     """
     batch = _as_batch(core)
-    a = _shortened(skewh(batch), _LONGEST_EXPONENTIAL) * 2.0**-_SQUARINGS
+    a = _shortened(skewh(batch), LONGEST_EXPONENTIAL) * 2.0**-_SQUARINGS
     delta = a
-    for degree in range(_TAYLOR_DEGREE, 1, -1):
+    for degree in range(TAYLOR_DEGREE, 1, -1):
         delta = torch.baddbmm(a, a, delta, alpha=1 / degree)
     for _ in range(_SQUARINGS):
         delta = _squared(delta)
@@ -70,8 +71,8 @@ def exponential(core: torch.Tensor) -> torch.Tensor:
 def long_exponential(core: torch.Tensor) -> torch.Tensor:
     """Return what :func:`exponential` does, for any length; the host reads the longest."""
     longest = float(torch.linalg.matrix_norm(skewh(core.detach())).max()) if core.numel() else 0.0
-    is_long = _LONGEST_EXPONENTIAL < longest < math.inf
-    halvings = math.ceil(math.log2(longest / _LONGEST_EXPONENTIAL)) if is_long else 0
+    is_long = LONGEST_EXPONENTIAL < longest < math.inf
+    halvings = math.ceil(math.log2(longest / LONGEST_EXPONENTIAL)) if is_long else 0
     delta = exponential(_as_batch(core / 2**halvings))
     for _ in range(halvings):
         delta = _squared(delta)
@@ -96,7 +97,7 @@ def cayley(core: torch.Tensor) -> torch.Tensor:
     A generator longer than 1e8 is shortened to that length, which leaves its planes within
     4e-8 of half a turn.
     """
-    s = _shortened(skewh(core), _LONGEST_CAYLEY)
+    s = _shortened(skewh(core), LONGEST_CAYLEY)
     eye = torch.eye(core.shape[-1], dtype=core.dtype, device=core.device)
     delta = _solve(eye - s / 2, s)
     error = delta + delta.mH + delta.mH @ delta
@@ -128,7 +129,7 @@ def polar(core: torch.Tensor) -> torch.Tensor:
     # The nudge makes an exactly singular I + K invertible, below the rounding of the rest.
     norm = torch.linalg.matrix_norm(core, keepdim=True)
     delta = core + eye * (torch.finfo(core.dtype).eps * (1 + norm))
-    for _ in range(_NEWTON_ITERATIONS):
+    for _ in range(NEWTON_ITERATIONS):
         # Y = I + delta and its inverse adjoint I + other; never formed, to keep small digits.
         y = eye + delta
         other = _solve(y.mH, -delta.mH)
@@ -151,9 +152,8 @@ def _squared(delta: torch.Tensor) -> torch.Tensor:
 
 
 def _shortened(s: torch.Tensor, longest: float) -> torch.Tensor:
-    real = torch.view_as_real(s.resolve_conj()).flatten(-2) if s.is_complex() else s
     # Torch's own norm of the entries: at zero it has a derivative.
-    length = torch.linalg.vector_norm(real.flatten(-2), dim=-1)[..., None, None]
+    length = torch.linalg.vector_norm(as_real(s).flatten(-2), dim=-1)[..., None, None]
     return s * (longest / length.clamp(min=longest))
 
 

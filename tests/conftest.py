@@ -7,7 +7,7 @@ import torch
 
 # geoopt scripts two functions as it is imported, which torch warns about.
 with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", ".*torch.jit.script", DeprecationWarning)
+    warnings.filterwarnings("ignore", ".*torch.jit.script")
     import geoopt  # noqa: F401
 
     from geoopt_projunn import backends

@@ -138,7 +138,6 @@ def test_what_a_rule_keeps_is_passed_over_as_well():
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
-@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 def test_compiled_methods_take_the_steps_of_the_others():
     skip_unless(compile_steps)
     problem = update_problem.draw(40, (), torch.float32)

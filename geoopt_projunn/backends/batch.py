@@ -12,11 +12,6 @@ import torch
 Pieces = Sequence[torch.Tensor]
 
 
-def count(pieces: Pieces) -> int:
-    """Return the number of matrices."""
-    return len(pieces) * math.prod(pieces[0].shape[:-2])
-
-
 def gather(pieces: Pieces, lead: int | None = None) -> torch.Tensor:
     """View or stack tensors as one, with its ``lead`` first dimensions, all but 2, as one."""
     shape = pieces[0].shape

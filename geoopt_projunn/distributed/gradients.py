@@ -7,7 +7,7 @@ import torch
 from torch import distributed
 
 from ..backends.distributed import average_gradients_of, is_dtensor
-from ..low_rank_manifold import LowRankManifold
+from ..low_rank_manifold import low_rank_manifold_of
 from ..optim.spread import LINEAR_SKETCHES
 
 if TYPE_CHECKING:
@@ -122,8 +122,8 @@ def _check(name: str, p: torch.Tensor) -> None:
             f"`{name}` must be whole on every process, got a DTensor; leave it out, because "
             "the function that distributed it averages its gradient."
         )
-    manifold = getattr(p, "manifold", None)
-    if not isinstance(manifold, LowRankManifold):
+    manifold = low_rank_manifold_of(p)
+    if manifold is None:
         raise TypeError(
             f"`{name}` must be on LowRankUnitary or LowRankStiefel, got a {type(p).__name__} of "
             f"shape {tuple(p.shape)} that is not; leave its gradient to DistributedDataParallel."

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from geoopt.manifolds.base import Manifold
 
+from ..arguments import assert_module
 from ..backends.distributed import is_dtensor, misplacement
 from ..low_rank_manifold import LowRankManifold
-from ..modules import assert_module
 from ..nn.placing import put_on, sharding, without_x
 
 __all__ = ["keep_manifolds"]

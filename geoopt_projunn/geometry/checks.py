@@ -143,6 +143,13 @@ def upright(x: torch.Tensor) -> torch.Tensor:
     return x.mT if x.shape[-2] < x.shape[-1] else x
 
 
+def assert_shapes(x: torch.Tensor, **vectors: torch.Tensor) -> None:
+    """Raise ValueError unless vectors have the shape of their point."""
+    for name, vector in vectors.items():
+        if vector.shape[-2:] != x.shape[-2:]:
+            raise ValueError(shape_rule(name, vector, x))
+
+
 def shape_rule(name: str, tensor: torch.Tensor, x: torch.Tensor) -> str:
     """Say that a vector must have the shape of its point."""
     return (

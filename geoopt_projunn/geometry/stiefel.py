@@ -6,7 +6,7 @@ import torch
 
 from ..linalg.polar_factor import PolarFactor
 from ..linalg.precision import full_precision
-from .checks import shape_rule
+from .checks import assert_shapes
 from .orthonormal import OrthonormalGeometry
 
 
@@ -45,9 +45,7 @@ class StiefelGeometry(OrthonormalGeometry):
         The sum over the blocks, if a point has several. :math:`O(np^2)`.
         """
         v = u if v is None else v
-        for name, vector in (("u", u), ("v", v)):
-            if vector.shape[-2:] != x.shape[-2:]:
-                raise ValueError(shape_rule(name, vector, x))
+        assert_shapes(x, u=u, v=v)
         x, u, v = (self.points(t) for t in (x, u, v))
         inside = x.mH @ u
         inner = _products(u, v) - _products(inside, inside if v is u else x.mH @ v) / 2

@@ -7,7 +7,7 @@ import torch
 from ..linalg.distance import GeodesicDistance, Logarithm
 from ..linalg.polar_factor import PolarFactor
 from ..linalg.precision import full_precision
-from .checks import shape_rule
+from .checks import assert_shapes
 from .orthonormal import OrthonormalGeometry
 
 
@@ -101,11 +101,9 @@ class UnitaryGeometry(OrthonormalGeometry):
         keepdim: bool = False,
     ) -> torch.Tensor:
         r"""Return :math:`\operatorname{Re tr}(u^H v)`, real, (*) or (*, 1, 1)."""
-        for name, vector in (("u", u), ("v", u if v is None else v)):
-            if vector.shape[-2:] != x.shape[-2:]:
-                raise ValueError(shape_rule(name, vector, x))
-        product = u.conj() * (u if v is None else v)
-        return product.real.sum((-2, -1), keepdim=keepdim)
+        v = u if v is None else v
+        assert_shapes(x, u=u, v=v)
+        return (u.conj() * v).real.sum((-2, -1), keepdim=keepdim)
 
     @full_precision
     def proju(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import torch
 
-from .rows import row_norms
+from .rows import as_real, row_norms
 
 # Rows arrive in float64. A remainder below this fraction of its row is rounding.
 _DEPENDENT = 1e-10
@@ -52,8 +52,7 @@ def block_gram_schmidt(rows: torch.Tensor) -> torch.Tensor:
 
 def _of_size_one(rows: torch.Tensor) -> torch.Tensor:
     """Divide each row by its largest entry, for squares leave the range of a dtype early."""
-    real = torch.view_as_real(rows.resolve_conj()).flatten(-2) if rows.is_complex() else rows
-    largest = real.abs().amax(-1, keepdim=True)
+    largest = as_real(rows).abs().amax(-1, keepdim=True)
     return rows / torch.nn.functional.threshold(largest, 0.0, torch.inf)
 
 

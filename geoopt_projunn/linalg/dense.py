@@ -31,17 +31,8 @@ def estimate_orthogonality_error(x: torch.Tensor) -> torch.Tensor:
     r"""Estimate :math:`\lVert x^H x - I \rVert_F` from four test vectors, in :math:`O(np)`.
 
     The mean square of :math:`\lVert (x^H x - I) z \rVert` over vectors with independent
-    entries of unit variance is the squared Frobenius norm.
-
-    Parameters
-    ----------
-    x : torch.Tensor
-        (*, n, p)
-
-    Returns
-    -------
-    torch.Tensor
-        (*), real; not finite where x is not
+    entries of unit variance is the squared Frobenius norm. For x (*, n, p) the result is (*), real;
+    not finite where x is not.
     """
     batch = x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
     return estimate_errors_of_batch(batch).view(x.shape[:-2])
@@ -73,17 +64,7 @@ def polar_factor(x: torch.Tensor) -> torch.Tensor:
 
     :math:`UV^H` of the singular value decomposition, polished by one Newton-Schulz step
     :math:`y \leftarrow y - \frac12 y (y^H y - I)`, which takes the error of the decomposition
-    down to rounding.
-
-    Parameters
-    ----------
-    x : torch.Tensor
-        (*, n, p), n >= p
-
-    Returns
-    -------
-    torch.Tensor
-        (*, n, p)
+    down to rounding. For x (*, n, p), n >= p.
     """
     u, _, vh = torch.linalg.svd(x, full_matrices=False)
     y = u @ vh

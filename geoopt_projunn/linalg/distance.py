@@ -86,7 +86,7 @@ class Logarithm(OfStacks):
     @staticmethod
     def forward(y: torch.Tensor) -> torch.Tensor:
         """Return the logarithms of y, (*, n, n)."""
-        return unitary_log(y)[0]
+        return unitary_log(y)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:

@@ -6,31 +6,23 @@ continues exactly, and a CUDA graph can capture the computation.
 
 import torch
 
+from .rows import as_real
+
 # Of a 32-bit finalizer of two rounds that the hash-prospector project found by a search for the
 # least bias. In int64 no product overflows, which compiled code need not wrap around.
-_MIX_1 = 0x21F0AAAD
-_MIX_2 = 0x735A2D97
-_MASK = 2**32 - 1
+MIX_1 = 0x21F0AAAD
+MIX_2 = 0x735A2D97
+MASK = 2**32 - 1
 
 
 def uniform(counter: torch.Tensor, count: int) -> torch.Tensor:
-    r"""Return numbers in :math:`(-1, 1)`, fixed by the counter.
+    r"""Return ``count`` numbers in :math:`(-1, 1)` for each counter, fixed by it.
 
-    Parameters
-    ----------
-    counter : torch.Tensor
-        (*), int64; equal counters give equal numbers
-    count : int
-        How many numbers for each counter. Consecutive counters give independent numbers until
-        :math:`2^{32}` have been drawn.
-
-    Returns
-    -------
-    torch.Tensor
-        (*, count), float64, odd multiples of :math:`2^{-32}`
+    Of counters (*), int64, they are (*, count), float64, odd multiples of :math:`2^{-32}`.
+    Consecutive counters give independent numbers until :math:`2^{32}` have been drawn.
     """
-    start = counter.bitwise_and(_MASK).mul_(count).unsqueeze(-1)
-    bits = torch.arange(1, count + 1, device=counter.device).add(start).bitwise_and_(_MASK)
+    start = counter.bitwise_and(MASK).mul_(count).unsqueeze(-1)
+    bits = torch.arange(1, count + 1, device=counter.device).add(start).bitwise_and_(MASK)
     bits = _mix_(bits)
     # Exact in every operation: (bits + 0.5) * 2**-31 - 1.
     return bits.double().mul_(2.0**-31).add_(2.0**-32 - 1.0)
@@ -42,15 +34,14 @@ def bits_of_row(u: torch.Tensor) -> torch.Tensor:
     A sum of bits taken as integers, the same in any order, and so in any batch; mixed, for those
     of float64 differ in the upper half at times.
     """
-    row = u[..., 0, :]
-    real = torch.view_as_real(row).flatten(-2) if row.is_complex() else row
+    real = as_real(u[..., 0, :])
     integer = torch.int64 if real.dtype == torch.float64 else torch.int32
     total = real.contiguous().view(integer).sum(-1, dtype=torch.int64)
-    return _mix_((total ^ (total >> 32)).bitwise_and_(_MASK))
+    return _mix_((total ^ (total >> 32)).bitwise_and_(MASK))
 
 
 def _mix_(bits: torch.Tensor) -> torch.Tensor:
     """Permute the numbers below 2**32, in place."""
-    bits.bitwise_xor_(bits >> 16).mul_(_MIX_1).bitwise_and_(_MASK)
-    bits.bitwise_xor_(bits >> 15).mul_(_MIX_2).bitwise_and_(_MASK)
+    bits.bitwise_xor_(bits >> 16).mul_(MIX_1).bitwise_and_(MASK)
+    bits.bitwise_xor_(bits >> 15).mul_(MIX_2).bitwise_and_(MASK)
     return bits.bitwise_xor_(bits >> 15)

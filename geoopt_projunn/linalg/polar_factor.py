@@ -6,6 +6,7 @@ import torch
 
 from .dense import polar_factor, skewh
 from .precision import full_precision
+from .rows import is_square
 from .stacks import OfStacks
 
 
@@ -47,7 +48,7 @@ class PolarFactor(OfStacks):
             # manifold only, so that its own derivative is another.
             product = y.mH @ grad
             along = y @ skewh(product)
-            return (along if _is_square(x) else along + (grad - y @ product)), None
+            return (along if is_square(x) else along + (grad - y @ product)), None
         return polar_derivative(x, y, grad), None
 
     @staticmethod
@@ -62,13 +63,9 @@ def polar_derivative(x: torch.Tensor, y: torch.Tensor, dx: torch.Tensor) -> torc
     """Return the derivative of the polar factor y of x along dx, or its adjoint applied to dx."""
     product, h = y.mH @ dx, y.mH @ x
     along: torch.Tensor = y @ _SkewSolution.apply(h, product - product.mH)  # type: ignore[no-untyped-call]
-    if _is_square(x):
+    if is_square(x):
         return along
     return along + torch.linalg.solve(h, dx - y @ product, left=False)
-
-
-def _is_square(x: torch.Tensor) -> bool:
-    return x.shape[-2] == x.shape[-1]
 
 
 class _SkewSolution(OfStacks):

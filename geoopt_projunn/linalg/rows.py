@@ -57,8 +57,18 @@ class Products:
             x.scatter_(-1, index.unsqueeze(-2).expand(-1, x.shape[-2], -1), rows.mH)
 
     def squared_column_norms(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the squared norm of every column, (b, m), float64."""
-        return squared_column_norms(x)
+        """Return the squared norm of every column, (b, m), float64; nothing of x's size is created.
+
+        In float64 no entry of float32 overflows or underflows; and torch's norm along columns is
+        thirty times slower than along rows.
+        """
+        total = x.new_zeros((*x.shape[:-2], x.shape[-1]), dtype=torch.float64)
+        for part in x.split(max(1, x.shape[-2] // 16), dim=-2):
+            squares = part.real.double().square()
+            if x.is_complex():
+                squares += part.imag.double().square()
+            total += squares.sum(-2)
+        return total
 
     def add_product_(self, x: torch.Tensor, rows: torch.Tensor, factor: torch.Tensor) -> None:
         r"""Add :math:`\text{rows}^H \text{factor}` to ``x`` in place; neither may overlap it.
@@ -145,7 +155,7 @@ def tangent_rows(
     Arguments and result as there; for n > p :math:`14knp` flops, four passes over ``x`` and two
     over ``u``.
     """
-    if x.shape[-2] == x.shape[-1]:
+    if is_square(x):
         return generator_rows(rows, x, u, products)
     inside = products.times(rows, x)
     along, back = products.both_sides(rows, inside, u)
@@ -160,24 +170,17 @@ def row_norms(rows: torch.Tensor) -> torch.Tensor:
     Without torch's own norm, which is ten times slower on a CPU, thirty times for complex rows. It
     has no derivative at zero rows, and ends where squares leave the range of the dtype.
     """
-    real = torch.view_as_real(rows.resolve_conj()).flatten(-2) if rows.is_complex() else rows
-    return real.square().sum(-1, keepdim=True).sqrt()
+    return as_real(rows).square().sum(-1, keepdim=True).sqrt()
 
 
-def squared_column_norms(d: torch.Tensor) -> torch.Tensor:
-    """Return the squared norm of every column in float64, (*, n), without a temporary of d's size.
+def as_real(rows: torch.Tensor) -> torch.Tensor:
+    """Return complex rows as real ones twice as long, with both parts of an entry side by side."""
+    return torch.view_as_real(rows.resolve_conj()).flatten(-2) if rows.is_complex() else rows
 
-    In float64 no entry of float32 overflows or underflows; and torch's norm along columns is
-    thirty times slower than along rows.
-    """
-    parts = d.split(max(1, d.shape[-2] // 16), dim=-2)
-    total = d.new_zeros((*d.shape[:-2], d.shape[-1]), dtype=torch.float64)
-    for part in parts:
-        squares = part.real.double().square()
-        if d.is_complex():
-            squares += part.imag.double().square()
-        total += squares.sum(-2)
-    return total
+
+def is_square(x: torch.Tensor) -> bool:
+    """Return whether matrices have as many columns as rows."""
+    return x.shape[-2] == x.shape[-1]
 
 
 def _is_faster_real(x: torch.Tensor, rank: int) -> bool:

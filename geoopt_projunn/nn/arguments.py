@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..integers import checked_integer
+from ..arguments import checked_integer
 from ..linalg.precision import WIDE
 
 
@@ -31,13 +31,6 @@ def checked_bias(bias: Any) -> bool:
             "out, because the padding here is circular."
         )
     return bias
-
-
-def assert_known(name: str, value: Any, known: Sequence[str]) -> None:
-    """Raise ValueError for a value that is none of some names."""
-    if value not in known:
-        choices = ", ".join(repr(choice) for choice in known)
-        raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")
 
 
 def checked_dtype(owner: object, dtype: torch.dtype | None, is_complex: bool) -> torch.dtype:

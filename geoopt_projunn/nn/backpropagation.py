@@ -7,52 +7,15 @@ From the last step to the first, the gradient of :math:`h_t` becomes that of
 from torch import Tensor
 
 from .passes import Needs, Pass, Sides
-from .pointwise import ModReLU
 from .stepping import stepping_for
 from .unrolled import Order, Step, Weights
 
 
-def backpropagate(
-    states: Tensor,
-    x: Tensor | None,
-    h0: Tensor | None,
-    weights: Weights,
-    grads: tuple[Tensor | None, Tensor | None],
-    needed: tuple[bool, ...],
-    *,
-    nonlinearity: str,
-    order: Order,
-) -> list[Tensor | None]:
-    """Return the gradients of x, h0 and the weights; None where ``needed`` is false.
+class Backpropagation(Pass):
+    """The backward pass of x, h0 and the weights: the gradient of h_t becomes that of z_t in place.
 
-    Parameters
-    ----------
-    states : torch.Tensor
-        (rows, n), of all steps
-    x, h0, weights
-        of the recurrence; :func:`which_are_read` says which of them may be None
-    grads : tuple of torch.Tensor or None
-        of the states and of the last states
-    needed : tuple of bool
-        for x, h0 and each of the weights
-    nonlinearity, order
-        of the recurrence
+    ``needed`` says for each of these whether its gradient is wanted.
     """
-    passes = _Pass(states, x, h0, weights, grads, needed, nonlinearity, order)
-    passes.run()
-    return passes.gradients()
-
-
-def which_are_read(needed: tuple[bool, ...], is_complex: bool) -> tuple[bool, ...]:
-    """Return, for x, h0 and each weight, whether :func:`backpropagate` needs its values."""
-    need_x, _, *need = needed
-    needs = Weights(*need)  # type: ignore[arg-type]
-    # The derivative of a complex modReLU depends on the offset, that of a real one does not.
-    return bool(needs.ih), bool(needs.hh), need_x, True, False, False, is_complex
-
-
-class _Pass(Pass):
-    """That of :func:`backpropagate`: the gradient of h_t becomes that of z_t in place."""
 
     def __init__(
         self,
@@ -79,7 +42,7 @@ class _Pass(Pass):
             nonlinearity, states, self.conjugate.t(), weights.offset, order
         )
         self.pointwise = self.stepping.pointwise
-        if isinstance(self.pointwise, ModReLU) and wanted.offset:
+        if wanted.offset:
             self.pointwise.watch_offset(states[: self.sizes[0]])
 
     def _open(self, chunk: list[Step], buffer: Tensor) -> Sides:
@@ -92,11 +55,7 @@ class _Pass(Pass):
         self.stepping.backward_(run, grads, self.states_by_time)
         return grads[run[0].now], None
 
-    def gradients(self) -> list[Tensor | None]:
-        """Return the gradients in the order of the arguments."""
-        of_offset = None
-        if isinstance(self.pointwise, ModReLU) and self.wanted.offset:
-            of_offset = self.pointwise.offset_gradient()
+    def _gradients(self) -> list[Tensor | None]:
         return [
             self.grad_x,
             self.grad_h0,
@@ -104,5 +63,5 @@ class _Pass(Pass):
             None if self.grad_hh is None else self.grad_hh.conj().resolve_conj(),
             self.grad_bias if self.wanted.bias_ih else None,
             self.grad_bias if self.wanted.bias_hh else None,
-            of_offset,
+            self.pointwise.offset_gradient(),
         ]

@@ -6,15 +6,9 @@ from typing import Any, ClassVar
 import geoopt
 import torch
 
-from ..integers import checked_integer
+from ..arguments import assert_known, checked_integer
 from ..low_rank_manifold import LowRankManifold, Rank
-from .arguments import (
-    assert_dtype_of_layer,
-    assert_known,
-    checked_bias,
-    checked_dtype,
-    positive_tuple,
-)
+from .arguments import assert_dtype_of_layer, checked_bias, checked_dtype, positive_tuple
 from .block_kernels import alternating_axes, block_kernel
 from .circular import fold, pad, padding_before, paddings, plain_convolution
 from .keeping import KeepsManifolds, keep_manifolds

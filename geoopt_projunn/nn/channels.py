@@ -6,18 +6,8 @@ import torch
 def pixels_to_channels(x: torch.Tensor, stride: int) -> torch.Tensor:
     r"""Move each block of pixels into the channels: a permutation of the entries.
 
-    Parameters
-    ----------
-    x : torch.Tensor
-        (b, c, \*size)
-    stride : int
-        the size of a block on each of the d axes, a divisor of every size
-
-    Returns
-    -------
-    torch.Tensor
-        (b, c * stride**d, \*size / stride), ordered as by
-        :func:`torch.nn.functional.pixel_unshuffle`
+    For x (b, c, \*size) the result is (b, c * stride**d, \*size / stride), d the number of axes,
+    ordered as by :func:`torch.nn.functional.pixel_unshuffle`.
     """
     if stride == 1:
         return x

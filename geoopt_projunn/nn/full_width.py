@@ -6,19 +6,13 @@ from typing import Any, ClassVar
 import geoopt
 import torch
 
+from ..arguments import assert_known, checked_integer
 from ..backends import products_for
 from ..init import INITS
-from ..integers import checked_integer
 from ..linalg.precision import full_precision
 from ..low_rank_manifold import Rank
 from ..manifolds import LowRankUnitary
-from .arguments import (
-    assert_dtype_of_layer,
-    assert_known,
-    checked_bias,
-    checked_dtype,
-    positive_tuple,
-)
+from .arguments import assert_dtype_of_layer, checked_bias, checked_dtype, positive_tuple
 from .channels import channels_to_pixels, pixels_to_channels
 from .circular import padding_before, plain_convolution
 from .keeping import KeepsManifolds, keep_manifolds
@@ -89,7 +83,7 @@ class FullWidthConv(KeepsManifolds):
                 "choose another stride, or pad the input to a multiple of it."
             )
         has_bias = checked_bias(bias)
-        assert_known("init", init, list(INITS))
+        assert_known("init", init, INITS)
         self.init = init
         manifold = LowRankUnitary(k, retraction=retraction, sketch=sketch)
         dtype = checked_dtype(self, dtype, self._complex)

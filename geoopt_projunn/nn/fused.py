@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 
 from ..linalg.precision import full_precision_cudnn
+from .untaped import gradients_of
 
 Weights = list[Tensor]
 Call = Callable[[Tensor, Tensor | None, Weights], tuple[Tensor, Tensor]]
@@ -68,28 +69,18 @@ class _InFullPrecision(torch.autograd.Function):
     @full_precision_cudnn
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[1:]
-        wanted = [t for t, need in zip(ctx.inputs, needed, strict=True) if need]
-        known = [(y, g) for y, g in zip(ctx.outputs, grads, strict=True) if g is not None]
         saved = ctx.saved_tensors
         given, kept = saved[: len(needed)], saved[len(needed) :]
         ctx.kept.extend(kept)
         try:
             # What it keeps are numbers of tensors: those themselves are freed with this node's.
-            found = iter(
-                torch.autograd.grad(
-                    [y for y, _ in known],
-                    wanted,
-                    [g for _, g in known],
-                    retain_graph=True,
-                    allow_unused=True,
-                )
-            )
+            found = gradients_of(ctx.inputs, ctx.outputs, grads, needed, retain_graph=True)
         finally:
             ctx.kept.clear()
         if torch.is_grad_enabled():
             end = partial(_End.apply, *given, *grads)
-            found = iter([None if t is None else end(t) for t in found])
-        return None, *(next(found) if need else None for need in needed)
+            found = [None if t is None else end(t) for t in found]
+        return None, *found
 
 
 class _End(torch.autograd.Function):

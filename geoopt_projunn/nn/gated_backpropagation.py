@@ -7,43 +7,8 @@ from torch import Tensor
 
 from .gated import GatedWeights
 from .passes import Needs, Pass, Sides, rows_of
-from .pointwise import ModReLU, pointwise_for
+from .pointwise import pointwise_for
 from .unrolled import Order, Step
-
-
-def backpropagate(
-    states: Tensor,
-    parts: Tensor,
-    x: Tensor | None,
-    h0: Tensor | None,
-    weights: GatedWeights,
-    grads: tuple[Tensor | None, Tensor | None],
-    needed: tuple[bool, ...],
-    *,
-    nonlinearity: str,
-    order: Order,
-) -> list[Tensor | None]:
-    """Return the gradients of x, h0 and the weights; None where ``needed`` is false.
-
-    Parameters
-    ----------
-    states : torch.Tensor
-        (rows, n), of all steps
-    parts : torch.Tensor
-        (rows, 4n): a = U h + b', r, z and the candidate c side by side
-    x, h0, weights
-        of the recurrence; x may be None if the input weights need no gradient, the input weights
-        if x needs none, and the biases and the offset always
-    grads : tuple of torch.Tensor or None
-        of the states and of the last states
-    needed : tuple of bool
-        for x, h0 and each of the weights
-    nonlinearity, order
-        of the recurrence
-    """
-    passes = _Pass(states, parts, x, h0, weights, grads, needed, nonlinearity, order)
-    passes.run()
-    return passes.gradients()
 
 
 def state_before(step: Step, rows: int, states: Sequence[Tensor], h0: Tensor | None) -> Tensor:
@@ -60,7 +25,13 @@ def state_before(step: Step, rows: int, states: Sequence[Tensor], h0: Tensor | N
     return begun if previous is None else torch.cat([continued, begun])
 
 
-class _Pass(Pass):
+class Backpropagation(Pass):
+    """The backward pass of x, h0 and the weights.
+
+    ``needed`` says for each of these whether its gradient is wanted. ``parts`` are (rows, 4n):
+    a = U h + b', r, z and the candidate c side by side.
+    """
+
     def __init__(
         self,
         states: Tensor,
@@ -90,7 +61,7 @@ class _Pass(Pass):
             part.split_with_sizes(self.sizes) for part in parts.split(n, 1)
         )
         self.pointwise = pointwise_for(nonlinearity, states, None)
-        if isinstance(self.pointwise, ModReLU) and wanted.offset:
+        if wanted.offset:
             self.pointwise.watch_offset(states[: self.sizes[0]])
 
     def _open(self, chunk: list[Step], buffer: Tensor) -> Sides:
@@ -122,18 +93,15 @@ class _Pass(Pass):
         torch.ops.aten.sigmoid_backward.grad_input(to_gates, self.gates[now], grad_input=to_gates)
         return self.to_turned[place], past
 
-    def gradients(self) -> list[Tensor | None]:
-        """Return the gradients in the order of the arguments."""
+    def _gradients(self) -> list[Tensor | None]:
         wanted, n = self.wanted, self.n
-        of_hh = of_gates = of_bias_ih = of_bias_hh = of_offset = None
+        of_hh = of_gates = of_bias_ih = of_bias_hh = None
         if self.grad_hh is not None:
             # Not two views of one tensor, which optimizers would take for shared memory.
             of_hh, of_gates = (part.clone() for part in self.grad_hh.split([n, 2 * n]))
         if self.grad_bias is not None:
             of_bias_ih = self.grad_bias[n:]
             of_bias_hh = self.grad_bias[: 3 * n].roll(-n)
-        if isinstance(self.pointwise, ModReLU) and wanted.offset:
-            of_offset = self.pointwise.offset_gradient()
         return [
             self.grad_x,
             self.grad_h0,
@@ -142,5 +110,5 @@ class _Pass(Pass):
             of_gates if wanted.gates else None,
             of_bias_ih if wanted.bias_ih else None,
             of_bias_hh if wanted.bias_hh else None,
-            of_offset,
+            self.pointwise.offset_gradient(),
         ]

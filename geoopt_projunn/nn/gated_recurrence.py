@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import untaped
 from .gated import GatedWeights, unrolled_gates
-from .gated_backpropagation import backpropagate, state_before
+from .gated_backpropagation import Backpropagation, state_before
 from .passes import rows_of
 from .pointwise import pointwise_for
 from .unrolled import Order
@@ -21,35 +21,15 @@ from .unrolled import Order
 def recur(
     x: Tensor, h0: Tensor | None, weights: GatedWeights, *, nonlinearity: str, order: Order
 ) -> tuple[Tensor, Tensor]:
-    """Run :func:`~.gated.gated_step` over all time steps.
+    """Run :func:`~.gated.gated_step` over all time steps, with real weights.
 
-    Parameters
-    ----------
-    x : torch.Tensor
-        (rows, m), the input, in the layout of :class:`~.unrolled.Order`
-    h0 : torch.Tensor or None
-        (batch, n), the state before the first step; zero if None
-    weights : GatedWeights
-        of one direction of one layer, real
-    nonlinearity : {"modrelu", "relu", "tanh"}
-        of the candidate
-    order : Order
-        the rows of each time step, and the direction
-
-    Returns
-    -------
-    tuple of torch.Tensor
-        the states (rows, n), and the last state of each sequence (batch, n). The backward pass
-        needs the states: change a copy, not them.
+    Arguments and results are those of :func:`.recurrence.recur`.
     """
     return untaped.run(_Recurrence(nonlinearity, order), x, h0, *weights)
 
 
 class _Recurrence(untaped.Recurrence):
     names: ClassVar[tuple[str, ...]] = ("the input", "the first state", *GatedWeights._fields)
-
-    def __init__(self, nonlinearity: str, order: Order) -> None:
-        self.nonlinearity, self.order = nonlinearity, order
 
     def forward(self, *given: Any) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         x, h0, *weights = given
@@ -75,12 +55,9 @@ class _Recurrence(untaped.Recurrence):
         grads: untaped.Grads,
         needed: tuple[bool, ...],
     ) -> list[Tensor | None]:
-        x, h0, *weights = given
-        return backpropagate(
-            *(states, *kept, x, h0, GatedWeights(*weights), grads, needed),
-            nonlinearity=self.nonlinearity,
-            order=self.order,
-        )
+        (parts,), (x, h0, *weights) = kept, given
+        about = GatedWeights(*weights), grads, needed, self.nonlinearity, self.order
+        return Backpropagation(states, parts, x, h0, *about).run()
 
 
 def _forward(

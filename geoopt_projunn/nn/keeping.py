@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ..backends.distributed import is_dtensor, local_of
 from ..linalg.precision import WIDE
-from ..low_rank_manifold import LowRankManifold
+from ..low_rank_manifold import low_rank_manifold_of
 from .placing import dtype_misfit
 from .record import Record
 
@@ -67,9 +67,7 @@ def _register(module: torch.nn.Module, name: str, p: torch.nn.Parameter) -> None
                 module._init_flat_weights()
             raise
         return
-    if not isinstance(p, geoopt.ManifoldTensor):
-        return
-    if isinstance(getattr(p, "manifold", None), LowRankManifold):
+    if isinstance(p, geoopt.ManifoldTensor) and low_rank_manifold_of(p) is not None:
         keep_manifolds(module)
 
 

@@ -8,12 +8,12 @@ import torch
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
+from ..arguments import assert_module
 from ..backends.distributed import is_dtensor
 from ..geometry.checks import dtype_rule
 from ..linalg.precision import WIDE
-from ..low_rank_manifold import LowRankManifold, Rank
+from ..low_rank_manifold import LowRankManifold, Rank, low_rank_manifold_of
 from ..manifolds import LowRankStiefel, LowRankUnitary
-from ..modules import assert_module
 from .gru import OrthogonalGRU, OrthogonalGRUCell
 from .keeping import keep_manifolds
 from .placing import put_on, without_x
@@ -120,10 +120,10 @@ def orthogonalize_(
     weight = owner._parameters[leaf]
     assert weight is not None
     _assert_plain(name, weight)
-    now = getattr(weight, "manifold", None)
-    if blocks is None and not isinstance(now, LowRankManifold):
+    now = low_rank_manifold_of(weight)
+    if blocks is None and now is None:
         _assert_one_matrix(name, owner, leaf, weight)
-    now = now if isinstance(now, LowRankManifold) else LowRankUnitary()
+    now = now or LowRankUnitary()
     options: dict[str, Any] = {
         "retraction": now.retraction if retraction is None else retraction,
         "sketch": now.sketch if sketch is None else sketch,

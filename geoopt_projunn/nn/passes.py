@@ -109,8 +109,12 @@ class Pass:
         """
         raise NotImplementedError
 
-    def run(self) -> None:
-        """Go through all steps, from the last to the first."""
+    def _gradients(self) -> list[Tensor | None]:
+        """Return those of x, h0 and each weight, None where none is wanted."""
+        raise NotImplementedError
+
+    def run(self) -> list[Tensor | None]:
+        """Go through all steps, from the last to the first, and return the gradients."""
         conjugate = self.conjugate
         chunks = self._chunks()
         buffer, buffers = self._begin(chunks[-1])
@@ -142,6 +146,7 @@ class Pass:
                 if self.grad_final is not None and shared < ended:
                     before[shared:] += self.grad_final[shared:ended]
             self._add_products(chunk, sides)
+        return self._gradients()
 
     def _chunks(self) -> list[list[Step]]:
         count = len(self.steps)

@@ -31,15 +31,22 @@ class Pointwise:
         """Replace the gradient of h by that of z."""
         raise NotImplementedError
 
+    def watch_offset(self, h: Tensor) -> None:
+        """Sum the gradient of an offset in the steps to come, each of at most h's rows."""
+
+    def offset_gradient(self) -> Tensor | None:
+        """Return what the steps since :meth:`watch_offset` add up to, if it was called."""
+        return None
+
 
 class _ReLU(Pointwise):
     """max(0, z); of both parts of a complex z."""
 
     def forward_(self, z: Tensor) -> None:
-        _parts(z).relu_()
+        parts(z).relu_()
 
     def backward_(self, grad: Tensor, h: Tensor) -> None:
-        grad, h = _parts(grad), _parts(h)
+        grad, h = parts(grad), parts(h)
         torch.ops.aten.threshold_backward.grad_input(grad, h, 0, grad_input=grad)
 
 
@@ -47,10 +54,10 @@ class _Tanh(Pointwise):
     """tanh z; of both parts of a complex z."""
 
     def forward_(self, z: Tensor) -> None:
-        _parts(z).tanh_()
+        parts(z).tanh_()
 
     def backward_(self, grad: Tensor, h: Tensor) -> None:
-        grad, h = _parts(grad), _parts(h)
+        grad, h = parts(grad), parts(h)
         torch.ops.aten.tanh_backward.grad_input(grad, h, grad_input=grad)
 
 
@@ -67,13 +74,12 @@ class ModReLU(Pointwise):
         """The gradient of the offset, row by row, if it is watched."""
 
     def watch_offset(self, h: Tensor) -> None:
-        """Sum the gradient of the offset in the steps to come, each of at most h's rows."""
+        """Begin a sum for each row."""
         self.along = torch.zeros_like(h.real)
 
-    def offset_gradient(self) -> Tensor:
-        """Return what the steps since :meth:`watch_offset` add up to."""
-        assert self.along is not None
-        return self.along.sum(0)
+    def offset_gradient(self) -> Tensor | None:
+        """Return the sum over the rows."""
+        return None if self.along is None else self.along.sum(0)
 
     def _watch(self, along: Tensor) -> None:
         if self.along is not None:
@@ -160,7 +166,8 @@ def _modulus(z: Tensor) -> Tensor:
     return torch.hypot(z.real.contiguous(), z.imag.contiguous()) if z.is_cpu else z.abs()
 
 
-def _parts(x: Tensor) -> Tensor:
+def parts(x: Tensor) -> Tensor:
+    """View complex numbers as pairs of real ones, and real ones as they are."""
     return torch.view_as_real(x) if x.is_complex() else x
 
 

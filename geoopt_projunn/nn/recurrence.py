@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from . import untaped
-from .backpropagation import backpropagate, which_are_read
+from .backpropagation import Backpropagation
 from .passes import rows_of
 from .stepping import stepping_for
 from .unrolled import Order, Weights, unrolled
@@ -57,9 +57,6 @@ def recur(
 class _Recurrence(untaped.Recurrence):
     names: ClassVar[tuple[str, ...]] = ("the input", "the first state", *Weights._fields)
 
-    def __init__(self, nonlinearity: str, order: Order) -> None:
-        self.nonlinearity, self.order = nonlinearity, order
-
     def forward(self, *given: Any) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         x, h0, *weights = given
         return *_forward(x, h0, Weights(*weights), self.nonlinearity, self.order), ()
@@ -69,7 +66,10 @@ class _Recurrence(untaped.Recurrence):
         return unrolled(x, h0, Weights(*weights), self.nonlinearity, self.order)
 
     def which_are_read(self, needed: tuple[bool, ...], states: Tensor) -> tuple[bool, ...]:
-        return which_are_read(needed, states.is_complex())
+        need_x, _, *need = needed
+        wanted = Weights(*need)  # type: ignore[arg-type]
+        # The derivative of a complex modReLU depends on the offset, that of a real one does not.
+        return bool(wanted.ih), bool(wanted.hh), need_x, True, False, False, states.is_complex()
 
     def backward(
         self,
@@ -80,11 +80,8 @@ class _Recurrence(untaped.Recurrence):
         needed: tuple[bool, ...],
     ) -> list[Tensor | None]:
         x, h0, *weights = given
-        return backpropagate(
-            *(states, x, h0, Weights(*weights), grads, needed),
-            nonlinearity=self.nonlinearity,
-            order=self.order,
-        )
+        about = Weights(*weights), grads, needed, self.nonlinearity, self.order
+        return Backpropagation(states, x, h0, *about).run()
 
 
 def _forward(

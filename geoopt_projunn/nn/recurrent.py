@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from ..init import INITS
-from ..low_rank_manifold import LowRankManifold
+from ..low_rank_manifold import low_rank_manifold_of
 from ..manifolds import LowRankUnitary
 from .arguments import checked_dtype
 from .keeping import KeepsManifolds, keep_manifolds
 from .placing import put_on
+from .pointwise import parts
 from .starting import assert_fits, start_at, steps_of
 
 NONLINEARITIES = ("modrelu", "relu", "tanh")
@@ -74,13 +75,13 @@ class Recurrent(KeepsManifolds):
         for name, p in self.named_parameters(recurse=False):
             if name.startswith("weight_hh"):
                 start_at(p, self.init)
-            elif isinstance(getattr(p, "manifold", None), LowRankManifold):
+            elif low_rank_manifold_of(p) is not None:
                 start_at(p, "haar")
             elif name.startswith("weight"):
                 # A gate has weights of its own, with as many outputs as the state has features.
                 fans = p.shape[1] + self.hidden_size
                 bound = math.sqrt((3 if self.is_complex else 6) / fans)
-                _parts(p).uniform_(-bound, bound)
+                parts(p).uniform_(-bound, bound)
             else:
                 p.zero_()
 
@@ -104,7 +105,3 @@ def taken_as(x: Tensor, dtype: torch.dtype) -> Tensor:
     if x.dtype == _REAL.get(dtype, dtype) or torch._C._is_any_autocast_enabled():
         return x.to(dtype)
     return x
-
-
-def _parts(x: Tensor) -> Tensor:
-    return torch.view_as_real(x) if x.is_complex() else x

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ..init import INITS
-from ..low_rank_manifold import LowRankManifold, Rank
+from ..low_rank_manifold import LowRankManifold, Rank, low_rank_manifold_of
 from ..manifolds import LowRankStiefel, LowRankUnitary
 from .placing import without_x
 
@@ -60,8 +60,8 @@ def initial(
 
 def start_at(p: torch.Tensor, init: str) -> None:
     """Set a parameter to a point drawn by ``init``, also one that was taken off its manifold."""
-    manifold = getattr(p, "manifold", None)
-    if not isinstance(manifold, LowRankManifold):
+    manifold = low_rank_manifold_of(p)
+    if manifold is None:
         manifold = manifold_for(p.shape, None, retraction="exponential", sketch="tangent")
     p.copy_(initial(manifold, p.shape, init, dtype=p.dtype, device=p.device))
 

@@ -4,6 +4,7 @@ Autograd would keep the operands of every operation of every step. Where a call 
 torch's own operations, or is to be differentiated more than once, these run instead.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..linalg.precision import full_precision
 from .transforms import needs_plain_operations
+from .unrolled import Order
 
 Grads = tuple[Tensor | None, Tensor | None]
 """The gradients of the states and of the last states."""
@@ -25,6 +27,9 @@ class Recurrence:
 
     names: ClassVar[tuple[str, ...]]
     """Of the given arguments, in error messages."""
+
+    def __init__(self, nonlinearity: str, order: Order) -> None:
+        self.nonlinearity, self.order = nonlinearity, order
 
     def forward(self, *given: Tensor | None) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Run without a tape; return both results, and what else :meth:`backward` needs."""
@@ -138,15 +143,19 @@ def _differentiable_backward(
         # derivative below stops at the arguments and does not go on through that computation.
         given = [None if t is None else t.view_as(t) for t in given]
         outputs = recurrence.unrolled(*given)
-    pairs = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None]
-    wanted = [t for t, need in zip(given, needed, strict=True) if need and t is not None]
-    found = iter(
-        torch.autograd.grad(
-            [y for y, _ in pairs],
-            wanted,
-            [g for _, g in pairs],
-            create_graph=create_graph,
-            allow_unused=True,
-        )
-    )
+    return gradients_of(given, outputs, grads, needed, create_graph=create_graph)
+
+
+def gradients_of(
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+    grads: Sequence[Tensor | None],
+    needed: Sequence[bool],
+    **options: bool,
+) -> list[Tensor | None]:
+    """Return what torch.autograd.grad does for the inputs that need it, None for all others."""
+    known = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None]
+    ys, gs = [y for y, _ in known], [g for _, g in known]
+    wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
+    found = iter(torch.autograd.grad(ys, wanted, gs, allow_unused=True, **options))
     return [next(found) if need else None for need in needed]

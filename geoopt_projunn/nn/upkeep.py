@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import torch
 
+from ..arguments import assert_module
 from ..linalg.dense import largest
-from ..low_rank_manifold import LowRankManifold
-from ..modules import assert_module
+from ..low_rank_manifold import LowRankManifold, low_rank_manifold_of
 from .placing import without_x
 
 __all__ = ["orthogonality_errors", "project_"]
@@ -116,8 +116,8 @@ def project_(module: torch.nn.Module) -> torch.nn.Module:
 def _on_low_rank(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor, LowRankManifold]]:
     assert_module("module", module)
     for name, p in module.named_parameters(remove_duplicate=False):
-        manifold = getattr(p, "manifold", None)
-        if not isinstance(manifold, LowRankManifold):
+        manifold = low_rank_manifold_of(p)
+        if manifold is None:
             continue
         if p.is_meta:
             raise ValueError(

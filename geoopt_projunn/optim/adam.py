@@ -134,10 +134,8 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         where the norm is constant.
     amsgrad : bool
         divide by the largest second moment so far
-    normalize : {None, "angle", "spectral"}
-        What ``lr`` means on LowRankUnitary. None: a multiple of the direction. "angle": the root
-        mean square angle, in radians, of the k planes that a step turns. "spectral": the angle of
-        each of them. See Notes.
+    normalize
+        as in :class:`ProjUNNRiemannianSGD`
     second_moment : {"mean", "scalar", "elementwise"}
         By what the direction is divided on LowRankUnitary. "mean": one number for each matrix, the
         root mean square of its entries. "scalar": one number for each matrix, its norm, as in
@@ -154,25 +152,13 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         Apply the weight decay apart from the moments, as AdamW does: to plain parameters
         :math:`p \leftarrow (1 - \eta \lambda) p`, on geoopt's manifolds a retraction along
         :math:`-\eta \lambda` times the Riemannian gradient of :math:`\frac12 \lVert p \rVert^2`.
-    skip_nonfinite : {"manifold", "all"}
-        Which parameters skip a step if a gradient is not finite. "manifold": each matrix on
-        LowRankUnitary whose own step would not be finite. "all": all parameters of the groups with
-        this value, if any gradient in this optimizer is not finite. On a GPU "all" needs memory for
-        a copy of the gradients on LowRankUnitary, and of the other parameters and their state;
-        the host waits only for sparse tensors and DTensors.
+    skip_nonfinite
+        as in :class:`ProjUNNRiemannianSGD`
     foreach, capturable, fused : bool, optional
         which implementation torch uses for the plain parameters; steps on LowRankUnitary can be
         captured in a CUDA graph in any case
-    compile : bool
-        Compile the steps of real matrices below n = 512 by :func:`torch.compile`, which makes them
-        about twice as fast at n = 128. It has no effect where the C++ kernels take whole steps, so
-        it helps without a compiler at installation, on a GPU or with k = None.
-        Results are the same to rounding. It compiles, which takes some seconds, for each shape,
-        number of parameters of that shape with a gradient, and value of a hyperparameter other
-        than ``lr``. So do not use it with a schedule of the momentum, which would compile in every
-        step.
-    stabilize : int, optional
-        project every parameter on its manifold after this many steps (default: never)
+    compile, stabilize
+        as in :class:`ProjUNNRiemannianSGD`
 
     Raises
     ------
@@ -181,40 +167,13 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
 
     Notes
     -----
-    :math:`O(kn^2)` time for each matrix and step, without waiting for the device. A step that is
-    not finite leaves a matrix and its state as they are; ``skipped_steps`` counts them, and the
-    first one causes a warning. At their first step and after ``load_state_dict``, points far off
-    their manifold are an error. After that they are measured every 50 steps, and one that is far
-    off causes a warning. Messages name a parameter if the optimizer was made of
-    ``module.named_parameters()``.
-
-    **Steps in radians.** With :math:`S = \operatorname{skewh}(K)`, the core of the direction's
-    sketch, ``normalize`` makes the generator of a step
-
-    .. math::
-
-        -\eta \frac{\sqrt{2k}}{\lVert S \rVert_F} S \quad\text{("angle")}, \qquad
-        -\eta\, S (S^H S)^{-1/2} \quad\text{("spectral")},
-
-    whatever the size of the gradient, so that ``lr`` is an angle. Such steps do not shrink with the
-    gradient: let ``lr`` decay to zero. For other parameters ``lr`` means what it always does, so
-    they need a group of their own. :func:`geoopt_projunn.param_groups` makes it, and with
-    ``steps`` it finds the angles.
-
-    The exponential turns planes by exactly these angles, the other retractions by a little less.
-    No plane turns further than :math:`\pi`. "spectral" turns planes with hardly any gradient less.
-    If the tangent part of a direction is only rounding, nothing moves (the sketches "lsi" and
-    "column" do not detect this). For k=None, k in the formula is n // 2, or n / 2 for complex x, or
-    p if that is less, and the cost is :math:`O(n^3)`.
+    The notes of :class:`ProjUNNRiemannianSGD`, on costs, skipped steps, points off their manifold
+    and steps in radians, hold here too.
 
     References
     ----------
     Kiani et al., arXiv:2203.05483, section 4. Kingma and Ba, arXiv:1412.6980.
     Bécigneul and Ganea, arXiv:1810.00760.
-    Steps in radians are what Pethick et al., arXiv:2502.07529 (Scion), call linear minimization
-    oracles, over balls of the Frobenius or the spectral norm in the tangent space. At full rank
-    "spectral" is manifold Muon (Bernstein, *Modular manifolds*, Thinking Machines Lab,
-    2025).
     """
 
     _rule = _Adam()

@@ -16,7 +16,7 @@ from ..backends.distributed import (
     number_of,
     objects_of,
 )
-from .kinds import Parts, manifold_of
+from .kinds import Groups, Parts, manifold_of
 from .messages import described
 from .nonfinite import States, reads_at_once
 
@@ -28,7 +28,6 @@ _OF_A_FAILURE = -1
 # A message names as many parameters, or processes, one by one.
 _MOST = 4
 
-Groups = list[dict[str, Any]]
 Rates = dict["ProcessGroup", torch.Tensor]
 
 

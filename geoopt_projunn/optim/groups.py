@@ -4,8 +4,7 @@ from typing import Any
 
 import torch
 
-from ..integers import checked_integer
-from ..modules import assert_module
+from ..arguments import assert_module, checked_integer
 from ..normalization import NORMALIZATIONS, planned_angle
 from ..sketches.coordinates import COORDINATES
 from .kinds import is_low_rank, low_rank_of, manifold_of

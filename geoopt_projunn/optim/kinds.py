@@ -14,6 +14,7 @@ from .messages import described
 
 State = Mapping[str, torch.Tensor]
 Group = Mapping[str, Any]
+Groups = list[dict[str, Any]]
 # Of an abstract class the check takes longer than of the very class.
 _LOW_RANK = (LowRankUnitary, LowRankStiefel, LowRankManifold)
 _ANY = (*_LOW_RANK, Manifold)

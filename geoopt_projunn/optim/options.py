@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..integers import checked_integer
+from ..arguments import checked_integer
 from .messages import warn
 
 # As close as "momentun" to "momentum"; "weight_decay_scale" is no misspelt "weight_decay".

@@ -8,12 +8,10 @@ import torch
 from torch.optim.optimizer import _device_dtype_check_for_fused
 
 from .delegate import Delegate
-from .kinds import Parts, manifold_of
+from .kinds import Groups, Parts, manifold_of
 from .messages import described
 from .nonfinite import States, count_skipped
 from .options import on_device
-
-Groups = list[dict[str, Any]]
 
 
 class Others:

@@ -6,9 +6,8 @@ from typing import Any
 import torch
 
 from ..backends.distributed import whole_of
+from .kinds import Groups
 from .nonfinite import COUNTER
-
-Groups = list[dict[str, Any]]
 
 
 def total_skipped(groups: Groups, states: Mapping[torch.Tensor, Any]) -> int:

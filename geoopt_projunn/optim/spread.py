@@ -13,11 +13,12 @@ from ..backends.distributed import (
     local_of,
     mean_over,
     misplacement,
+    placements_of_batch,
 )
 from ..backends.spec import Buffers, Rule, StepSpec
 from ..sketches.coordinates import COORDINATES
-from .agreement import Agreement, Groups
-from .kinds import low_rank_of
+from .agreement import Agreement
+from .kinds import Groups, low_rank_of
 from .messages import capitalized, described
 from .nonfinite import States
 
@@ -144,16 +145,9 @@ def average_buffers(groups: Groups, states: States, rule: Rule) -> None:
 
 def _placements_of(p: torch.Tensor, shape: torch.Size) -> list[Any] | None:
     """Return how a tensor of the state lies, None for one that every process has as a whole."""
-    if not is_dtensor(p):
-        return None
-    from torch.distributed.tensor import Replicate
-
-    placements: Any = p.placements  # type: ignore[attr-defined]
-    if shape == p.shape:
-        return list(placements)
-    lead = p.dim() - 2
-    kept = [one if one.is_shard() and one.dim < lead else Replicate() for one in placements]
-    return kept if any(one.is_shard() for one in kept) else None
+    if is_dtensor(p) and shape == p.shape:
+        return list(p.placements)  # type: ignore[attr-defined]
+    return placements_of_batch(p)
 
 
 def _lies_like(buffer: torch.Tensor, p: torch.Tensor) -> bool:

@@ -4,7 +4,8 @@ import torch
 
 from ..linalg.dense import skewh
 from ..linalg.precision import WIDE
-from .sketched import Sketched, above, is_square
+from ..linalg.rows import is_square
+from .sketched import Sketched, above
 
 
 def exact(x: torch.Tensor, d: torch.Tensor, floor: float = 0.0) -> Sketched:

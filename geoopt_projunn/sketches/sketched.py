@@ -6,7 +6,7 @@ import torch
 
 from ..linalg.dense import length_of, skewh
 from ..linalg.hashing import uniform
-from ..linalg.rows import Products
+from ..linalg.rows import Products, is_square
 
 
 class Sketched(NamedTuple):
@@ -56,11 +56,6 @@ def above(floor: float, core: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
         return core
     # So that what is not a number stays one.
     return core.masked_fill(length_of(skewh(core)) <= floor * length_of(seen), 0)
-
-
-def is_square(x: torch.Tensor) -> bool:
-    """Return whether points have as many columns as rows."""
-    return x.shape[-2] == x.shape[-1]
 
 
 def test_rows(x: torch.Tensor, k: int, counter: torch.Tensor, length: int) -> torch.Tensor:

@@ -13,10 +13,11 @@ from ..linalg.rows import (
     Products,
     generator_parts,
     generator_rows,
+    is_square,
     row_norms,
     tangent_rows,
 )
-from .sketched import Sketched, above, is_square, test_rows
+from .sketched import Sketched, above, test_rows
 
 # Rows or columns of the gradient for each test vector of the tangent sketch, combined by all of
 # them. All rows would cost one more pass over the gradient and save no steps.

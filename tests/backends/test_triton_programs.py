@@ -1,5 +1,7 @@
 """Launches that are replayed: real compiled kernels, and a launcher that only takes notes."""
 
+import gc
+import weakref
 from functools import partial
 
 import pytest
@@ -136,6 +138,22 @@ def test_all_that_triton_specializes_is_part_of_the_key():
         for other in numbers:
             if mangle_type(one, True) != mangle_type(other, True):
                 assert programs.specialized(one) != programs.specialized(other), (one, other)
+
+
+def test_kernels_that_triton_has_forgotten_are_still_there(gpu):
+    """From 3.8 on Triton unloads a kernel that nobody has any more."""
+    take(*tensors())
+    kernels = []
+    for kernel in (first_kernel, second_kernel):
+        for cache, *_ in kernel.device_caches.values():
+            kernels += map(weakref.ref, cache.values())
+            cache.clear()
+    assert len(kernels) == 2
+    gc.collect()
+    assert all(kernel() is not None for kernel in kernels)
+    programs._programs.clear()
+    gc.collect()
+    assert all(kernel() is None for kernel in kernels)
 
 
 @pytest.mark.parametrize("why", ["hooks", "version", "shared", "unknown"])

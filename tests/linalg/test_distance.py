@@ -19,8 +19,6 @@ from tests._matrices import (
 )
 
 # Torch's own, where forward mode is used first.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
-
 distance = GeodesicDistance.apply
 
 

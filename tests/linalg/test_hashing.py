@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from geoopt_projunn.linalg.hashing import _MASK, _MIX_1, _MIX_2, bits_of_row, uniform
+from geoopt_projunn.linalg.hashing import MIX_1, MIX_2, bits_of_row, uniform
 
 MASK = 2**32 - 1
 
@@ -23,7 +23,7 @@ def test_numbers_are_those_of_the_finalizer(counter):
 
 def test_no_product_overflows():
     # Of signed integers an overflow wraps around in torch, but need not in compiled code.
-    assert _MASK * max(_MIX_1, _MIX_2) < 2**63
+    assert MASK * max(MIX_1, MIX_2) < 2**63
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex128])

@@ -7,7 +7,6 @@ from tests._asserts import assert_same_to_rounding, assert_within
 from tests._matrices import DTYPES, WIDE_DTYPES, proju_reference, unitary, wide
 
 # Torch's own, where forward mode is used first.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 
 
 def polar(x):

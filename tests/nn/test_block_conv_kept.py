@@ -194,7 +194,6 @@ def test_a_layer_stays_on_its_manifolds_and_trains_there(conversion, swap):
     assert_within(torch.linalg.svdvals(jacobian(layer, (4, 4))), 1.0, 1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @torch.no_grad()
 def test_a_traced_layer_makes_its_kernel_and_takes_what_the_stride_divides():

@@ -25,7 +25,6 @@ pytestmark = [
     pytest.mark.skipif(
         not any(shutil.which(name) for name in ("g++", "c++", "clang++")), reason="no C++ compiler"
     ),
-    pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
     # torch's own, where it compiles what follows a graph break.
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
@@ -208,7 +207,6 @@ def test_the_compiler_does_not_look_into_a_recurrent_layer(kind, nonlinearity):
     assert not graphs
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
 @pytest.mark.parametrize("name", [name for name in MODULES if name not in LAYERS])
 def test_gradients_of_each_sample_are_one_graph(name):
     module = build(name)

@@ -9,9 +9,7 @@ from tests._asserts import assert_within
 from tests.nn._modules import CONVOLUTIONS, LAYERS, MODULES, build, inputs, output
 
 every_module = pytest.mark.parametrize("name", MODULES)
-traced = pytest.mark.filterwarnings(
-    "ignore:`torch.jit.trace:DeprecationWarning", "ignore::torch.jit.TracerWarning"
-)
+traced = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 
 
 def gradients(module, x, run):

@@ -12,8 +12,6 @@ from tests._asserts import assert_within
 from tests.nn._modules import LAYERS, MODULES, at, build, inputs, output, values
 
 # torch's own, for the forward mode of some operations.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
-
 every_module = pytest.mark.parametrize("name", MODULES)
 every_real_module = pytest.mark.parametrize(
     "name", [name for name in MODULES if "Orthogonal" in name]

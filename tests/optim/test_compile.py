@@ -29,7 +29,6 @@ pytestmark = [
     pytest.mark.skipif(
         not any(shutil.which(name) for name in ("g++", "c++", "clang++")), reason="no C++ compiler"
     ),
-    pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
     # torch's own, where it compiles what follows a graph break.
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
 ]

@@ -9,8 +9,6 @@ from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam, ProjUNNRiemann
 from ._helpers import OPTIMIZERS, assert_same_bits, assert_same_state, bystander, without_counters
 
 # geoopt's SymmetricPositiveDefinite scripts a function when it is first used.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
-
 SGD = (ProjUNNRiemannianSGD, geoopt.optim.RiemannianSGD)
 ADAM = (ProjUNNRiemannianAdam, geoopt.optim.RiemannianAdam)
 

@@ -92,9 +92,7 @@ def test_vmap_is_refused_the_derivative_of_a_step_that_truncates(method):
         loss.backward()
 
 
-@pytest.mark.filterwarnings(
-    "ignore:`torch.jit.script`:DeprecationWarning", "ignore:There is a performance drop:UserWarning"
-)
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("method", LOW_RANK)
 def test_forward_mode_is_refused_the_derivative_of_a_step_that_truncates(method, grad):
@@ -121,7 +119,6 @@ def test_forward_mode_is_refused_the_derivative_of_a_step_that_truncates(method,
         assert torch.equal(one, other)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 @pytest.mark.parametrize("method", ["egrad2rgrad", "retr_transp"])
 def test_a_compiled_step_that_truncates_refuses_a_derivative(method):
     skip_unless(compile_steps)
@@ -145,9 +142,7 @@ def test_a_compiled_step_that_truncates_refuses_a_derivative(method):
         assert not any(result.requires_grad for result in compiled(*inputs))
 
 
-@pytest.mark.filterwarnings(
-    "ignore:`torch.jit.trace:DeprecationWarning", "ignore::torch.jit.TracerWarning"
-)
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_a_step_that_truncates_can_be_traced_and_then_refuses_a_derivative():
     x, _, u, v = arguments()
     traced = torch.jit.trace(lambda x, u: LowRankUnitary(1).retr(x, u), (x.requires_grad_(), u))

@@ -20,8 +20,9 @@ def test_strides_do_not_matter_and_results_are_contiguous(dtype, k, method):
     manifold, plain = LowRankUnitary(k), arguments(2, dtype=dtype)
     strided = [t.mT.contiguous().mT for t in plain]
     every_other = [t.repeat_interleave(2, -1)[..., ::2] for t in plain]
+    lazy = [t.conj().resolve_conj().conj() for t in plain]
     expected = tensors(METHODS[method](manifold, *plain))
-    for layout in (strided, every_other):
+    for layout in (strided, every_other, lazy):
         for one, other in zip(tensors(METHODS[method](manifold, *layout)), expected, strict=True):
             assert one.is_contiguous()
             assert_same_to_rounding(one, other, ulps=200)

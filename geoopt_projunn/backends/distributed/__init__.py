@@ -10,6 +10,7 @@ from .layout import (
     local_of,
     misplacement,
     place_like,
+    placements_of_batch,
     whole_of,
 )
 from .marks import (
@@ -42,6 +43,7 @@ __all__ = [
     "number_of",
     "objects_of",
     "place_like",
+    "placements_of_batch",
     "receive_first",
     "whole_of",
 ]

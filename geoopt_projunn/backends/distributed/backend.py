@@ -10,7 +10,7 @@ from ...linalg.dense import estimate_errors_of_batch
 from ..batch import Pieces, gather, scatter
 from ..reference import Reference, are_finite, keep
 from ..spec import Buffers, Proposal, Rule, StepSpec
-from .layout import Layout, from_part, layout_of, local_of, whole_of
+from .layout import Layout, from_part, layout_of, local_of, placements_of_batch, whole_of
 from .marks import averages_gradients
 from .products import Spread, SpreadProducts
 
@@ -134,11 +134,5 @@ def _placed_like(grad: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
 
 def _joined(t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Join numbers, one for each matrix here, where processes hold some of the matrices."""
-    placements: Any = getattr(x, "placements", ())
-    lead = x.dim() - 2
-    if not any(one.is_shard() and one.dim < lead for one in placements):
-        return t
-    from torch.distributed.tensor import Replicate
-
-    of_batch = [one if one.is_shard() and one.dim < lead else Replicate() for one in placements]
-    return whole_of(from_part(t, x, of_batch, x.shape[:-2]))
+    placements = placements_of_batch(x)
+    return t if placements is None else whole_of(from_part(t, x, placements, x.shape[:-2]))

@@ -58,6 +58,16 @@ def from_part(part: torch.Tensor, p: Any, placements: list[Any], shape: torch.Si
     return whole
 
 
+def placements_of_batch(p: Any) -> list[Any] | None:
+    """Return how one number for each matrix of a parameter lies, None if each process has all."""
+    lead, placements = p.dim() - 2, getattr(p, "placements", ())
+    if not any(one.is_shard() and one.dim < lead for one in placements):
+        return None
+    from torch.distributed.tensor import Replicate
+
+    return [one if one.is_shard() and one.dim < lead else Replicate() for one in placements]
+
+
 def agreed_by_all(
     flags: dict[torch.Tensor, torch.Tensor],
 ) -> tuple[dict[torch.Tensor, torch.Tensor], list[torch.Tensor]]:

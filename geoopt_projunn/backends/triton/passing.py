@@ -4,12 +4,13 @@ from typing import Any
 
 import torch
 
+from ...linalg.rows import as_real
 from ..spec import StepSpec
 from .direction import Direction
 from .kernels import directions, passes
 from .launching import MANY_WARPS, by_dot, launch, padded, rows_of_tile, stages
 from .programs import Number
-from .sizes import Sizes, as_real
+from .sizes import Sizes
 
 
 class Passes:

@@ -24,7 +24,7 @@ from . import support
 # Up to this version a compiled kernel is launched by `compiled.run(*grid, stream, ...)`, as torch's
 # own compiler launches it, pointers may be integers, and `kernel[grid](...)` returns `compiled`.
 # With later ones nothing is replayed.
-_REPLAYS = (support.version() or ()) <= (3, 7)
+_REPLAYS = (support.version() or ()) <= (3, 8)
 # What Triton may assume of addresses and of integers when it compiles a kernel.
 DIVISOR = 16
 # Of parts of one allocation, as of allocations.
@@ -59,6 +59,8 @@ class Program(NamedTuple):
     constants: tuple[Any, ...]
     launches: tuple[tuple[Callable[..., None], Callable[[Any], tuple[Any, ...]]], ...]
     """What launches a kernel, and what picks its arguments from the table."""
+    kernels: tuple[Any, ...]
+    """From Triton 3.8 on, one that nobody has any more is unloaded."""
 
     def run(self, values: Sequence[int], device: torch.device) -> None:
         """Launch all of it, with the addresses and the bits of the numbers of one step."""
@@ -93,7 +95,7 @@ class Recorder:
         # After these values come the addresses and the stream.
         self._own = len(inputs) + len(numbers)
         self._memory = 0
-        self._launches: list[tuple[Callable[..., None], list[Any]]] = []
+        self._launches: list[tuple[Any, list[Any]]] = []
 
     def allocated(self, memory: torch.Tensor) -> None:
         """Take note of memory that the step works in."""
@@ -115,7 +117,7 @@ class Recorder:
             return
         how = arguments(compiled, grid, _Place(self._own + 1, 0))
         given = map(self._place, in_order(kernel, args, options))
-        self._launches.append((compiled.run, [*how, *given]))
+        self._launches.append((compiled, [*how, *given]))
 
     def _place(self, value: Any) -> Any:
         """Return where an argument comes from, or itself if it is a constant."""
@@ -139,10 +141,13 @@ class Recorder:
         constants = {id(value): value for value in values if not isinstance(value, _Place)}
         at = {key: number for number, key in enumerate((*places, *constants))}
         launches = []
-        for start, args in self._launches:
+        for compiled, args in self._launches:
             picked = [at[arg if isinstance(arg, _Place) else id(arg)] for arg in args]
-            launches.append((start, itemgetter(*picked)))
-        return Program(self._memory, tuple(places), tuple(constants.values()), tuple(launches))
+            launches.append((compiled.run, itemgetter(*picked)))
+        kernels = tuple(compiled for compiled, _ in self._launches)
+        return Program(
+            self._memory, tuple(places), tuple(constants.values()), tuple(launches), kernels
+        )
 
 
 _recorder: ContextVar[Recorder | None] = ContextVar("_recorder", default=None)

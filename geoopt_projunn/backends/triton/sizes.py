@@ -127,8 +127,3 @@ class Sizes:
             "bad": self.tiles.splits * self.tiles.blocks,
         }
         return carve(sizes, self.b, torch.int32, device)
-
-
-def as_real(x: torch.Tensor) -> torch.Tensor:
-    """Return the real matrices (b, n, 2p) that complex ones (b, n, p) are in memory."""
-    return torch.view_as_real(x).flatten(-2) if x.is_complex() else x

@@ -103,18 +103,6 @@ INLINE void sides(const T* a, Index first, Index last, Index n, Index m, Index l
   }
 }
 
-FOR_EACH_CPU void sides_of(const float* a, Index first, Index last, Index n, Index m, Index l,
-                           Index r, const float* left, const float* right, float* out_left,
-                           float* out_right) {
-  sides<float>(a, first, last, n, m, l, r, left, right, out_left, out_right);
-}
-
-FOR_EACH_CPU void sides_of(const double* a, Index first, Index last, Index n, Index m, Index l,
-                           Index r, const double* left, const double* right, double* out_left,
-                           double* out_right) {
-  sides<double>(a, first, last, n, m, l, r, left, right, out_left, out_right);
-}
-
 // Some of the terms of a += rows^T factor, U of them for B rows. They join the sum of the terms
 // before them, if any, and the last ones take that sum to a.
 template <typename T, int U, int B, bool is_first, bool is_last>
@@ -205,14 +193,17 @@ INLINE void updates(T* a, Index first, Index last, Index n, Index m, Index terms
                    std::min(summed_columns, m - j), n, m, terms, rows + first, factor + j);
 }
 
-FOR_EACH_CPU void update_of(float* a, Index first, Index last, Index n, Index m, Index terms,
-                            const float* rows, const float* factor) {
-  updates<float>(a, first, last, n, m, terms, rows, factor);
-}
-
-FOR_EACH_CPU void update_of(double* a, Index first, Index last, Index n, Index m, Index terms,
-                            const double* rows, const double* factor) {
-  updates<double>(a, first, last, n, m, terms, rows, factor);
-}
+#define FOR_TYPE(T)                                                                               \
+  FOR_EACH_CPU void sides_of(const T* a, Index first, Index last, Index n, Index m, Index l,      \
+                             Index r, const T* left, const T* right, T* out_left, T* out_right) { \
+    sides(a, first, last, n, m, l, r, left, right, out_left, out_right);                          \
+  }                                                                                               \
+  FOR_EACH_CPU void update_of(T* a, Index first, Index last, Index n, Index m, Index terms,       \
+                              const T* rows, const T* factor) {                                   \
+    updates(a, first, last, n, m, terms, rows, factor);                                           \
+  }
+FOR_TYPE(float)
+FOR_TYPE(double)
+#undef FOR_TYPE
 
 }  // namespace

@@ -18,9 +18,9 @@ from .directions import (
 from .gram import load_square, orthonormalizing, store_gram, store_square, total_of
 from .layout import entry_of, load_left, load_sum
 from .mixing import in_turn
-from .normalization import AS_LONG, length_of, normalized, skew
+from .normalization import AS_LONG, length_of, normalized
 from .retractions import retracted
-from .small import HALF, gram_schmidt, inner_products, of_complex, times
+from .small import HALF, gram_schmidt, inner_products, of_complex, skew, times
 
 TANGENT: tl.constexpr = tl.constexpr(0)
 LSI: tl.constexpr = tl.constexpr(1)

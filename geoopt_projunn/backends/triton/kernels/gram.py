@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .layout import IN_FLIGHT_OF_MANY, add_up, load_left
-from .small import gram_schmidt, inner_products, of_complex
+from .small import gram_schmidt, inner_products, of_complex, swapped
 
 # Programs that share out the positions of rows.
 MOST_PROGRAMS: tl.constexpr = tl.constexpr(64)
@@ -15,9 +15,7 @@ NOTHING: tl.constexpr = tl.constexpr(2.0**-960)
 def paired(largest, PADDED: tl.constexpr, PARTS: tl.constexpr):
     """Return the largest entry of each row; of complex rows that of both their real ones."""
     if PARTS == 2:
-        index = tl.arange(0, PADDED)
-        swapped = tl.where((index ^ 1)[:, None] == index[None, :], largest[None, :], 0.0)
-        return tl.maximum(largest, tl.sum(swapped, 1))
+        return tl.maximum(largest, swapped(largest, PADDED))
     else:
         return largest
 

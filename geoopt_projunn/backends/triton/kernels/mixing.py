@@ -7,14 +7,14 @@ is for :mod:`.vectors`, which reads what is *mixed* here.
 import triton
 import triton.language as tl
 
+from ....linalg import hashing
 from .arrivals import TICKETS
 from .directions import ADAM_SCALAR, NUMBERS, direction, number, prepare
 from .layout import row_sums
 
-# As in geoopt_projunn.linalg.hashing.
-MIX_1: tl.constexpr = tl.constexpr(0x21F0AAAD)
-MIX_2: tl.constexpr = tl.constexpr(0x735A2D97)
-MASK: tl.constexpr = tl.constexpr(0xFFFFFFFF)
+MIX_1: tl.constexpr = tl.constexpr(hashing.MIX_1)
+MIX_2: tl.constexpr = tl.constexpr(hashing.MIX_2)
+MASK: tl.constexpr = tl.constexpr(hashing.MASK)
 SPACING: tl.constexpr = tl.constexpr(2.0**-31)
 OFFSET: tl.constexpr = tl.constexpr(2.0**-32 - 1.0)
 

@@ -3,28 +3,17 @@
 import triton
 import triton.language as tl
 
-from .small import divided, square_of_norm, times
+from .... import normalization
+from .small import divided, norm_of, skew, times
 
 AS_LONG: tl.constexpr = tl.constexpr(0)
 ANGLE: tl.constexpr = tl.constexpr(1)
 SPECTRAL: tl.constexpr = tl.constexpr(2)
 
-SQUARINGS: tl.constexpr = tl.constexpr(8)
-FEW_SQUARINGS: tl.constexpr = tl.constexpr(3)
-NEWTON_SCHULZ_STEPS: tl.constexpr = tl.constexpr(8)
+SQUARINGS: tl.constexpr = tl.constexpr(normalization.SQUARINGS)
+FEW_SQUARINGS: tl.constexpr = tl.constexpr(normalization.FEW_SQUARINGS)
+NEWTON_SCHULZ_STEPS: tl.constexpr = tl.constexpr(normalization.NEWTON_SCHULZ_STEPS)
 PI: tl.constexpr = tl.constexpr(3.141592653589793)
-
-
-@triton.jit
-def skew(core):
-    """Return the skew part."""
-    return 0.5 * (core - tl.trans(core))
-
-
-@triton.jit
-def norm_of(a, PARTS: tl.constexpr):
-    """Return the Frobenius norm; of a complex matrix every entry is there twice."""
-    return tl.sqrt(square_of_norm(a) / PARTS)
 
 
 @triton.jit

@@ -3,27 +3,28 @@
 import triton
 import triton.language as tl
 
-from .small import eye, solve, square_of_norm, times
+from .... import retractions
+from .small import eye, norm_of, skew, solve, square_of_norm, times
 
 EXPONENTIAL: tl.constexpr = tl.constexpr(0)
 CAYLEY: tl.constexpr = tl.constexpr(1)
 POLAR: tl.constexpr = tl.constexpr(2)
 
-TAYLOR_DEGREE: tl.constexpr = tl.constexpr(8)
+TAYLOR_DEGREE: tl.constexpr = tl.constexpr(retractions.TAYLOR_DEGREE)
 # Up to this norm what a series of that degree leaves out is rounding.
 SHORT: tl.constexpr = tl.constexpr(2.0**-5)
-LONGEST_EXPONENTIAL: tl.constexpr = tl.constexpr(170.0)
+LONGEST_EXPONENTIAL: tl.constexpr = tl.constexpr(retractions.LONGEST_EXPONENTIAL)
 MOST_SQUARINGS: tl.constexpr = tl.constexpr(13)
-LONGEST_CAYLEY: tl.constexpr = tl.constexpr(1e8)
-NEWTON_ITERATIONS: tl.constexpr = tl.constexpr(10)
+LONGEST_CAYLEY: tl.constexpr = tl.constexpr(retractions.LONGEST_CAYLEY)
+NEWTON_ITERATIONS: tl.constexpr = tl.constexpr(retractions.NEWTON_ITERATIONS)
 EPSILON: tl.constexpr = tl.constexpr(2.0**-52)
 
 
 @triton.jit
 def shortened(core, longest, PARTS: tl.constexpr):
-    """Return the skew part, no longer than ``longest``; every entry of a complex core is twice."""
-    s = 0.5 * (core - tl.trans(core))
-    length = tl.sqrt(square_of_norm(s) / PARTS)
+    """Return the skew part, no longer than ``longest``."""
+    s = skew(core)
+    length = norm_of(s, PARTS)
     return s * tl.where(length > longest, 1.0 / length * longest, 1.0)
 
 
@@ -31,7 +32,7 @@ def shortened(core, longest, PARTS: tl.constexpr):
 def exponential(core, PARTS: tl.constexpr):
     """Return exp(S) - I, squared as often as the length of S asks for."""
     a = shortened(core, LONGEST_EXPONENTIAL, PARTS)
-    length = tl.sqrt(square_of_norm(a) / PARTS)
+    length = norm_of(a, PARTS)
     # What is not a number asks for none, and shows in the result.
     squarings = tl.where(length > SHORT, tl.ceil(tl.log2(length / SHORT)), 0.0)
     squarings = tl.minimum(squarings, MOST_SQUARINGS)
@@ -58,7 +59,7 @@ def cayley(core, COUNT: tl.constexpr, PADDED: tl.constexpr, PARTS: tl.constexpr)
 def polar(core, COUNT: tl.constexpr, PADDED: tl.constexpr, PARTS: tl.constexpr):
     """Return P - I, P the orthogonal matrix nearest to I + K, by scaled Newton iterations."""
     one = eye(COUNT, PADDED)
-    delta = core + one * ((1.0 + tl.sqrt(square_of_norm(core) / PARTS)) * EPSILON)
+    delta = core + one * ((1.0 + norm_of(core, PARTS)) * EPSILON)
     for _ in range(NEWTON_ITERATIONS):
         y = one + delta
         other = solve(tl.trans(y), -tl.trans(delta), COUNT, PADDED)

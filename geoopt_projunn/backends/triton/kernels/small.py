@@ -46,6 +46,25 @@ def square_of_norm(a):
 
 
 @triton.jit
+def norm_of(a, PARTS: tl.constexpr):
+    """Return the Frobenius norm; of a complex matrix every entry is there twice."""
+    return tl.sqrt(square_of_norm(a) / PARTS)
+
+
+@triton.jit
+def skew(core):
+    """Return the skew part."""
+    return 0.5 * (core - tl.trans(core))
+
+
+@triton.jit
+def swapped(numbers, PADDED: tl.constexpr):
+    """Return numbers of which neighbours have changed places."""
+    index = tl.arange(0, PADDED)
+    return tl.sum(tl.where((index ^ 1)[:, None] == index[None, :], numbers[None, :], 0.0), 1)
+
+
+@triton.jit
 def divided(a, by):
     """Return ``a`` divided by a number, zero where that is zero."""
     is_zero = by == 0.0
@@ -96,10 +115,8 @@ def gram_schmidt(
         fresh *= tl.where(is_nothing, 0.0, 1.0 / tl.sqrt(tl.where(is_nothing, 1.0, rest)))
         basis += tl.where((index == row)[:, None], fresh[None, :], 0.0)
         if PARTS == 2:
-            swapped = tl.sum(
-                tl.where((index ^ 1)[:, None] == index[None, :], fresh[None, :], 0.0), 1
-            )
-            turned = tl.where((index & 1) == 1, swapped, -swapped)
+            others = swapped(fresh, PADDED)
+            turned = tl.where((index & 1) == 1, others, -others)
             basis += tl.where((index == row + 1)[:, None], turned[None, :], 0.0)
     return basis
 
@@ -112,7 +129,9 @@ def solve(a, b, COUNT: tl.constexpr, PADDED: tl.constexpr):
     order = tl.zeros((PADDED, PADDED), tl.float64)
     for col in range(COUNT):
         entries = tl.sum(tl.where((index == col)[None, :], a, 0.0), 1)
-        pivot = tl.argmax(tl.where(is_left == 1, tl.abs(entries), -1.0), 0)
+        # Among numbers: where none is left, the result is none, whichever row is taken.
+        is_number = entries == entries
+        pivot = tl.argmax(tl.where((is_left == 1) & is_number, tl.abs(entries), -1.0), 0)
         is_pivot = index == pivot
         by = 1.0 / tl.sum(tl.where(is_pivot, entries, 0.0), 0)
         row_a = tl.sum(tl.where(is_pivot[:, None], a, 0.0), 0) * by

@@ -3,11 +3,11 @@
 import triton
 import triton.language as tl
 
+from .... import drift
 from .directions import ADAM, ADAM_SCALAR, COLUMN, GRADIENT, MOST, NEXT, NUMBERS, direction
 from .layout import entry_of, load_left, load_right, product, row_sums
 
-# The square of geoopt_projunn.drift's limit.
-CONVERGES: tl.constexpr = tl.constexpr(0.1**2)
+CONVERGES: tl.constexpr = tl.constexpr(drift.CONVERGES**2)
 
 
 @triton.jit

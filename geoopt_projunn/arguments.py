@@ -1,0 +1,39 @@
+"""Checks of integers, names and modules that users pass, with one wording of their errors."""
+
+from collections.abc import Iterable
+from numbers import Integral
+from typing import Any
+
+import torch
+
+
+def checked_integer(name: str, value: Any, *, least: int | None = 1, remedy: str = "") -> int:
+    """Return an integer of Python, numpy or another library as an int.
+
+    Raise TypeError for a boolean, a float or a tensor, ValueError for an integer below ``least``,
+    None for no limit. ``remedy`` is what the errors say to do instead.
+    """
+    end = f"; {remedy}." if remedy else "."
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"`{name}` must be an integer, got {value!r}{end}")
+    if least is not None and int(value) < least:
+        raise ValueError(f"`{name}` must be at least {least}, got {value}{end}")
+    return int(value)
+
+
+def assert_known(name: str, value: Any, known: Iterable[str]) -> None:
+    """Raise ValueError for a value that is none of some names."""
+    # A list, for a value that has no hash is none of them either.
+    known = list(known)
+    if value not in known:
+        choices = ", ".join(map(repr, known))
+        raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")
+
+
+def assert_module(name: str, value: Any) -> None:
+    """Raise TypeError for what is no module, such as ``model.parameters()``."""
+    if not isinstance(value, torch.nn.Module):
+        raise TypeError(
+            f"`{name}` must be a torch.nn.Module, got {type(value).__name__}; pass the model "
+            "itself, several in a torch.nn.ModuleList."
+        )
