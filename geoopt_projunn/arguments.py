@@ -1,8 +1,10 @@
-"""Checks of integers and names that users pass, with one wording of their errors."""
+"""Checks of integers, names and modules that users pass, with one wording of their errors."""
 
 from collections.abc import Iterable
 from numbers import Integral
 from typing import Any
+
+import torch
 
 
 def checked_integer(name: str, value: Any, *, least: int | None = 1, remedy: str = "") -> int:
@@ -26,3 +28,12 @@ def assert_known(name: str, value: Any, known: Iterable[str]) -> None:
     if value not in known:
         choices = ", ".join(map(repr, known))
         raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")
+
+
+def assert_module(name: str, value: Any) -> None:
+    """Raise TypeError for what is no module, such as ``model.parameters()``."""
+    if not isinstance(value, torch.nn.Module):
+        raise TypeError(
+            f"`{name}` must be a torch.nn.Module, got {type(value).__name__}; pass the model "
+            "itself, several in a torch.nn.ModuleList."
+        )

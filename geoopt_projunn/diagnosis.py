@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from .arguments import checked_integer
+from .arguments import assert_module, checked_integer
 from .backends import choose
 from .backends.distributed import whole_of
 from .backends.spec import StepSpec
@@ -126,6 +126,8 @@ def diagnose(model: torch.nn.Module, *, lr: float = 1.0) -> Diagnosis:
 
     Raises
     ------
+    TypeError
+        If ``model`` is no module.
     ValueError
         If no parameter is on a manifold of this package, or none of them has a gradient.
 
@@ -142,6 +144,7 @@ def diagnose(model: torch.nn.Module, *, lr: float = 1.0) -> Diagnosis:
     >>> [one.name for one in geoopt_projunn.diagnose(model)]
     ['weight_hh_l0']
     """
+    assert_module("model", model)
     named = model.named_parameters()
     orthogonal = {name: p for name, p in named if low_rank_manifold_of(p) is not None}
     if all(p.grad is None for p in orthogonal.values()):
@@ -172,6 +175,7 @@ def _diagnosed(name: str, p: torch.Tensor, lr: float) -> ParameterDiagnosis:
     length = float(_squared_lengths(spec, points, grads).mean()) ** 0.5
     # A matrix of one row has no plane, but a phase if it is complex, like half of one.
     angle = lr * manifold.spec(points).scale * length / math.sqrt(2 * (k or highest) or 1)
+    angle = math.nan if whole.isnan().all() else angle
     ranks = [2**i for i in range(highest.bit_length()) if 2**i < highest]
     ranks += [highest] if highest else []
     shares = ((rank, _kept(_spec(manifold, points, rank), points, grads, whole)) for rank in ranks)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from .arguments import assert_module
 from .nn import orthogonality_errors
 from .optim.base import ProjUNNOptimizer
 from .optim.kinds import is_low_rank, manifold_of
@@ -44,7 +45,7 @@ def metrics(
     Raises
     ------
     TypeError
-        If the optimizer is not one of this package.
+        If ``model`` is no module, or the optimizer not one of this package.
     TypeError, ValueError
         If a parameter is in half precision or on the meta device.
 
@@ -61,6 +62,7 @@ def metrics(
     >>> list(geoopt_projunn.metrics(model, optimizer))
     ['orthogonality_error/weight_hh_l0', 'skipped_steps/weight_hh_l0', 'skipped_steps']
     """
+    assert_module("model", model)
     errors = orthogonality_errors(model, exact=exact)
     found = {f"orthogonality_error/{name}": error for name, error in errors.items()}
     if optimizer is not None:

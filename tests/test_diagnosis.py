@@ -117,6 +117,11 @@ def test_diagnose_tells_what_a_step_of_each_parameter_does():
     assert second.kept == pytest.approx(1.0)
     assert second.k_for_half in (1, 2)
 
+    model.second.grad = hermitian(torch.randn_like(model.second)) @ model.second.detach()
+    normal = diagnose(model, lr=0.1)[1]
+    assert math.isnan(normal.kept)
+    assert math.isnan(normal.angle)
+
     assert unused.k == 1
     assert math.isnan(unused.kept)
     assert math.isnan(unused.angle)

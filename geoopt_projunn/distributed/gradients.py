@@ -112,6 +112,11 @@ def sketch_gradients_(
 
 
 def _check(name: str, p: torch.Tensor) -> None:
+    if not isinstance(p, torch.Tensor):
+        raise TypeError(
+            f"`{name}` must be a parameter, got {type(p).__name__}; pass parameters themselves, "
+            "without names."
+        )
     if is_dtensor(p):
         raise TypeError(
             f"`{name}` must be whole on every process, got a DTensor; leave it out, because "

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from geoopt.manifolds.base import Manifold
 
+from ..arguments import assert_module
 from ..backends.distributed import is_dtensor, misplacement
 from ..low_rank_manifold import LowRankManifold
 from ..nn.placing import put_on, sharding, without_x
@@ -57,6 +58,7 @@ def keep_manifolds(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
             fully_shard(model)
         optimizer = ProjUNNRiemannianSGD(model.parameters(), lr=0.1)
     """
+    assert_module("model", model)
     places = [
         _Place(f"{path}.{name}" if path else name, module, name, p.manifold)
         for path, module in model.named_modules()

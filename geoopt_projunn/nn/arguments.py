@@ -23,6 +23,16 @@ def positive_tuple(name: str, value: Any, dims: int) -> tuple[int, ...]:
     return tuple(checked_integer(name, one) for one in values)
 
 
+def checked_bias(bias: Any) -> bool:
+    """Return ``bias`` of a convolution, or raise: in torch's, its place is that of `padding`."""
+    if not isinstance(bias, bool):
+        raise TypeError(
+            f"`bias` must be True or False, got {bias!r}; if it is meant as `padding`, leave it "
+            "out, because the padding here is circular."
+        )
+    return bias
+
+
 def checked_dtype(owner: object, dtype: torch.dtype | None, is_complex: bool) -> torch.dtype:
     """Return the dtype that a module was asked for, torch's default for None, or raise."""
     if dtype is None:

@@ -39,7 +39,8 @@ class BlockOrthogonalConv2d(BlockConv):
     stride : int
         the same on every axis; it has to divide the size of the input
     bias : bool
-        add a learned constant to each output channel; it starts at zero
+        add a learned constant to each output channel; it starts at zero. torch.nn.Conv2d's
+        `padding`, `dilation`, `groups` and `padding_mode` do not exist here.
     init : {"haar", "identity"}
         "haar": start at random. "identity": start at a layer that copies channels. The copy is
         exact if c and kernel_size - stride are even; otherwise some channels are shifted by a

@@ -8,7 +8,7 @@ import torch
 
 from ..arguments import assert_known, checked_integer
 from ..low_rank_manifold import LowRankManifold, Rank
-from .arguments import assert_dtype_of_layer, checked_dtype, positive_tuple
+from .arguments import assert_dtype_of_layer, checked_bias, checked_dtype, positive_tuple
 from .block_kernels import alternating_axes, block_kernel
 from .circular import fold, pad, padding_before, paddings, plain_convolution
 from .keeping import KeepsManifolds, keep_manifolds
@@ -59,6 +59,7 @@ class BlockConv(KeepsManifolds):
                 f"`kernel_size` must be at least `stride` = {self.stride} on every axis, got "
                 f"{kernel_size}: pixels between the kernels would be lost."
             )
+        has_bias = checked_bias(bias)
         assert_known("init", init, RECTANGULAR)
         self.init = init
         dtype = checked_dtype(self, dtype, False)
@@ -74,7 +75,7 @@ class BlockConv(KeepsManifolds):
             manifold = _manifold(shape[-2:], k, retraction=retraction, sketch=sketch)
             empty = torch.empty(shape, dtype=dtype, device=device)
             setattr(self, name, geoopt.ManifoldParameter(empty, manifold=manifold))
-        offset = torch.empty(self.out_channels, dtype=dtype, device=device) if bias else None
+        offset = torch.empty(self.out_channels, dtype=dtype, device=device) if has_bias else None
         self.register_parameter("bias", None if offset is None else torch.nn.Parameter(offset))
         self._remembered = Remembered()
         keep_manifolds(self)

@@ -76,7 +76,8 @@ class OrthogonalConv2d(_RealConv):
     stride : int
         a divisor of the size, on every axis
     bias : bool
-        add a learned constant to each output channel; it starts at zero
+        add a learned constant to each output channel; it starts at zero. torch.nn.Conv2d's
+        `padding`, `dilation`, `groups` and `padding_mode` do not exist here.
     init : {"identity", "haar", "henaff", "cayley"}
         "identity": start at W(f) = I, the convolution that copies channels. The others: start at
         independent random matrices, a kernel of noise as wide as the image; see

@@ -12,7 +12,7 @@ from ..init import INITS
 from ..linalg.precision import full_precision
 from ..low_rank_manifold import Rank
 from ..manifolds import LowRankUnitary
-from .arguments import assert_dtype_of_layer, checked_dtype, positive_tuple
+from .arguments import assert_dtype_of_layer, checked_bias, checked_dtype, positive_tuple
 from .channels import channels_to_pixels, pixels_to_channels
 from .circular import padding_before, plain_convolution
 from .keeping import KeepsManifolds, keep_manifolds
@@ -82,6 +82,7 @@ class FullWidthConv(KeepsManifolds):
                 f"`stride` must divide `size` = {self.size} on every axis, got {stride}; "
                 "choose another stride, or pad the input to a multiple of it."
             )
+        has_bias = checked_bias(bias)
         assert_known("init", init, INITS)
         self.init = init
         manifold = LowRankUnitary(k, retraction=retraction, sketch=sketch)
@@ -92,7 +93,7 @@ class FullWidthConv(KeepsManifolds):
             empty = torch.empty(shape, dtype=of_weight, device=device)
             assert_fits(name, self, empty, manifold)
             setattr(self, name, geoopt.ManifoldParameter(empty, manifold=manifold))
-        offset = torch.empty(self.out_channels, dtype=dtype, device=device) if bias else None
+        offset = torch.empty(self.out_channels, dtype=dtype, device=device) if has_bias else None
         self.register_parameter("bias", None if offset is None else torch.nn.Parameter(offset))
         keep_manifolds(self)
         self.reset_parameters()

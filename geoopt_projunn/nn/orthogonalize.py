@@ -8,6 +8,7 @@ import torch
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
+from ..arguments import assert_module
 from ..backends.distributed import is_dtensor
 from ..geometry.checks import dtype_rule
 from ..linalg.precision import WIDE
@@ -73,8 +74,8 @@ def orthogonalize_(
     AttributeError
         If there is no such module or parameter.
     TypeError
-        If it is no plain parameter, a DTensor or the kernel of a convolution, or its dtype is not
-        one of those above.
+        If ``module`` is no module or ``name`` no string; if the weight is no plain parameter, a
+        DTensor or the kernel of a convolution, or its dtype is not one of those above.
     ValueError
         If its shape or its values do not fit, an argument is out of range, ``blocks`` is needed
         and not given, or it is of an embedding with ``max_norm`` or ``padding_idx``.
@@ -114,6 +115,7 @@ def orthogonalize_(
     >>> weight is rnn.weight_hh_l0, weight.manifold.k
     (True, 2)
     """
+    assert_module("module", module)
     owner, leaf = _owner(module, name)
     weight = owner._parameters[leaf]
     assert weight is not None
@@ -169,6 +171,11 @@ def _holds(module: torch.nn.Module, weight: torch.nn.Parameter) -> bool:
 
 def _owner(module: torch.nn.Module, name: str) -> tuple[torch.nn.Module, str]:
     """Return the module that a parameter is an attribute of, and what it is called there."""
+    if not isinstance(name, str):
+        raise TypeError(
+            f"`name` must be a string, got {type(name).__name__}; pass the parameter's name in "
+            "`module.named_parameters()`."
+        )
     path, _, leaf = name.rpartition(".")
     owner = module.get_submodule(path)
     if parametrize.is_parametrized(owner, leaf):

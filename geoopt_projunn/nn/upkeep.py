@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
+from ..arguments import assert_module
 from ..linalg.dense import largest
 from ..low_rank_manifold import LowRankManifold, low_rank_manifold_of
 from .placing import without_x
@@ -113,6 +114,7 @@ def project_(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def _on_low_rank(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor, LowRankManifold]]:
+    assert_module("module", module)
     for name, p in module.named_parameters(remove_duplicate=False):
         manifold = low_rank_manifold_of(p)
         if manifold is None:

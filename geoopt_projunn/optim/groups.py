@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from ..arguments import checked_integer
+from ..arguments import assert_module, checked_integer
 from ..normalization import NORMALIZATIONS, planned_angle
 from ..sketches.coordinates import COORDINATES
 from .kinds import is_low_rank, low_rank_of, manifold_of
@@ -90,6 +90,7 @@ def param_groups(
     [0.04, 0.001]
     >>> schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=1000)
     """
+    assert_module("model", model)
     check_range("lr", lr, 0.0)
     check_choice("normalize", normalize, tuple(NORMALIZATIONS))
     if steps is not None:

@@ -32,6 +32,11 @@ def test_copies_and_pickles_are_not_marked(world):
     assert world.run(copies) == [[True, False, False]] * 4
 
 
+def test_parameters_are_passed_without_their_names():
+    with pytest.raises(TypeError, match=r"`params\[0\]` must be a parameter, got tuple; .* names"):
+        sketch_gradients_(torch.nn.Linear(4, 4).named_parameters())
+
+
 def refuse():
     good = geoopt.ManifoldParameter(LowRankUnitary(k=2).random(8, 8))
     with pytest.raises(TypeError, match=r"`params\[1\]` must be on LowRankUnitary or LowRankSt"):

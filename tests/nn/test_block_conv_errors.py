@@ -22,6 +22,7 @@ BAD_ARGUMENTS = {
         (2, 2, (3, 2), 3),
         {},
     ),
+    "torch's padding": (TypeError, "`bias` must be True or False, got 1;", (2, 2, 3, 1, 1), {}),
     "init": (
         ValueError,
         "`init` must be one of 'identity', 'haar', got 'henaff'",

@@ -32,6 +32,12 @@ BAD_ARGUMENTS = {
         (2, 2, (4, 6), 4),
         {},
     ),
+    "torch's padding": (
+        TypeError,
+        "`bias` must be True or False, got 0; if it is meant as `padding`, leave it out",
+        (2, 2, 4, 1, 0),
+        {},
+    ),
     "init": (ValueError, "`init` must be one of '.*', got 'normal'", (2, 2, 4), {"init": "normal"}),
     "rank": (
         ValueError,

@@ -100,6 +100,13 @@ BAD = {
         AttributeError,
         "Linear has no parameter `wait`. Its parameters are weight, bias.",
     ),
+    "parameter": (
+        lambda: torch.nn.Linear(4, 4),
+        torch.nn.Parameter(torch.eye(4)),
+        {},
+        TypeError,
+        "`name` must be a string, got Parameter; pass the parameter's name in",
+    ),
     "none": (
         lambda: torch.nn.Linear(4, 4, bias=False),
         "bias",
