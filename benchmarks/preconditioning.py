@@ -8,7 +8,7 @@ scaled to a mean eigenvalue of 1, two ways to do it on the manifold are compared
   normal, and this turns a part of it into a tangent one: the step does not end there.
 * of the generator: the step follows x R Ω R with Ω = skewh(xᵀG) and R = (C + 1)^-1. It is zero
   where Ω is, and always descends. For a linear layer without a residual Ω is (C A + A C) / 2, up
-  to scale, with A the generator that leads to the solution; R A R is near its inverse.
+  to scale, with A the generator that leads to the solution, and R Ω R is near A.
 
 The package offers neither; this shows what they would gain and lose. C and its powers are made
 densely, in O(n³): steps are counted, not timed. SGD without momentum.

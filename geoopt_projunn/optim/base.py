@@ -31,7 +31,7 @@ from .printing import printed
 from .rank_k import step_kinds
 from .skips import skipped_by_parameter, total_skipped
 from .spread import average_buffers
-from .stabilizing import check_can_be_projected, is_due, project_
+from .stabilizing import check_can_be_projected, is_due, project_, stabilize_
 from .state import mend_loaded_state
 from .watch import Watch
 
@@ -244,7 +244,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         due = is_due(group) and not (skips and group["skip_nonfinite"] == "all")
         group["step"] = group.get("step", 0) + 1
         if due:
-            self.stabilize_group(group)
+            project_(group, self.state, self._others)
 
     def _described(self, p: torch.Tensor) -> str:
         groups = (group for group in self.param_groups if any(q is p for q in group["params"]))
@@ -291,9 +291,8 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
 
     def stabilize_group(self, group: dict[str, Any]) -> None:
         """Project the parameters of a group on their manifolds, with geoopt's buffers."""
-        self._others.stabilize(self.state, group, project_(group))
+        stabilize_([group], self.state, self._others)
 
     def stabilize(self) -> None:
         """Do the same for all groups, or for none: an error comes before anything moves."""
-        check_can_be_projected(self.param_groups)
-        super().stabilize()
+        stabilize_(self.param_groups, self.state, self._others)

@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 
-from .kinds import is_low_rank, manifold_of
+from .kinds import Groups, is_low_rank, manifold_of
 from .messages import capitalized, described
+from .nonfinite import States
+from .others import Others
 from .state import relative_error
 
 
@@ -33,14 +35,20 @@ def check_can_be_projected(groups: Iterable[Mapping[str, Any]]) -> None:
 
 
 @torch.no_grad()
-def project_(group: Mapping[str, Any]) -> list[torch.Tensor]:
-    """Project the points on this package's manifolds; return those on others of geoopt."""
-    check_can_be_projected([group])
-    others = []
+def project_(group: dict[str, Any], states: States, others: Others) -> None:
+    """Project the points of a group, which have been checked, with geoopt's buffers."""
+    theirs = []
     for p in group["params"]:
         manifold = manifold_of(p)
         if is_low_rank(manifold):
             p.copy_(manifold.projx(p))
         elif manifold is not None:
-            others.append(p)
-    return others
+            theirs.append(p)
+    others.stabilize(states, group, theirs)
+
+
+def stabilize_(groups: Groups, states: States, others: Others) -> None:
+    """Project the points of some groups, or of none: an error comes before anything moves."""
+    check_can_be_projected(groups)
+    for group in groups:
+        project_(group, states, others)

@@ -90,17 +90,6 @@ def test_training_moves_every_parameter_and_stays_on_the_manifold():
     assert not any(torch.equal(p, before[name]) for name, p in layer.named_parameters())
 
 
-def test_the_states_stay_in_the_parameters_precision_under_autocast():
-    layer = OrthogonalGRU(3, 8, 2)
-    x = torch.randn(4, 2, 3)
-    expected = layer(x)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        actual = layer(x)
-        assert layer(x.bfloat16())[0].dtype == torch.float32
-    assert torch.equal(actual[0], expected[0])
-    assert torch.equal(actual[1], expected[1])
-
-
 def test_it_says_what_it_is():
     layer = OrthogonalGRU(3, 8, 2, batch_first=True, k=2, retraction="polar", init="haar")
     assert repr(layer) == (

@@ -89,18 +89,6 @@ def test_the_default_dtypes_follow_torchs():
         torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_states_stay_in_the_parameters_precision_under_autocast(kind):
-    layer = LAYERS[kind](3, 8, 2)
-    x = torch.randn(4, 2, 3)
-    expected = layer(x)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        actual = layer(x)
-        assert layer(x.bfloat16())[0].dtype == layer.weight_hh_l0.dtype
-    assert torch.equal(actual[0], expected[0])
-    assert torch.equal(actual[1], expected[1])
-
-
 def test_it_says_what_it_is():
     layer = OrthogonalRNN(3, 8, 2, batch_first=True, k=2, retraction="polar", init="haar")
     assert repr(layer) == (

@@ -3,6 +3,11 @@
 import pytest
 import torch
 
+from ._helpers import DTYPES, OPTIMIZERS, SKETCHES
+
+each_dtype = pytest.mark.parametrize("dtype", DTYPES)
+each_sketch = pytest.mark.parametrize("sketch", SKETCHES)
+each_optimizer = pytest.mark.parametrize("kind", OPTIMIZERS)
 each_name = pytest.mark.parametrize("normalize", ["angle", "spectral"])
 
 

@@ -10,10 +10,7 @@ import torch
 from geoopt_projunn import LowRankStiefel, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
 
 from ._helpers import (
-    DTYPES,
-    OPTIMIZERS,
     RETRACTIONS,
-    SKETCHES,
     assert_same_bits,
     feed,
     gradients,
@@ -22,21 +19,12 @@ from ._helpers import (
     rotation,
     unitary_parameter,
 )
-from ._radians import angles, each_name
+from ._radians import angles, each_dtype, each_name, each_optimizer, each_sketch
 
 pytestmark = pytest.mark.usefixtures("each_way")
 
 
-each_optimizer = pytest.mark.parametrize("kind", OPTIMIZERS)
-
-
-each_sketch = pytest.mark.parametrize("sketch", SKETCHES)
-
-
 each_retraction = pytest.mark.parametrize("retraction", RETRACTIONS)
-
-
-each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
 def angles_of_a_step(kind, lr, normalize, *shape, scale=1.0, dtype=torch.float64, **manifold):

@@ -5,16 +5,10 @@ import torch
 
 from geoopt_projunn import ProjUNNRiemannianSGD
 
-from ._helpers import (
-    OPTIMIZERS,
-)
-from ._radians import each_name
+from ._radians import each_name, each_optimizer
 from .test_costs import assert_linear_in_k_n_squared, assert_never_waits, flops, ready
 
 pytestmark = pytest.mark.usefixtures("each_way")
-
-
-each_optimizer = pytest.mark.parametrize("kind", OPTIMIZERS)
 
 
 @each_name

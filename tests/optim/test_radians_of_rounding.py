@@ -6,23 +6,15 @@ import torch
 from geoopt_projunn import ProjUNNRiemannianSGD
 
 from ._helpers import (
-    DTYPES,
-    SKETCHES,
     assert_same_bits,
     feed,
     gradients,
     on_manifold,
     unitary_parameter,
 )
-from ._radians import angles, each_name
+from ._radians import angles, each_dtype, each_name, each_sketch
 
 pytestmark = pytest.mark.usefixtures("each_way")
-
-
-each_sketch = pytest.mark.parametrize("sketch", SKETCHES)
-
-
-each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
 @each_sketch

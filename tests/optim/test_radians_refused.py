@@ -16,11 +16,9 @@ from ._helpers import (
     gradients,
     unitary_parameter,
 )
+from ._radians import each_optimizer
 
 pytestmark = pytest.mark.usefixtures("each_way")
-
-
-each_optimizer = pytest.mark.parametrize("kind", OPTIMIZERS)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,18 @@
+"""Recurrent layers under autocast."""
+
+import pytest
+import torch
+
+from geoopt_projunn.nn import OrthogonalGRU, OrthogonalRNN, UnitaryRNN
+
+
+@pytest.mark.parametrize("kind", [OrthogonalRNN, UnitaryRNN, OrthogonalGRU])
+def test_the_states_stay_in_the_parameters_precision(kind):
+    layer = kind(3, 8, 2)
+    x = torch.randn(4, 2, 3)
+    expected = layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = layer(x)
+        assert layer(x.bfloat16())[0].dtype == layer.weight_hh_l0.dtype
+    assert torch.equal(actual[0], expected[0])
+    assert torch.equal(actual[1], expected[1])
