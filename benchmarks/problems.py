@@ -27,7 +27,7 @@ def rotation(g: torch.Generator, n: int, dtype: torch.dtype = torch.float32) -> 
     q, r = torch.linalg.qr(torch.randn(n, n, generator=g, dtype=wide))
     q = q * r.diagonal().sgn()
     if not dtype.is_complex:
-        q[:, 0] *= torch.linalg.det(q)
+        q[:, 0] *= torch.linalg.slogdet(q).sign
     return q.to(dtype)
 
 
@@ -39,7 +39,7 @@ def procrustes(g: torch.Generator, n: int, noise: float, samples: int) -> Proble
     gram, cross = a @ a.mT, b @ a.mT
     a64, b64 = a.double(), b.double()
     u, s, vh = torch.linalg.svd(b64 @ a64.mT)
-    s[-1] *= torch.linalg.det(u @ vh).sign()
+    s[-1] *= torch.linalg.slogdet(u @ vh).sign
     least = 0.5 * (a64.square().sum() + b64.square().sum()) - s.sum()
     return Problem(
         rotation(g, n),

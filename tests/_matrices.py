@@ -40,7 +40,7 @@ def unitary(*size: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     """Haar distributed; a real one has determinant +1, so that a path joins any two."""
     q = polar_reference(torch.randn(*size, dtype=wide(dtype)))
     if not dtype.is_complex:
-        q[..., 0] *= torch.linalg.det(q).sign().unsqueeze(-1)
+        q[..., 0] *= torch.linalg.slogdet(q).sign.unsqueeze(-1)
     return q.to(dtype)
 
 

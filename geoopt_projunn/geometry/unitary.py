@@ -4,6 +4,7 @@ from typing import ClassVar
 
 import torch
 
+from ..linalg.dense import has_negative_determinant
 from ..linalg.distance import GeodesicDistance, Logarithm
 from ..linalg.polar_factor import PolarFactor
 from ..linalg.precision import full_precision
@@ -56,7 +57,7 @@ class UnitaryGeometry(OrthonormalGeometry):
         """
         (x, y), shape = self._flatten(x=x, y=y)
         relative = y @ x.mH
-        if not x.is_complex() and bool((torch.linalg.det(relative.detach()) < 0).any()):
+        if not x.is_complex() and bool(has_negative_determinant(relative.detach()).any()):
             raise ValueError(
                 "`x` and `y` must be joined by a path, but their determinants differ in sign; "
                 "negate one column of one of them."

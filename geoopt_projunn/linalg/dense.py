@@ -33,6 +33,15 @@ def divided(a: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
     return a / torch.nn.functional.threshold(by, 0.0, torch.inf)
 
 
+def has_negative_determinant(a: torch.Tensor) -> torch.Tensor:
+    """Return whether the determinants of real matrices (*, n, n) are negative, (*).
+
+    The determinants themselves would underflow: those of orthogonal matrices from n = 512 on, in
+    float32, for the first pivots are small.
+    """
+    return torch.linalg.slogdet(a).sign < 0
+
+
 def estimate_orthogonality_error(x: torch.Tensor) -> torch.Tensor:
     r"""Estimate :math:`\lVert x^H x - I \rVert_F` from four test vectors, in :math:`O(np)`.
 

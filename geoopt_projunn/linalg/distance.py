@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from .dense import skewh
+from .dense import has_negative_determinant, skewh
 from .logarithm import unitary_log
 from .polar_factor import PolarFactor, polar_derivative
 from .precision import WIDE, full_precision
@@ -28,7 +28,7 @@ class GeodesicDistance(OfStacks):
         relative = y.to(wide) @ x.to(wide).mH
         distance = torch.linalg.vector_norm(torch.linalg.eigvals(relative).angle(), dim=-1)
         if not x.is_complex():
-            apart = torch.linalg.det(relative) < 0
+            apart = has_negative_determinant(relative)
             distance = torch.where(apart, torch.inf, distance)
         return distance.to(x.real.dtype)
 

@@ -158,7 +158,8 @@ def _put_step_on_device(state: dict[str, Any], p: torch.Tensor) -> None:
     """Move the number of steps, which torch and geoopt may keep on the host, to the device."""
     step = state.get("step")
     if isinstance(step, int | float):
-        # geoopt's; it computes powers of it in double precision.
-        state["step"] = torch.tensor(float(step), dtype=torch.float64, device=p.device)
+        # geoopt's; it computes powers of it in double precision. Filled on the device: to copy a
+        # number there would wait.
+        state["step"] = torch.full((), step, dtype=torch.float64, device=p.device)
     elif isinstance(step, torch.Tensor) and step.device != p.device:
         state["step"] = step.to(p.device, non_blocking=True)

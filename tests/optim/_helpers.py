@@ -33,7 +33,7 @@ def rotation(*shape, dtype=torch.float32):
     """Draw a Haar matrix; a real one of determinant 1, which steps from I can reach."""
     x = LowRankUnitary(k=None).random(*shape, dtype=dtype).as_subclass(torch.Tensor)
     if not dtype.is_complex:
-        x[..., :1] *= torch.linalg.det(x).sgn()[..., None, None]
+        x[..., :1] *= torch.linalg.slogdet(x).sign[..., None, None]
     return x.contiguous()
 
 

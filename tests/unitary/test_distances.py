@@ -79,6 +79,14 @@ def test_no_path_joins_opposite_determinants(dtype):
     assert manifold.logmap(x, y).isfinite().all()
 
 
+def test_no_path_joins_opposite_determinants_of_large_matrices():
+    # In single precision the product of the pivots is 0.
+    x, y = unitary(2, 512, 512).to(torch.float32)
+    y[0] *= -1
+    with pytest.raises(ValueError, match="determinants differ in sign"):
+        LowRankUnitary().logmap(x, y)
+
+
 def test_the_distance_of_several_blocks_is_the_root_of_the_sum_of_squares():
     x, y = unitary(2, 5, 3, 4, 4, dtype=torch.complex128)
     apart = LowRankUnitary().dist(x, y).square().sum(-1).sqrt()
