@@ -18,7 +18,7 @@ The packages could not be installed; pip says above why. Without a network, fetc
 endef
 export TOO_OLD NO_PACKAGES
 
-$(READY): pyproject.toml constraints.txt setup.py $(wildcard geoopt_projunn/backends/cpu/csrc/*)
+$(READY): pyproject.toml constraints.txt setup.py $(wildcard geoopt_projunn/backends/*/csrc/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "$$TOO_OLD" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing the package and what its tests need into $(VENV), which takes some minutes the first time."
@@ -35,7 +35,7 @@ test: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(wildcard geoopt_projunn/backends/cpu/csrc/*)
+	$(BIN)/clang-format --dry-run --Werror $(wildcard geoopt_projunn/backends/*/csrc/*)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -1,4 +1,4 @@
-"""Build the optional extension; all else is in pyproject.toml."""
+"""Build the optional extensions; all else is in pyproject.toml."""
 
 import sys
 import sysconfig
@@ -12,28 +12,28 @@ openmp = ["-fopenmp"] if sys.platform == "linux" else []
 # One build for all later versions of Python, but for those without its lock.
 limited = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
+# -Wno-psabi: vectors are passed between inlined functions only.
+numerical = ["-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi", *openmp]
+
+
+def extension(name: str, source: str, more: list[str], link: list[str]) -> Extension:
+    """Return one for setuptools; without a compiler the package is installed without it."""
+    return Extension(
+        f"geoopt_projunn.backends.{name}",
+        [f"geoopt_projunn/backends/{source}"],
+        depends=sorted(glob("geoopt_projunn/backends/cpu/csrc/*.h")),
+        extra_compile_args=["-std=c++17", "-O3", "-g0", *more],
+        extra_link_args=link,
+        define_macros=[("Py_LIMITED_API", "0x030B0000")] if limited else [],
+        py_limited_api=limited,
+        optional=True,
+    )
+
+
 setup(
     ext_modules=[
-        Extension(
-            "geoopt_projunn.backends.cpu._kernels",
-            ["geoopt_projunn/backends/cpu/csrc/module.cpp"],
-            depends=sorted(glob("geoopt_projunn/backends/cpu/csrc/*.h")),
-            # -Wno-psabi: vectors are passed between inlined functions only.
-            extra_compile_args=[
-                "-std=c++17",
-                "-O3",
-                "-ffp-contract=fast",
-                "-fno-math-errno",
-                "-g0",
-                "-Wno-psabi",
-                *openmp,
-            ],
-            extra_link_args=openmp,
-            define_macros=[("Py_LIMITED_API", "0x030B0000")] if limited else [],
-            py_limited_api=limited,
-            # Without a compiler the package is installed without it.
-            optional=True,
-        )
+        extension("cpu._kernels", "cpu/csrc/module.cpp", numerical, openmp),
+        extension("triton._launches", "triton/csrc/launches.cpp", [], []),
     ],
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if limited else {},
 )

@@ -76,19 +76,45 @@ def assert_runs(compiled, architecture, name):
 class InterpretedAsCompiled:
     """An interpreted kernel that is launched as a compiled one: with addresses."""
 
-    function = packed_metadata = None
-
     def __init__(self, kernel, args):
         self.kernel = kernel
         self.dtypes = [arg.dtype if isinstance(arg, torch.Tensor) else None for arg in args]
 
-    def run(self, x, y, z, stream, function, packed, metadata, enter, leave, *args):
+    def run(self, grid, args):
         of_tensors = self.dtypes + [None] * (len(args) - len(self.dtypes))
         own = [
             arg if dtype is None else at_address(arg, dtype)
             for arg, dtype in zip(args, of_tensors, strict=True)
         ]
-        self.kernel[(x, y, z)](*own)
+        self.kernel[grid](*own)
+
+
+class InterpretedLaunches:
+    """Launches that follow each other, as :func:`launches.joined` returns them."""
+
+    def __init__(self, launches):
+        self.launches = launches
+
+    def start(self, values, device):
+        from geoopt_projunn.backends.triton.launches import Place
+
+        for compiled, grid, args in self.launches:
+            own = [values[a.number] + a.offset if isinstance(a, Place) else a for a in args]
+            compiled.run(grid, own)
+
+
+def replay_interpreted(monkeypatch, module):
+    """Let a module join launches of interpreted kernels; return these."""
+    found = []
+
+    def joined(launches):
+        found.append(InterpretedLaunches(list(launches)))
+        return found[-1]
+
+    monkeypatch.setattr(module, "can_join", lambda compiled: True)
+    monkeypatch.setattr(module, "joined", joined)
+    monkeypatch.setattr(module, "stream_of", lambda device: 0)
+    return found
 
 
 def at_address(address, dtype):

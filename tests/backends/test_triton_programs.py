@@ -16,13 +16,15 @@ import triton
 import triton.language as tl
 from triton.runtime.jit import mangle_type
 
-from geoopt_projunn.backends.triton import programs
+from geoopt_projunn.backends.triton import launches, programs
 from geoopt_projunn.backends.triton.launching import bits, carve, launch
 
 from ._no_gpu import Launcher, no_gpu
 
 if support.INTERPRETED:
     pytest.skip("interpreted kernels are not compiled", allow_module_level=True)
+if launches._LACK is not None:
+    pytest.skip(f"nothing is replayed: {launches._LACK}", allow_module_level=True)
 
 
 @triton.jit
@@ -83,17 +85,14 @@ def test_the_second_step_launches_what_triton_would_without_binding_anything(gpu
     expected = plain(monkeypatch, x, y, number=0.7)
     assert gpu.bound == 4
     # They differ in where they work.
-    out = [launches[0][-1][2] for launches in (found, expected)]
+    out = [seen[0].args[2] for seen in (found, expected)]
     assert out[0] % 16 == out[1] % 16 == 0
     for own, theirs in zip(found, expected, strict=True):
         assert own[:-1] == theirs[:-1]
-        assert len(own[-1]) == len(theirs[-1])
-        for one, other in zip(own[-1], theirs[-1], strict=True):
+        for one, other in zip(own.args, theirs.args, strict=True):
             assert one == other or (one, other) == tuple(out)
-    assert found[0][:2] == ([2, 1, 1], 9)
-    assert found[1][:2] == ([1, 3, 1], 9)
-    assert found[0][-1][:2] == [x.data_ptr(), y.data_ptr()]
-    assert found[0][-1][5] == bits(0.7)
+    assert [(*own[:2], own.threads) for own in found] == [((2, 1, 1), 9, 64), ((1, 3, 1), 9, 128)]
+    assert found[0].args == [x.data_ptr(), y.data_ptr(), out[0], len(x), bits(0.7)]
 
 
 @pytest.mark.parametrize(
@@ -116,17 +115,17 @@ def test_where_triton_compiles_anew_nothing_is_replayed(gpu, monkeypatch, change
         kinds = {name: change.pop(name) for name in ("offset", "dtype") if name in change}
         return take(*tensors(**kinds), **change)
 
-    functions = [launched[2] for launched in step(take)]
+    functions = [launched.function for launched in step(take)]
     bound = gpu.bound
-    found = [launched[2] for launched in step(take, **change)]
+    found = [launched.function for launched in step(take, **change)]
     assert (gpu.bound > bound) == is_special
     expected = step(partial(plain, monkeypatch), **change)
-    assert found == [launched[2] for launched in expected]
+    assert found == [launched.function for launched in expected]
     assert (found != functions) == is_special
     # And back.
     bound = gpu.bound
-    assert [launched[2] for launched in step(take)] == functions
-    assert [launched[2] for launched in step(take, **change)] == found
+    assert [launched.function for launched in step(take)] == functions
+    assert [launched.function for launched in step(take, **change)] == found
     assert gpu.bound == bound
 
 
@@ -162,7 +161,7 @@ def test_what_cannot_be_replayed_is_bound_each_time(gpu, monkeypatch, why):
     if why == "hooks":
         monkeypatch.setattr(triton.knobs.runtime, "launch_enter_hook", lambda metadata: None)
     elif why == "version":
-        monkeypatch.setattr(programs, "_REPLAYS", False)
+        monkeypatch.setattr(launches, "_KNOWN", False)
     elif why == "shared":
         y = x[:16]
     else:
@@ -190,3 +189,43 @@ def test_programs_are_not_kept_without_end(gpu, monkeypatch):
     bound = gpu.bound
     take(x, y, key="e")
     assert gpu.bound == bound
+
+
+def test_a_thread_that_has_not_used_the_gpu_gets_a_context(gpu):
+    take(*tensors())
+    gpu.errors = [201]
+    assert len(take(*tensors())) == 2
+    assert gpu.bound == 2
+
+
+@pytest.mark.parametrize("errors", [[201, 201], [0, 700]])
+def test_what_the_driver_refuses_is_an_error(gpu, errors):
+    take(*tensors())
+    gpu.errors = errors
+    with pytest.raises(RuntimeError, match=f"could not start a kernel.*CUDA error {errors[1]}"):
+        take(*tensors())
+
+
+def test_without_the_cpp_part_triton_launches_and_a_warning_says_so_once(gpu, monkeypatch):
+    monkeypatch.setattr(launches, "_LACK", "it was not built")
+    launches._warn_of_lack.cache_clear()
+    with pytest.warns(UserWarning, match="slow to start.*it was not built"):
+        take(*tensors())
+    take(*tensors())
+    assert gpu.bound == 4
+
+
+ONE_LAUNCH_THAT_IS_NOT_THERE = bytes(8) + b"\x01" + bytes(23)
+
+
+@pytest.mark.parametrize("program", [b"", bytes(31), bytes(33), ONE_LAUNCH_THAT_IS_NOT_THERE])
+def test_bytes_that_are_no_program_are_refused(program):
+    with pytest.raises(ValueError, match="do not fit together"):
+        launches._launches.start(program, (0,))
+
+
+def test_a_value_that_is_missing_is_refused(gpu):
+    take(*tensors())
+    (program,) = programs._programs.values()
+    with pytest.raises(ValueError, match="do not fit together"):
+        launches._launches.start(program.launches.packed, (0,))

@@ -1,6 +1,6 @@
 """Launches of a loop: real compiled kernels, and a launcher that only takes notes."""
 
-from contextlib import contextmanager
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -13,13 +13,15 @@ if (lack := support.lack_of_triton()) is not None:
 import triton
 import triton.language as tl
 
-from geoopt_projunn.backends.triton import programs, repeated
+from geoopt_projunn.backends.triton import launches, repeated
 from geoopt_projunn.backends.triton.repeated import Repeated
 
 from ._no_gpu import Launcher, no_gpu
 
 if support.INTERPRETED:
     pytest.skip("interpreted kernels are not compiled", allow_module_level=True)
+if launches._LACK is not None:
+    pytest.skip(f"nothing is replayed: {launches._LACK}", allow_module_level=True)
 
 DTYPES = (torch.float32, torch.float64, torch.complex64)
 
@@ -72,7 +74,7 @@ def test_each_step_launches_what_triton_would_whatever_its_alignment_and_size(gp
                 bound += gpu.bound - before
                 assert launched == by_triton(*step, out)
                 assert len(launched) == 1
-    assert bound == len({seen[2] for seen in Launcher.seen}) < len(sizes)
+    assert bound == len({seen.function for seen in Launcher.seen}) < len(sizes)
     # In a loop of its own Triton compiles nothing anew.
     loaded = gpu.loaded
     loop(out)(z[0], h[0])
@@ -87,7 +89,7 @@ def test_equal_steps_are_bound_once_and_run_on_the_stream_of_their_loop(gpu):
         for step in zip(z, h, strict=True):
             own(*step)
         assert gpu.bound == 1
-        assert {seen[1] for seen in Launcher.seen[start:]} == {stream}
+        assert {seen.stream for seen in Launcher.seen[start:]} == {stream}
         assert len(Launcher.seen[start:]) == 20
 
 
@@ -105,7 +107,7 @@ def test_what_cannot_be_replayed_is_bound_each_time(gpu, monkeypatch, why):
     if why == "hooks":
         monkeypatch.setattr(triton.knobs.runtime, "launch_enter_hook", lambda metadata: None)
     else:
-        monkeypatch.setattr(programs, "_REPLAYS", False)
+        monkeypatch.setattr(launches, "_KNOWN", False)
     z, h, out = torch.zeros(3, 4, 16)
     own = loop(out)
     for count in (1, 2, 3):
@@ -113,18 +115,26 @@ def test_what_cannot_be_replayed_is_bound_each_time(gpu, monkeypatch, why):
         assert gpu.bound == count
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_a_launch_is_on_the_device_of_its_tensors(number, monkeypatch):
+@pytest.mark.parametrize("is_elsewhere", [False, True])
+def test_a_launch_is_on_the_device_of_its_tensors(gpu, is_elsewhere, monkeypatch):
     entered = []
+    z, h, out = torch.zeros(3, 4, 16)
+    own = loop(out)
+    own(z, h)
 
-    @contextmanager
     def entering(device):
         entered.append(device)
-        yield
-        entered.append("left")
+        return nullcontext()
 
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device", entering)
-    device = torch.device("cuda", number)
-    repeated._started_on(device, lambda *args: entered.append(args))(1, 2)
-    assert entered == ([device, (1, 2), "left"] if number else [(1, 2)])
+    monkeypatch.setattr(repeated, "_is_elsewhere", lambda device: is_elsewhere)
+    for _ in range(2):
+        own(z, h)
+    assert entered == [out.device] * 2 * is_elsewhere
+    assert len(Launcher.seen) == 3
+
+
+def test_a_device_is_elsewhere_if_it_is_not_the_current_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    devices = map(torch.device, ("cpu", "cuda:0", "cuda:1"))
+    assert list(map(repeated._is_elsewhere, devices)) == [False, False, True]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from geoopt_projunn.backends.triton import programs, repeated
+from geoopt_projunn.backends.triton import repeated
 from geoopt_projunn.nn import (
     OrthogonalConv2d,
     OrthogonalConv3d,
@@ -19,7 +19,7 @@ from geoopt_projunn.nn import (
 from geoopt_projunn.nn.kernels import frequencies as moving
 from geoopt_projunn.nn.kernels import modrelu, recurrence
 from tests._asserts import assert_same_to_rounding
-from tests._triton import InterpretedAsCompiled
+from tests._triton import InterpretedAsCompiled, replay_interpreted
 from tests.nn._oracles import scattered
 from tests.nn.test_costs import Count
 
@@ -119,21 +119,13 @@ class Replayable:
 
 @pytest.fixture
 def replays(monkeypatch):
-    """Let interpreted kernels be replayed; return how often that was."""
-    counts = Counter()
+    """Let interpreted kernels be replayed; return what was prepared for that."""
 
     def made(kernel, *args, **options):
         return repeated.Repeated(Replayable(kernel), *args, **options)
 
-    def arguments(*args):
-        counts["prepared"] += 1
-        return programs.arguments(*args)
-
-    monkeypatch.setattr(repeated, "can_replay", lambda compiled: True)
-    monkeypatch.setattr(repeated, "stream_of", lambda device: 0)
-    monkeypatch.setattr(repeated, "arguments", arguments)
     monkeypatch.setattr(modrelu, "Repeated", made)
-    return counts
+    return replay_interpreted(monkeypatch, repeated)
 
 
 @pytest.mark.usefixtures("_step_by_step")
@@ -156,7 +148,7 @@ def test_a_layer_has_the_gradients_of_the_loop_of_operations(
 
     ours = gradients()
     # Both ways, of two layers and two directions.
-    assert replays is None or replays["prepared"] >= 8
+    assert replays is None or len(replays) >= 8
     monkeypatch.setattr("geoopt_projunn.nn.untaped.needs_plain_operations", lambda *_: True)
     for actual, expected in zip(ours, gradients(), strict=True):
         assert_same_to_rounding(actual, expected)

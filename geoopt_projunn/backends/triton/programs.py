@@ -3,7 +3,7 @@
 Triton binds, specializes and hashes all arguments of each launch, which takes the host longer than
 a small step takes the GPU. Steps of the same sizes, dtypes, options and alignment differ in
 addresses and a few numbers alone. So the launches of the first of them are recorded, and the others
-hand the same compiled kernels what differs.
+start the same compiled kernels with what differs.
 """
 
 import inspect
@@ -12,19 +12,13 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import pairwise
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
 import triton
-from triton.compiler import CompiledKernel
 
-from . import support
+from .launches import Launch, Launches, Place, can_join, joined
 
-# Up to this version a compiled kernel is launched by `compiled.run(*grid, stream, ...)`, as torch's
-# own compiler launches it, pointers may be integers, and `kernel[grid](...)` returns `compiled`.
-# With later ones nothing is replayed.
-_REPLAYS = (support.version() or ()) <= (3, 8)
 # What Triton may assume of addresses and of integers when it compiles a kernel.
 DIVISOR = 16
 # Of parts of one allocation, as of allocations.
@@ -43,33 +37,17 @@ class Number:
         self.bits = bits
 
 
-class _Place(NamedTuple):
-    """An argument that differs from step to step: one of the values of a step, and an offset."""
-
-    number: int
-    offset: int
-
-
 class Program(NamedTuple):
-    """The launches of a step; all their arguments come from one table."""
+    """The launches of a step."""
 
     memory: int
     """Bytes to work in."""
-    places: tuple[_Place, ...]
-    constants: tuple[Any, ...]
-    launches: tuple[tuple[Callable[..., None], Callable[[Any], tuple[Any, ...]]], ...]
-    """What launches a kernel, and what picks its arguments from the table."""
-    kernels: tuple[Any, ...]
-    """From Triton 3.8 on, one that nobody has any more is unloaded."""
+    launches: Launches
 
     def run(self, values: Sequence[int], device: torch.device) -> None:
         """Launch all of it, with the addresses and the bits of the numbers of one step."""
         memory = torch.empty(self.memory, dtype=torch.uint8, device=device)
-        values = (*values, memory.data_ptr(), stream_of(device))
-        table = [values[number] + offset for number, offset in self.places]
-        table += self.constants
-        for start, pick in self.launches:
-            start(*pick(table))
+        self.launches.start((*values, memory.data_ptr(), stream_of(device)), device)
 
 
 class Recorder:
@@ -88,14 +66,12 @@ class Recorder:
         self._spans = [(*_span(t), number, 0) for number, t in enumerate(inputs)]
         spans = sorted(self._spans)
         # Of memory that is shared an address would not tell which one is meant.
-        self._is_complete = _REPLAYS and all(
-            end <= start for (_, end, *_), (start, *_) in pairwise(spans)
-        )
+        self._is_complete = all(end <= start for (_, end, *_), (start, *_) in pairwise(spans))
         self._inputs = len(inputs)
-        # After these values come the addresses and the stream.
+        # After these values come the address of memory and the stream.
         self._own = len(inputs) + len(numbers)
         self._memory = 0
-        self._launches: list[tuple[Any, list[Any]]] = []
+        self._launches: list[Launch] = []
 
     def allocated(self, memory: torch.Tensor) -> None:
         """Take note of memory that the step works in."""
@@ -112,23 +88,22 @@ class Recorder:
         options: Mapping[str, Any],
     ) -> None:
         """Take note of a launch and of what Triton returned."""
-        if not self._is_complete or not can_replay(compiled):
+        if not self._is_complete or not can_join(compiled):
             self._is_complete = False
             return
-        how = arguments(compiled, grid, _Place(self._own + 1, 0))
-        given = map(self._place, in_order(kernel, args, options))
-        self._launches.append((compiled, [*how, *given]))
+        given = tuple(map(self._place, in_order(kernel, args, options)))
+        self._launches.append(Launch(compiled, grid, given))
 
     def _place(self, value: Any) -> Any:
         """Return where an argument comes from, or itself if it is a constant."""
         if isinstance(value, Number):
-            return _Place(self._inputs + self._numbers.index(value), 0)
+            return Place(self._inputs + self._numbers.index(value), 0)
         if not isinstance(value, torch.Tensor):
             return value
         address = value.data_ptr()
         for start, end, number, offset in self._spans:
             if start <= address < end:
-                return _Place(number, offset + address - start)
+                return Place(number, offset + address - start)
         self._is_complete = False
         return value
 
@@ -136,18 +111,7 @@ class Recorder:
         """Return what was recorded, None if some of it cannot be replayed."""
         if not self._is_complete or not self._launches:
             return None
-        values = [value for _, args in self._launches for value in args]
-        places = dict.fromkeys(value for value in values if isinstance(value, _Place))
-        constants = {id(value): value for value in values if not isinstance(value, _Place)}
-        at = {key: number for number, key in enumerate((*places, *constants))}
-        launches = []
-        for compiled, args in self._launches:
-            picked = [at[arg if isinstance(arg, _Place) else id(arg)] for arg in args]
-            launches.append((compiled.run, itemgetter(*picked)))
-        kernels = tuple(compiled for compiled, _ in self._launches)
-        return Program(
-            self._memory, tuple(places), tuple(constants.values()), tuple(launches), kernels
-        )
+        return Program(self._memory, joined(self._launches))
 
 
 _recorder: ContextVar[Recorder | None] = ContextVar("_recorder", default=None)
@@ -227,23 +191,11 @@ def stream_of(device: torch.device) -> int:
     return stream
 
 
-def can_replay(compiled: Any) -> bool:
-    """Return whether what Triton returned of a launch is launched again as here."""
-    return _REPLAYS and isinstance(compiled, CompiledKernel)
-
-
 def has_hooks() -> bool:
     """Return whether somebody, such as a profiler, wants to be told of launches."""
     runtime = triton.knobs.runtime
     hooks = runtime.launch_enter_hook, runtime.launch_exit_hook
     return any(hook is not None and getattr(hook, "calls", True) for hook in hooks)
-
-
-def arguments(compiled: Any, grid: Sequence[int], stream: Any) -> tuple[Any, ...]:
-    """Return what ``compiled.run`` is given before the arguments of its kernel."""
-    # No hooks, and nothing to tell them.
-    how = (stream, compiled.function, compiled.packed_metadata, None, None, None)
-    return *(*grid, 1, 1)[:3], *how
 
 
 def in_order(kernel: Any, args: Sequence[Any], options: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -5,23 +5,15 @@ differ in their sizes and in the alignment of their tensors.
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .programs import DIVISOR, arguments, can_replay, has_hooks, in_order, specialized, stream_of
+from .launches import Launch, Launches, Place, can_join, joined
+from .programs import DIVISOR, has_hooks, in_order, specialized, stream_of
 
 Share = Callable[..., tuple[int, tuple[int, ...]]]
-
-
-class _Launch(NamedTuple):
-    """What starts a kernel, and what it is given before and after the addresses of a step."""
-
-    start: Callable[..., None]
-    before: tuple[Any, ...]
-    after: tuple[Any, ...]
 
 
 class Repeated:
@@ -51,8 +43,11 @@ class Repeated:
         self._others = tuple(others)
         self._device = self._others[0].device
         # By all that steps differ in except addresses, and by what Triton compiles kernels for.
-        self._launches: dict[Hashable, _Launch] = {}
+        self._launches: dict[Hashable, Launches] = {}
         self._compiled: dict[Hashable, Any] = {}
+        # Both are found out when there is something to launch.
+        self._is_elsewhere = False
+        self._stream = 0
 
     def __call__(self, *tensors: Tensor) -> None:
         """Launch the kernel on the tensors of a step."""
@@ -69,10 +64,14 @@ class Repeated:
             if launch is None:
                 return
             self._launches[key] = launch
-        start, before, after = launch
-        start(*before, *addresses, *after)
+        values = (*addresses, self._stream)
+        if self._is_elsewhere:
+            with torch.cuda.device(self._device):
+                launch.start(values, self._device)
+        else:
+            launch.start(values, self._device)
 
-    def _prepared(self, tensors: tuple[Tensor, ...]) -> _Launch | None:
+    def _prepared(self, tensors: tuple[Tensor, ...]) -> Launches | None:
         """Return how to launch on tensors like these; None if Triton had to do it."""
         programs, integers = self._share(*tensors)
         everything = (*tensors, *self._others)
@@ -85,22 +84,16 @@ class Repeated:
             entries = [torch.view_as_real(t) if t.is_complex() else t for t in everything]
             with torch.cuda.device_of(tensors[0]):
                 compiled = self._kernel[(programs,)](*entries, *integers, **self._constants)
-            if can_replay(compiled) and not has_hooks():
+            if can_join(compiled) and not has_hooks():
                 self._compiled[kind] = compiled
             return None
-        before = arguments(compiled, (programs,), stream_of(self._device))
-        given = in_order(self._kernel, (*everything, *integers), self._constants)
+        self._stream = stream_of(self._device)
+        self._is_elsewhere = _is_elsewhere(self._device)
+        places = [Place(number, 0) for number in range(len(tensors))]
         others = [t.data_ptr() for t in self._others]
-        after = (*others, *given[len(everything) :])
-        return _Launch(_started_on(self._device, compiled.run), before, after)
+        given = in_order(self._kernel, (*places, *others, *integers), self._constants)
+        return joined([Launch(compiled, (programs,), given)])
 
 
-def _started_on(device: torch.device, run: Callable[..., None]) -> Callable[..., None]:
-    """Return what launches on a device, whichever is the current one."""
-    is_current = device.type != "cuda" or device.index == torch.cuda.current_device()
-    return run if is_current else partial(_run_on, device, run)
-
-
-def _run_on(device: torch.device, run: Callable[..., None], *args: Any) -> None:
-    with torch.cuda.device(device):
-        run(*args)
+def _is_elsewhere(device: torch.device) -> bool:
+    return device.type == "cuda" and device.index != torch.cuda.current_device()

@@ -8,7 +8,7 @@ import torch
 from geoopt_projunn import ProjUNNRiemannianSGD, backends
 from geoopt_projunn.backends.triton import programs
 from tests._asserts import assert_bit_equal
-from tests._triton import InterpretedAsCompiled
+from tests._triton import InterpretedAsCompiled, replay_interpreted
 from tests.backends._cases import ADAM, RULES, SGD
 from tests.backends._steps import parameters
 
@@ -25,8 +25,7 @@ def bound(monkeypatch):
         launched(self, InterpretedAsCompiled(kernel, args), kernel, grid, args, options)
 
     monkeypatch.setattr(programs.Recorder, "launched", noted)
-    monkeypatch.setattr(programs, "CompiledKernel", InterpretedAsCompiled)
-    monkeypatch.setattr(programs, "stream_of", lambda device: 0)
+    replay_interpreted(monkeypatch, programs)
     monkeypatch.setattr(programs, "_programs", {})
     return names
 
