@@ -65,7 +65,7 @@ class Agreement:
                 self._devices.setdefault(over, p.device)
 
     def on_steps(
-        self, groups: Groups, parts: list[Parts], states: States, begun: Collection[torch.Tensor]
+        self, groups: Groups, parts: list[Parts], begun: Collection[torch.Tensor]
     ) -> Rates:
         """Agree on the parameters of a step, before anything moves.
 
@@ -73,8 +73,6 @@ class Agreement:
         ----------
         groups, parts : list
             the groups of the optimizer and their parameters, all of which can be stepped here
-        states : mapping
-            of these parameters
         begun : collection
             those that begin with this step
 
@@ -95,13 +93,16 @@ class Agreement:
         plans: dict[ProcessGroup, Plan] = defaultdict(list)
         waiting = set()
         for group, part in zip(groups, parts, strict=True):
-            for members in part.low_rank.values():
-                over = averages_gradients(members[0])
+            for params, states in part.low_rank.values():
+                over = averages_gradients(params[0])
                 if over is None:
                     continue
-                plan = [_entry(p, group, states[p], begins=p in begun) for p in members]
+                plan = [
+                    _entry(p, group, state, begins=p in begun)
+                    for p, state in zip(params, states, strict=True)
+                ]
                 plans[over].append(plan)
-                if any(p in begun for p in members):
+                if any(p in begun for p in params):
                     waiting.add(over)
         error, rates = self._decide("take a step with gradients of", plans, waiting)
         if error is not None:

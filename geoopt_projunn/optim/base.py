@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-from collections import ChainMap
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
@@ -235,7 +234,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
             self._others.step(self.state, self.param_groups, parts, self._state_of_others)
             for group, part in zip(self.param_groups, parts, strict=True):
                 with _as_tensors():
-                    step_kinds(part.low_rank.values(), self.state, self._rule, group, rates)
+                    step_kinds(part.low_rank.values(), self._rule, group, rates)
                 self._stabilize_in_turn(group, skips=step.skips)
         stepped = [members for part in parts for members in part.low_rank.values()]
         self._watch.see_step(stepped, self.state, self._described)
@@ -259,8 +258,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
             agreement.fail(error)
             raise
         parts, fresh, begun = prepared
-        states = ChainMap(fresh, self.state)
-        rates = agreement.on_steps(self.param_groups, parts, states, begun)
+        rates = agreement.on_steps(self.param_groups, parts, begun)
         self._preparation.begin(begun, self.state)
         for p, buffers in fresh.items():
             state = self.state[p]
@@ -268,6 +266,9 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
             for name in self._rule.known_buffers - buffers.keys():
                 state.pop(name, None)
             state.update(buffers)
+        if fresh:
+            for members in (members for part in parts for members in part.low_rank.values()):
+                members.states[:] = [self.state[p] for p in members.params]
         return parts, rates
 
     def _sort(self) -> Prepared:

@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from geoopt.manifolds.base import Manifold
@@ -20,17 +20,24 @@ _LOW_RANK = (LowRankUnitary, LowRankStiefel, LowRankManifold)
 _ANY = (*_LOW_RANK, Manifold)
 
 
+class Members(NamedTuple):
+    """Parameters of one kind, which can be stepped as one batch, and the state of each."""
+
+    params: list[torch.Tensor]
+    states: list[dict[str, Any]]
+
+
 @dataclass
 class Parts:
     """The parameters of a group: those of low-rank steps by kind, and all others."""
 
-    low_rank: dict[Hashable, list[torch.Tensor]] = field(default_factory=dict)
+    low_rank: dict[Hashable, Members] = field(default_factory=dict)
     riemannian: list[torch.Tensor] = field(default_factory=list)
     plain: list[torch.Tensor] = field(default_factory=list)
 
     def low_rank_parameters(self) -> list[torch.Tensor]:
         """Return those of low-rank steps, all of which have a gradient."""
-        return [p for members in self.low_rank.values() for p in members]
+        return [p for members in self.low_rank.values() for p in members.params]
 
     def others(self) -> list[torch.Tensor]:
         """Return all others that have a gradient."""

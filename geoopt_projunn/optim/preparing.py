@@ -11,6 +11,7 @@ from ..backends.spec import Buffers, Rule
 from ..low_rank_manifold import LowRankManifold
 from .capture import check_has_begun
 from .kinds import (
+    Members,
     Parts,
     check_grad,
     check_kind,
@@ -71,7 +72,7 @@ class Preparation:
         """Sort the parameters of a group, check them, and add what is found."""
         part, fresh = Parts(), prepared.fresh
         names = self._rule.buffer_names(group)
-        members, kind = list[torch.Tensor](), None
+        members, kind = Members([], []), None
         for p in group["params"]:
             manifold, grad, state = manifold_of(p), p.grad, states.get(p, {})
             if grad is not None and grad.is_sparse and not self._takes_sparse_of(p, group):
@@ -104,21 +105,22 @@ class Preparation:
                 kind, last = kind_of(p, grad, manifold, state, names), kind
                 # To compare is faster than to look up, and many are like the one before.
                 if kind != last:
-                    members = part.low_rank.setdefault(kind, [])
-                members.append(p)
-        for of_kind, members in part.low_rank.items():
-            p = members[0]
-            state = fresh.get(p) or states[p]
+                    members = part.low_rank.setdefault(kind, Members([], []))
+                members.params.append(p)
+                members.states.append(state)
+        for of_kind, (params, of_params) in part.low_rank.items():
+            p, state = params[0], of_params[0]
             if of_kind not in self._checked:
                 check_kind(p, state, names, group)
                 self._checked.add(of_kind)
             assert_serves(p)
             if is_spread(p) or is_dtensor(p.grad):
-                for p in members:
-                    check_spread(p, fresh.get(p) or states[p], self._rule, group)
-            missing = [name for name in names if name not in state]
-            for p in members if missing else []:
-                fresh[p] = self._begun_anew(p, group, states[p], missing)
+                for p, own in zip(params, of_params, strict=True):
+                    check_spread(p, own, self._rule, group)
+            if missing := [name for name in names if name not in state]:
+                for number, p in enumerate(params):
+                    begun = self._begun_anew(p, group, of_params[number], missing)
+                    fresh[p] = of_params[number] = begun
         prepared.parts.append(part)
 
     def begin(self, begun: Mapping[torch.Tensor, bool], states: States) -> None:

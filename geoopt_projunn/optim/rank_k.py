@@ -1,55 +1,53 @@
 """The rank-k step of parameters on LowRankUnitary and LowRankStiefel."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ..backends import choose
 from ..backends.distributed import averages_gradients, is_dtensor, like_its_parameter, local_of
-from ..backends.spec import Buffers, Rule
+from ..backends.spec import Rule
 from ..geometry.checks import upright
 from .agreement import Rates
-from .kinds import low_rank_of
+from .kinds import Members, low_rank_of
 from .options import on_device
 
 
 def step_kinds(
-    kinds: Iterable[list[torch.Tensor]],
-    states: Mapping[torch.Tensor, Buffers],
+    kinds: Collection[Members],
     rule: Rule,
     group: Mapping[str, Any],
     rates: Rates,
 ) -> None:
     """Step parameters, those of one kind together; ``rates`` are those of an agreement."""
-    kinds = list(kinds)
-    addresses = [address for members in kinds for address in _addresses(members)]
+    addresses = [address for params, _ in kinds for address in _addresses(params)]
     points = set(addresses)
     if len(points) < len(addresses):
         # Parameters that share memory are stepped one after the other.
-        kinds = [[p] for members in kinds for p in members]
-    grads = [_apart([p.grad for p in members], points) for members in kinds]
+        pairs = [pair for members in kinds for pair in zip(*members, strict=True)]
+        kinds = [Members([p], [state]) for p, state in pairs]
+    grads = [_apart([p.grad for p in params], points) for params, _ in kinds]
     names = ("step", "skipped", *rule.buffer_names(group))
-    for members, grads_of_kind in zip(kinds, grads, strict=True):
-        states_of_kind = [states[p] for p in members]
-        buffers = {name: [state[name] for state in states_of_kind] for name in names}
-        first = members[0]
+    for (params, states), grads_of_kind in zip(kinds, grads, strict=True):
+        buffers = {name: [state[name] for state in states] for name in names}
+        first = params[0]
         manifold = low_rank_of(first)
         if manifold.points(first) is not first:
             # What steps see of them are tall matrices, one by one.
-            members = [like_its_parameter(manifold.points(p), p) for p in members]
+            params = [like_its_parameter(manifold.points(p), p) for p in params]
             grads_of_kind = [manifold.points(grad) for grad in grads_of_kind]
             for name in names[2:]:
                 buffers[name] = [upright(buffer) for buffer in buffers[name]]
         lr = on_device(group["lr"], first.device)
         if rates and (over := averages_gradients(first)) in rates:
             lr = lr * rates[over]
-        point = members[0]
+        point = params[0]
         unit = rule.unit(group, point.shape[-2] * point.shape[-1])
         lr = lr if unit == 1 else lr * unit
         options = group if lr is group["lr"] else {**group, "lr": lr}
         spec = manifold.spec(point, group["normalize"])
-        choose(first).step_(members, grads_of_kind, buffers, rule, options, spec)
+        choose(first).step_(params, grads_of_kind, buffers, rule, options, spec)
 
 
 def _apart(grads: Sequence[torch.Tensor | None], points: set[int]) -> list[torch.Tensor]:

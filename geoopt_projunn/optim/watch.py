@@ -9,7 +9,7 @@ import torch
 from ..backends.distributed import averages_gradients, is_dtensor, local_of
 from ..normalization import furthest
 from .capture import is_capturing
-from .kinds import is_low_rank, low_rank_of, manifold_of
+from .kinds import Members, is_low_rank, low_rank_of, manifold_of
 from .messages import capitalized, warn
 from .nonfinite import reads_at_once
 from .state import worst_errors
@@ -83,7 +83,7 @@ class Watch:
 
     def see_step(
         self,
-        stepped: Iterable[list[torch.Tensor]],
+        stepped: Iterable[Members],
         states: Mapping[torch.Tensor, dict[str, Any]],
         described: Described,
     ) -> None:
@@ -95,12 +95,12 @@ class Watch:
             return
         self._steps += 1
         if not self._warned_of_skip:
-            for members in stepped:
-                counters = [states[p]["skipped"] for p in members]
+            for params, of_params in stepped:
+                counters = [state["skipped"] for state in of_params]
                 if is_dtensor(counters[0]):
                     counters = [local_of(counter) for counter in counters]
                 if reads_at_once(counters[0]) and _any(counters):
-                    for p, counter in zip(members, counters, strict=True):
+                    for p, counter in zip(params, counters, strict=True):
                         self._warn_of_count(p, float(counter.sum()), described)
         if self._steps % _EVERY == 0:
             self._measure(states)
