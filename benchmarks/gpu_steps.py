@@ -48,7 +48,7 @@ def compiling(device: str) -> Cases:
 
     Triton keeps on disk what it has compiled: what follows finds it there.
     """
-    kinds = [(rule, {"k": k}) for rule in RULES for k in (1, 4, 16)] + _SETTINGS
+    kinds = [(rule, {"k": k}) for rule in RULES for k in (1, 4, 8, 16)] + _SETTINGS
     jobs = [(rule, options, batch) for rule, options in kinds for batch in ((), (4,))]
     yield "steps", lambda: _compile(device, jobs if device == "cuda" else jobs[:1])
 
@@ -104,8 +104,11 @@ def times(device: str) -> Cases:
     """Time steps over the floor, the passes of each at the speed of a copy of its matrix."""
     for n in SIZES if device == "cuda" else SMALL:
         yield f"n={n} copy, GB/s", lambda n=n: bandwidth(_problem(n, device).x) / 1e9
-        for rule, k in (("SGD", 1), ("SGD", 4), ("Adam", 1), ("SGD", 16)):
+        for rule, k in _TIMED:
             yield f"n={n} {rule} k={k}", lambda n=n, rule=rule, k=k: _over_floor(n, device, rule, k)
+
+
+_TIMED = (("SGD", 1), ("SGD", 8), ("Adam", 1), ("Adam", 8), ("SGD", 4), ("SGD", 16))
 
 
 def _over_floor(n: int, device: str, rule: str, k: int) -> dict[str, float]:
@@ -153,7 +156,7 @@ def compared(device: str) -> Cases:
     """Take the same steps by every backend that serves the device."""
     names = [name for name in backends.available() if name != "cpu" or device == "cpu"]
     for n in (512, 4096) if device == "cuda" else SMALL:
-        for rule, k in (("SGD", 1), ("SGD", 4), ("Adam", 1)):
+        for rule, k in (("SGD", 1), ("SGD", 8), ("Adam", 1)):
             for name in names:
 
                 def measure(n: int = n, rule: str = rule, k: int = k, name: str = name) -> object:
