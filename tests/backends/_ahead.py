@@ -16,6 +16,8 @@ _TYPES = {
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
+OVERLAPPING = 90
+"""From this architecture on, kernels begin before those before them have ended."""
 _BITS = ("length", "first", "second", "third", "anywhere", "floor")
 RULES = {
     "gradient": NativeRule("gradient", (), ()),
@@ -61,8 +63,9 @@ def spec(k, sketch="tangent", retraction="exponential", sweep=1, normalize=None)
     return StepSpec(k, sketch, retraction, sweep, normalize=normalize)
 
 
-def source(launch):
+def source(launch, *, overlaps=False):
     """Return a kernel with its arguments' types, as Triton makes it of them."""
+    options = {**launch.options, "OVERLAPS": overlaps}
     names = launch.kernel.arg_names
     types, constants, attributes = {}, {}, {}
     for index, (name, value) in enumerate(zip(names, launch.args, strict=False)):
@@ -73,7 +76,7 @@ def source(launch):
         if isinstance(value, torch.Tensor) or (name not in _BITS and value % 16 == 0):
             attributes[(index,)] = [["tt.divisibility", 16]]
     for name in names[len(launch.args) :]:
-        value = launch.options[name]
+        value = options[name]
         types[name] = "constexpr"
         constants[(names.index(name),)] = getattr(value, "value", value)
     return ASTSource(fn=launch.kernel, signature=types, constexprs=constants, attrs=attributes)
@@ -89,4 +92,6 @@ def key(launch):
 def compiled(launch, architecture):
     """Compile a kernel as it would be launched."""
     warps = launch.options.get("num_warps", 4)
-    return compile_ahead(source(launch), architecture, num_warps=warps)
+    overlaps = architecture >= OVERLAPPING
+    made = source(launch, overlaps=overlaps)
+    return compile_ahead(made, architecture, num_warps=warps, launch_pdl=overlaps)

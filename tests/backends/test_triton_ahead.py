@@ -1,5 +1,7 @@
 """The Triton kernels without a GPU: how many a step launches, and that a GPU could run them."""
 
+import re
+
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ if support.INTERPRETED:
 
 from tests._triton import ARCHITECTURES, assert_runs
 
-from ._ahead import RULES, compiled, key, launches, spec
+from ._ahead import OVERLAPPING, RULES, compiled, key, launches, spec
 
 # All kernels, rules, sketches and retractions, in all dtypes; the first of each that is new.
 STEPS = {
@@ -41,8 +43,29 @@ def test_two_generations_of_gpus_could_run_the_kernels(monkeypatch, step):
         for architecture in ARCHITECTURES:
             made, name = compiled(launch, architecture), launch.kernel.__name__
             assert_runs(made, architecture, name)
+            assert_waits(made.ptx, name, overlaps=architecture >= OVERLAPPING)
             most = 0 if support.version() == (3, 7) else SPILT_BY_OTHERS
             assert made.spilt <= most or how.k > 4, (name, architecture)
+
+
+def assert_waits(ptx, name, *, overlaps):
+    """Assert that a kernel waits for those before it, and then touches memory; or never waits."""
+    if not overlaps:
+        assert "griddepcontrol" not in ptx, name
+        return
+    waits, lets_go, memory = (
+        [found.start() for found in re.finditer(pattern, ptx)]
+        for pattern in (
+            r"griddepcontrol\.wait",
+            r"griddepcontrol\.launch_dependents",
+            r"\b(ld|st|atom|red)[.\w:]*\.global|\bcp\.async",
+        )
+    )
+    assert len(waits) == len(lets_go) == 1, name
+    assert waits[0] < lets_go[0] < memory[0], name
+    # No thread goes around it.
+    before = ptx[ptx.index("{", ptx.index(".entry")) : waits[0]]
+    assert not re.search(r"\bbra\b|@", before), name
 
 
 @pytest.mark.parametrize("n", [2, 64, 4096, 65536])

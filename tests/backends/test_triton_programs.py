@@ -28,7 +28,9 @@ if launches._LACK is not None:
 
 
 @triton.jit
-def first_kernel(x, y, out, n, SIZE: tl.constexpr, number, SHIFT: tl.constexpr = 2):
+def first_kernel(
+    x, y, out, n, SIZE: tl.constexpr, number, OVERLAPS: tl.constexpr, SHIFT: tl.constexpr = 2
+):
     """Read and write all that it is given."""
     at = tl.arange(0, SIZE)
     value = tl.load(x + at, mask=at < n) + tl.load(y + at, mask=at < n)
@@ -36,7 +38,7 @@ def first_kernel(x, y, out, n, SIZE: tl.constexpr, number, SHIFT: tl.constexpr =
 
 
 @triton.jit
-def second_kernel(out, x, n, SIZE: tl.constexpr):
+def second_kernel(out, x, n, SIZE: tl.constexpr, OVERLAPS: tl.constexpr):
     """Read what the first one has written."""
     at = tl.arange(0, SIZE)
     tl.store(x + at, tl.load(out + at, mask=at < n), mask=at < n)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, overload
 import torch
 
 from .programs import Number, bits_of, recorder
-from .support import TILE_BYTES
+from .support import TILE_BYTES, overlaps
 
 MANY_WARPS = 8
 """Of a program that keeps much in registers."""
@@ -29,7 +29,14 @@ _ALIGNED = 32
 
 
 def launch(kernel: Any, grid: Sequence[int], *args: Any, **options: Any) -> None:
-    """Run a kernel on a grid of programs; the next step like this one may run it without this."""
+    """Run a kernel on a grid of programs; the next step like this one may run it without this.
+
+    Its first argument is a tensor, and it begins with :func:`.kernels.overlap.begin`.
+    """
+    is_overlapping = overlaps(args[0].device)
+    options["OVERLAPS"] = is_overlapping
+    if is_overlapping:
+        options["launch_pdl"] = True
     named = {name: _plain(value) for name, value in options.items()}
     compiled = kernel[tuple(grid)](*map(_plain, args), **named)
     if (record := recorder()) is not None:

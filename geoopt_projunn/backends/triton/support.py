@@ -9,6 +9,7 @@ import torch
 
 OLDEST = (8, 0)
 """Compute capability of the oldest GPUs for which the kernels are compiled in the tests."""
+_OLDEST_TO_OVERLAP = (9, 0)
 TILE_BYTES = 512
 """Of the row of a tile, unless a matrix is narrower: what a warp reads at once."""
 OLDEST_TRITON = (3, 5)
@@ -52,6 +53,13 @@ def lack(device: torch.device) -> str | None:
         have, need = (".".join(map(str, version)) for version in (capability, OLDEST))
         return f"the compute capability of {device} is {have}, and the kernels need {need}"
     return None
+
+
+@functools.cache
+def overlaps(device: torch.device) -> bool:
+    """Return whether a GPU can schedule a kernel while the one before it runs."""
+    is_gpu = device.type == "cuda" and not INTERPRETED
+    return is_gpu and torch.cuda.get_device_capability(device) >= _OLDEST_TO_OVERLAP
 
 
 @functools.cache

@@ -21,6 +21,7 @@ from .gram import (
     total_of,
 )
 from .layout import load_left, load_sum
+from .overlap import begin
 from .small import HALF, gram_schmidt, inner_products, of_complex, times
 
 
@@ -58,12 +59,14 @@ def gather_kernel(
     HAS_MOST: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     """Write rows, the difference of two row sums or real column sums, and what is to multiply them.
 
     A program has ``each`` positions. Of ADAM_SCALAR the last program ends what the pass before has
     begun, with the squares of ``checked`` programs.
     """
+    begin(OVERLAPS)
     b, program = tl.program_id(0).to(tl.int64), tl.program_id(1)
     programs = tl.num_programs(1)
     which = tl.arange(0, PADDED)
@@ -152,8 +155,10 @@ def basis_kernel(
     OF_COLUMN_SUMS: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     """Write rows that are orthonormal but for rounding, and ``again``, what mends that."""
+    begin(OVERLAPS)
     b, program = tl.program_id(0).to(tl.int64), tl.program_id(1)
     programs = tl.num_programs(1)
     which = tl.arange(0, PADDED)

@@ -19,6 +19,7 @@ from .gram import load_square, orthonormalizing, store_gram, store_square, total
 from .layout import entry_of, load_left, load_sum
 from .mixing import in_turn
 from .normalization import AS_LONG, length_of, normalized
+from .overlap import begin
 from .retractions import retracted
 from .small import HALF, gram_schmidt, inner_products, of_complex, skew, times
 
@@ -63,12 +64,14 @@ def collect_kernel(
     SWEEP_PADDED: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     """Write the rows of which a step is made, what is to multiply them, and columns to be swept.
 
     Tangent: the rows are ``above``, (COUNT, n), and half the difference of two row sums. LSI: the
     sums of ``plus`` and those of ``minus``. Of a basis that ``again`` has yet to multiply.
     """
+    begin(OVERLAPS)
     b, program = tl.program_id(0).to(tl.int64), tl.program_id(1)
     programs = tl.num_programs(1)
     BOTH: tl.constexpr = 2 * COUNT
@@ -153,12 +156,14 @@ def core_kernel(
     RULE: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     """Write the basis of a step, and the rotation in it, P - I.
 
     The basis is orthonormal but for rounding, which the rotation makes up for: with W = T Y the
     step is x + W^T (P - I) W x, and what is written are Y and T^T (P - I) T.
     """
+    begin(OVERLAPS)
     b, program = tl.program_id(0).to(tl.int64), tl.program_id(1)
     programs = tl.num_programs(1)
     BOTH: tl.constexpr = 2 * COUNT

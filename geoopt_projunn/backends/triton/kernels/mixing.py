@@ -11,6 +11,7 @@ from ....linalg import hashing
 from .arrivals import TICKETS
 from .directions import ADAM_SCALAR, NUMBERS, direction, number, prepare
 from .layout import row_sums
+from .overlap import begin
 
 MIX_1: tl.constexpr = tl.constexpr(hashing.MIX_1)
 MIX_2: tl.constexpr = tl.constexpr(hashing.MIX_2)
@@ -193,6 +194,7 @@ def mix_kernel(
     HAS_MOST: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     """Prepare the numbers of a step, and mix ``each`` entries of its test vectors.
 
@@ -200,6 +202,7 @@ def mix_kernel(
     ``length``, ``first``, ``second`` and ``third`` are the bits of float64; with HAS_RATE the
     length is that of a unit of the learning rate.
     """
+    begin(OVERLAPS)
     b, program = tl.program_id(0).to(tl.int64), tl.program_id(1)
     g += b * n * width
     state += b * n * width

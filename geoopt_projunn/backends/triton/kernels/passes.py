@@ -5,6 +5,7 @@ import triton.language as tl
 
 from .directions import ADAM_SCALAR, NUMBERS, direction, is_bad
 from .layout import load_left, load_right, row_sums
+from .overlap import begin
 
 
 @triton.jit
@@ -74,6 +75,7 @@ def pass_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     STAGES: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     """Write partial column sums of ``left`` and ``more``, and row sums of ``right``.
 
@@ -82,6 +84,7 @@ def pass_kernel(
     direction or the next state is not finite, and of ADAM_SCALAR ``squares`` are the partial sums
     of squares of the gradient.
     """
+    begin(OVERLAPS)
     b, block, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     blocks, splits = tl.num_programs(1), tl.num_programs(2)
     kind = g.dtype.element_ty

@@ -6,6 +6,7 @@ import triton.language as tl
 from .... import drift
 from .directions import ADAM, ADAM_SCALAR, COLUMN, GRADIENT, MOST, NEXT, NUMBERS, direction
 from .layout import entry_of, load_left, load_right, product, row_sums
+from .overlap import begin
 
 CONVERGES: tl.constexpr = tl.constexpr(drift.CONVERGES**2)
 
@@ -44,12 +45,14 @@ def turn_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     STAGES: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     """Add the rotation to x, with the row sums of what is wrong with the columns to be swept.
 
     The rotation, unitary to the rounding of float64, does not change the products of columns: they
     are known from before. Nothing changes where the step is not finite.
     """
+    begin(OVERLAPS)
     b, block, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     blocks = tl.num_programs(1)
     kind = x.dtype.element_ty
@@ -145,11 +148,13 @@ def sweep_kernel(
     PARTS: tl.constexpr,
     BM: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     """Correct the columns whose turn it is, unless they are too far off.
 
     The programs of all matrices are in one row, for only there CUDA takes more than 65535.
     """
+    begin(OVERLAPS)
     program, programs = tl.program_id(0), tl.cdiv(n, BM)
     b = (program // programs).to(tl.int64)
     rows = program % programs * BM + tl.arange(0, BM)

@@ -6,6 +6,7 @@ import triton.language as tl
 from .directions import number
 from .layout import load_left
 from .mixing import uniform
+from .overlap import begin
 from .passes import added, started, store_sums
 
 TINY: tl.constexpr = tl.constexpr(2.0**-1022)
@@ -49,12 +50,14 @@ def row_sums_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     STAGES: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     """Write one test vector of length p, and its row sums with x: a program has BM whole rows.
 
     In memory a complex vector is the row of both its parts in turn and a row of zeros, as column
     sums are. ``anywhere`` is the bits of a float64.
     """
+    begin(OVERLAPS)
     b, program = tl.program_id(0).to(tl.int64), tl.program_id(1)
     kind = x.dtype.element_ty
     which = tl.arange(0, PARTS)
@@ -114,8 +117,10 @@ def column_sums_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     STAGES: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     """Write K test vectors of length n, and their partial column sums with x."""
+    begin(OVERLAPS)
     b, block, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     kind = x.dtype.element_ty
     COUNT: tl.constexpr = K * PARTS
