@@ -14,12 +14,12 @@ class Launcher:
     seen: list
 
     def __init__(self, source, metadata):
-        pass
+        self.overlaps = metadata.launch_pdl
 
     def __call__(self, *args):
         given = [arg.data_ptr() if isinstance(arg, torch.Tensor) else arg for arg in args[9:]]
         # The grid, the stream, the function and how it is launched; then what hooks are told.
-        self.seen.append((list(args[:3]), *args[3:6], given))
+        self.seen.append((list(args[:3]), *args[3:6], self.overlaps, given))
 
 
 class Driver:

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from triton.runtime.jit import mangle_type
 
-from geoopt_projunn.backends.triton import programs
+from geoopt_projunn.backends.triton import launching, programs
 from geoopt_projunn.backends.triton.launching import bits, carve, launch
 
 from ._no_gpu import Launcher, no_gpu
@@ -96,6 +96,14 @@ def test_the_second_step_launches_what_triton_would_without_binding_anything(gpu
     assert found[1][:2] == ([1, 3, 1], 9)
     assert found[0][-1][:2] == [x.data_ptr(), y.data_ptr()]
     assert found[0][-1][5] == bits(0.7)
+
+
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_launches_overlap_where_a_gpu_can_also_when_replayed(gpu, monkeypatch, overlaps):
+    monkeypatch.setattr(launching, "overlaps", lambda device: overlaps)
+    found = [*take(*tensors()), *take(*tensors())]
+    assert gpu.bound == 2
+    assert [launched[-2] for launched in found] == [overlaps] * 4
 
 
 @pytest.mark.parametrize(
