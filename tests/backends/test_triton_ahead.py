@@ -53,7 +53,7 @@ def test_two_generations_of_gpus_could_run_the_kernels(monkeypatch, step):
 
 
 def assert_waits(ptx, name, *, lets_go):
-    """Assert that a kernel waits before it touches memory, and whether it lets the next one start."""
+    """Assert that a kernel waits before it touches memory, and when the next one may start."""
     first, memory = (
         [found.start() for found in re.finditer(pattern, ptx)]
         for pattern in (
