@@ -37,6 +37,12 @@ class OnAGpu(torch.Tensor):
     device = torch.device("cuda", 0)
 
 
+def forget():
+    """Let all be asked again that is asked once of each device."""
+    for asked in (support.lack, support.overlaps, support.warn_of_lack):
+        asked.cache_clear()
+
+
 @pytest.fixture
 def gpu(monkeypatch):
     """Let torch tell of one GPU; return a function that sets its compute capability."""
@@ -45,14 +51,12 @@ def gpu(monkeypatch):
     monkeypatch.setattr(support, "version", lambda: support.OLDEST_TRITON)
 
     def of(capability):
-        support.lack.cache_clear()
-        support.warn_of_lack.cache_clear()
+        forget()
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
         return torch.empty(4, 4).as_subclass(OnAGpu)
 
     yield of
-    support.lack.cache_clear()
-    support.warn_of_lack.cache_clear()
+    forget()
 
 
 @pytest.mark.usefixtures("without_gradients")
@@ -62,6 +66,13 @@ def test_it_serves_tensors_on_a_gpu(gpu):
     assert "triton" in backends.available()
     with backends.use("reference"):
         assert choose(x).name == "reference"
+
+
+@pytest.mark.skipif(support.INTERPRETED, reason="interpreted kernels run one after another")
+def test_kernels_overlap_on_gpus_that_can(gpu):
+    for capability, can in (((8, 9), False), ((9, 0), True), ((12, 0), True)):
+        assert support.overlaps(gpu(capability).device) == can
+    assert not support.overlaps(torch.device("cpu"))
 
 
 @pytest.mark.usefixtures("without_gradients")

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from triton.runtime.jit import mangle_type
 
-from geoopt_projunn.backends.triton import launches, programs
+from geoopt_projunn.backends.triton import launches, launching, programs
 from geoopt_projunn.backends.triton.launching import bits, carve, launch
 
 from ._no_gpu import Launcher, no_gpu
@@ -95,6 +95,14 @@ def test_the_second_step_launches_what_triton_would_without_binding_anything(gpu
             assert one == other or (one, other) == tuple(out)
     assert [(*own[:2], own.threads) for own in found] == [((2, 1, 1), 9, 64), ((1, 3, 1), 9, 128)]
     assert found[0].args == [x.data_ptr(), y.data_ptr(), out[0], len(x), bits(0.7)]
+
+
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_launches_overlap_where_a_gpu_can_also_when_replayed(gpu, monkeypatch, overlaps):
+    monkeypatch.setattr(launching, "overlaps", lambda device, programs: overlaps)
+    found = [*take(*tensors()), *take(*tensors())]
+    assert gpu.bound == 2
+    assert [launched.overlaps for launched in found] == [overlaps] * 4
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def turn_kernel(
     The rotation, unitary to the rounding of float64, does not change the products of columns: they
     are known from before. Nothing changes where the step is not finite.
     """
-    begin(OVERLAPS)
+    begin(OVERLAPS, ENDS_STEP=SWEEP == 0)
     b, block, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     blocks = tl.num_programs(1)
     kind = x.dtype.element_ty
@@ -154,7 +154,7 @@ def sweep_kernel(
 
     The programs of all matrices are in one row, for only there CUDA takes more than 65535.
     """
-    begin(OVERLAPS)
+    begin(OVERLAPS, ENDS_STEP=True)
     program, programs = tl.program_id(0), tl.cdiv(n, BM)
     b = (program // programs).to(tl.int64)
     rows = program % programs * BM + tl.arange(0, BM)
