@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ class OnAGpu(torch.Tensor):
 
 def forget():
     """Let all be asked again that is asked once of each device."""
-    for asked in (support.lack, support.overlaps, support.warn_of_lack):
+    for asked in (support.lack, support._room_to_overlap, support.warn_of_lack):
         asked.cache_clear()
 
 
@@ -69,10 +70,18 @@ def test_it_serves_tensors_on_a_gpu(gpu):
 
 
 @pytest.mark.skipif(support.INTERPRETED, reason="interpreted kernels run one after another")
-def test_kernels_overlap_on_gpus_that_can(gpu):
-    for capability, can in (((8, 9), False), ((9, 0), True), ((12, 0), True)):
-        assert support.overlaps(gpu(capability).device) == can
-    assert not support.overlaps(torch.device("cpu"))
+@pytest.mark.parametrize(
+    ("capability", "driver", "most"),
+    [((8, 9), 13_000, 0), ((9, 0), 13_000, 66), ((9, 0), 12_030, 66), ((12, 0), 13_000, 0), ((9, 0), 12_020, 0)],
+)
+def test_small_kernels_overlap_on_gpus_that_can(gpu, monkeypatch, capability, driver, most):
+    device = gpu(capability).device
+    major, minor = capability
+    found = SimpleNamespace(major=major, minor=minor, multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: driver, raising=False)
+    assert [support.overlaps(device, n) for n in (1, 66, 67)] == [most > 0, most > 0, False]
+    assert not support.overlaps(torch.device("cpu"), 1)
 
 
 @pytest.mark.usefixtures("without_gradients")

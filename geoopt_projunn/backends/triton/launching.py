@@ -1,5 +1,6 @@
 """Launch kernels, and say what a GPU kernel is told about sizes."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, overload
 
@@ -33,7 +34,7 @@ def launch(kernel: Any, grid: Sequence[int], *args: Any, **options: Any) -> None
 
     Its first argument is a tensor, and it begins with :func:`.kernels.overlap.begin`.
     """
-    is_overlapping = overlaps(args[0].device)
+    is_overlapping = overlaps(args[0].device, math.prod(grid))
     options["OVERLAPS"] = is_overlapping
     if is_overlapping:
         options["launch_pdl"] = True

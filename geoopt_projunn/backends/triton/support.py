@@ -9,7 +9,10 @@ import torch
 
 OLDEST = (8, 0)
 """Compute capability of the oldest GPUs for which the kernels are compiled in the tests."""
-_OLDEST_TO_OVERLAP = (9, 0)
+# The generation of GPUs on which it was tried. The driver is of a version of CUDA since which a
+# graph can record it.
+_OVERLAPPING_GENERATION = 9
+_OLDEST_DRIVER_TO_OVERLAP = 12_030
 TILE_BYTES = 512
 """Of the row of a tile, unless a matrix is narrower: what a warp reads at once."""
 OLDEST_TRITON = (3, 5)
@@ -55,11 +58,24 @@ def lack(device: torch.device) -> str | None:
     return None
 
 
+def overlaps(device: torch.device, programs: int) -> bool:
+    """Return whether to schedule a kernel of so many programs while the one before it runs.
+
+    On an H200 this takes 5 of 57 microseconds off a step at n = 512. A kernel of more programs
+    than there are multiprocessors beside such another one becomes up to a third slower.
+    """
+    return 2 * programs <= _room_to_overlap(device)
+
+
 @functools.cache
-def overlaps(device: torch.device) -> bool:
-    """Return whether a GPU can schedule a kernel while the one before it runs."""
-    is_gpu = device.type == "cuda" and not INTERPRETED
-    return is_gpu and torch.cuda.get_device_capability(device) >= _OLDEST_TO_OVERLAP
+def _room_to_overlap(device: torch.device) -> int:
+    """Return how many multiprocessors a GPU has, 0 if its kernels cannot overlap."""
+    if device.type != "cuda" or INTERPRETED:
+        return 0
+    found = torch.cuda.get_device_properties(device)
+    driver: int = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
+    can = found.major == _OVERLAPPING_GENERATION and driver >= _OLDEST_DRIVER_TO_OVERLAP
+    return found.multi_processor_count if can else 0
 
 
 @functools.cache
