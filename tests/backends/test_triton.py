@@ -72,7 +72,13 @@ def test_it_serves_tensors_on_a_gpu(gpu):
 @pytest.mark.skipif(support.INTERPRETED, reason="interpreted kernels run one after another")
 @pytest.mark.parametrize(
     ("capability", "driver", "most"),
-    [((8, 9), 13_000, 0), ((9, 0), 13_000, 66), ((9, 0), 12_030, 66), ((12, 0), 13_000, 0), ((9, 0), 12_020, 0)],
+    [
+        ((8, 9), 13_000, 0),
+        ((9, 0), 13_000, 66),
+        ((9, 0), 12_030, 66),
+        ((9, 0), 12_020, 0),
+        ((12, 0), 13_000, 0),
+    ],
 )
 def test_small_kernels_overlap_on_gpus_that_can(gpu, monkeypatch, capability, driver, most):
     device = gpu(capability).device
