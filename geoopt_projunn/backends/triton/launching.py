@@ -1,13 +1,12 @@
 """Launch kernels, and say what a GPU kernel is told about sizes."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, overload
 
 import torch
 
 from .programs import Number, bits_of, recorder
-from .support import TILE_BYTES, overlaps
+from .support import TILE_BYTES
 
 MANY_WARPS = 8
 """Of a program that keeps much in registers."""
@@ -32,11 +31,10 @@ _ALIGNED = 32
 def launch(kernel: Any, grid: Sequence[int], *args: Any, **options: Any) -> None:
     """Run a kernel on a grid of programs; the next step like this one may run it without this.
 
-    Its first argument is a tensor, and it begins with :func:`.kernels.overlap.begin`.
+    One with ``OVERLAPS=True``, which begins with :func:`.kernels.overlap.begin`, is scheduled while
+    the kernel before it runs.
     """
-    is_overlapping = overlaps(args[0].device, math.prod(grid))
-    options["OVERLAPS"] = is_overlapping
-    if is_overlapping:
+    if options.get("OVERLAPS"):
         options["launch_pdl"] = True
     named = {name: _plain(value) for name, value in options.items()}
     compiled = kernel[tuple(grid)](*map(_plain, args), **named)

@@ -11,6 +11,7 @@ from .kernels import directions, passes
 from .launching import MANY_WARPS, by_dot, launch, padded, rows_of_tile, stages
 from .programs import Number
 from .sizes import Sizes
+from .support import overlaps
 
 
 class Passes:
@@ -54,6 +55,12 @@ class Passes:
         self.kind = self.sizes.memory(self.x.dtype, x.device)
         self.wide = self.sizes.wide_memory(x.device)
         self.flags = self.sizes.flags(x.device)
+        tiles = self.sizes.tiles
+        self.overlaps = overlaps(x.device, self.sizes.b * tiles.blocks * tiles.splits)
+
+    def launch(self, kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+        """Launch a kernel of the step."""
+        launch(kernel, grid, *args, OVERLAPS=self.overlaps, **options)
 
     def options(self, source: tuple[torch.Tensor, ...]) -> dict[str, Any]:
         """Return what kernels are told of a matrix to read: it may be what a rule makes."""
@@ -87,7 +94,7 @@ class Passes:
         is_short = not any(map(by_dot, counts.values()))
         is_plain = options["RULE"] == directions.GRADIENT
         is_wide = min(counts["LEFT"], counts["RIGHT"]) > 0 and by_dot(self.sizes.count)
-        launch(
+        self.launch(
             passes.pass_kernel,
             (self.sizes.b, tiles.blocks, tiles.splits),
             *source,

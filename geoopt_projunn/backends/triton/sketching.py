@@ -12,7 +12,6 @@ from .launching import (
     MOST_IN_GRID,
     bits,
     by_dot,
-    launch,
     padded,
     power_of_two,
     rows_of_tile,
@@ -83,7 +82,7 @@ class SketchLaunches(Passes):
 
     def _mix(self, of: Any) -> None:
         sizes, few = self.sizes, self.few()
-        launch(
+        self.launch(
             mixing.mix_kernel,
             (sizes.b, sizes.mixing.programs),
             *self.of_d,
@@ -112,7 +111,7 @@ class SketchLaunches(Passes):
         sizes = self.sizes
         rows = BM if sizes.n >= _TALL else BM // 4
         rows = max(rows, power_of_two(-(-sizes.n // MOST_IN_GRID)))
-        launch(
+        self.launch(
             vectors.row_sums_kernel,
             (sizes.b, -(-sizes.n // rows)),
             self.x,
@@ -134,7 +133,7 @@ class SketchLaunches(Passes):
 
     def _column_sums(self) -> None:
         sizes = self.sizes
-        launch(
+        self.launch(
             vectors.column_sums_kernel,
             (sizes.b, sizes.tiles.blocks, sizes.tiles.splits),
             self.x,
@@ -170,7 +169,7 @@ class SketchLaunches(Passes):
             "BLOCK": share.block,
             "num_warps": warps(padded(sizes.count)),
         }
-        launch(
+        self.launch(
             bases.gather_kernel,
             (sizes.b, share.programs),
             plus,
@@ -193,7 +192,7 @@ class SketchLaunches(Passes):
             HAS_MOST=self.rule.has_most,
             **alike,
         )
-        launch(
+        self.launch(
             bases.basis_kernel,
             (sizes.b, share.programs),
             self.flags["tickets"],

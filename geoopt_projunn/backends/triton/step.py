@@ -10,7 +10,7 @@ from ...normalization import furthest, noise_floor
 from ..spec import Buffers, NativeRule, StepSpec
 from .direction import Direction
 from .kernels import cores, directions, normalization, retractions, turning
-from .launching import BM, bits, by_dot, launch, padded, power_of_two, rows_of_tile, stages, warps
+from .launching import BM, bits, by_dot, padded, power_of_two, rows_of_tile, stages, warps
 from .programs import Number, run
 from .sketching import SketchLaunches
 
@@ -50,7 +50,7 @@ class Step(SketchLaunches):
             "BLOCK": share.block,
             "num_warps": warps(padded(2 * sizes.count)),
         }
-        launch(
+        self.launch(
             cores.collect_kernel,
             (sizes.b, share.programs),
             self.x,
@@ -75,7 +75,7 @@ class Step(SketchLaunches):
             SWEEP_PADDED=power_of_two(sizes.sweep),
             **alike,
         )
-        launch(
+        self.launch(
             cores.core_kernel,
             (sizes.b, share.programs),
             self.flags["bad"],
@@ -110,7 +110,7 @@ class Step(SketchLaunches):
             left_sums=kind["sums"],
             more=kind["own"] if self.sizes.sweep else None,
         )
-        launch(
+        self.launch(
             turning.turn_kernel,
             (self.sizes.b, tiles.blocks, tiles.splits),
             self.x,
@@ -143,7 +143,7 @@ class Step(SketchLaunches):
         )
 
     def _sweep(self) -> None:
-        launch(
+        self.launch(
             turning.sweep_kernel,
             (self.sizes.b * -(-self.sizes.n // _ROWS),),
             self.x,
