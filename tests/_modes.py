@@ -22,12 +22,13 @@ FORBIDDEN = frozenset(
 
 
 class Recorder(TorchDispatchMode):
-    """Record the operations that run, and the sizes of the tensors they create."""
+    """Record the operations that run, how many tensors they return, and the sizes of new ones."""
 
     def __init__(self) -> None:
         super().__init__()
         self.operations: set[str] = set()
         self.created: list[int] = []
+        self.returned = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple = (), kwargs: dict | None = None
@@ -40,8 +41,10 @@ class Recorder(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         known = {_storage(t) for t in tensors}
         for t in tree_leaves(result):
-            if isinstance(t, torch.Tensor) and _storage(t) not in known:
-                self.created.append(t.numel())
+            if isinstance(t, torch.Tensor):
+                self.returned += 1
+                if _storage(t) not in known:
+                    self.created.append(t.numel())
         return result
 
     @property

@@ -6,9 +6,10 @@ From the last step to the first, the gradient of :math:`h_t` becomes that of
 
 from torch import Tensor
 
+from .order import Order, Run
 from .passes import Needs, Pass, Sides
 from .stepping import stepping_for
-from .unrolled import Order, Step, Weights
+from .unrolled import Weights
 
 
 class Backpropagation(Pass):
@@ -41,19 +42,19 @@ class Backpropagation(Pass):
         self.stepping = stepping_for(
             nonlinearity, states, self.conjugate.t(), weights.offset, order
         )
+        self.join = self.stepping.joins
         self.pointwise = self.stepping.pointwise
         if wanted.offset:
-            self.pointwise.watch_offset(states[: self.sizes[0]])
+            self.pointwise.watch_offset(states[: order.batch_sizes[0]])
 
-    def _open(self, chunk: list[Step], buffer: Tensor) -> Sides:
+    def _open(self, chunk: Order, buffer: Tensor) -> Sides:
+        self.ends = chunk.ends(chunk.of(self.states), join=self.join)
         return Sides(buffer, buffer, buffer)
 
-    def _runs(self, chunk: list[Step]) -> list[list[Step]]:
-        return self.stepping.runs(chunk)
-
-    def _pull(self, run: list[Step], grads: dict[int, Tensor]) -> tuple[Tensor, None]:
-        self.stepping.backward_(run, grads, self.states_by_time)
-        return grads[run[0].now], None
+    def _pull(self, place: int, run: Run, first: Tensor, last: Tensor) -> tuple[Tensor, None]:
+        _, states = self.ends[place]
+        self.stepping.backward_(last, states, run.steps)
+        return first, None
 
     def _gradients(self) -> list[Tensor | None]:
         return [

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from .activation import activated
-from .unrolled import Order, unroll
+from .order import Order
+from .unrolled import unroll
 
 
 class GatedWeights(NamedTuple):

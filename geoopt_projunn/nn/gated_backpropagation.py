@@ -1,28 +1,25 @@
 """The gradients of a gated recurrence, from its states, gates and candidates."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from .gated import GatedWeights
-from .passes import Needs, Pass, Sides, rows_of
+from .order import Order, Run, rows_of
+from .passes import Needs, Pass, Sides
 from .pointwise import pointwise_for
-from .unrolled import Order, Step
 
 
-def state_before(step: Step, rows: int, states: Sequence[Tensor], h0: Tensor | None) -> Tensor:
-    """Return the state that each row of a step continues, given those of all times."""
-    now, previous, shared = step
-    if previous is not None:
-        continued = rows_of(states[previous], 0, shared)
-        if shared == rows:
-            return continued
+def state_before(run: Run, before: Tensor, h0: Tensor | None) -> Tensor:
+    """Return the state that each row of a step continues, given those of the step before."""
+    shared, rows, _ = run
+    continued = rows_of(before, 0, shared)
+    if shared == rows:
+        return continued
     if h0 is None:
-        begun = states[now].new_zeros(rows - shared, states[now].shape[1])
+        begun = before.new_zeros(rows - shared, before.shape[1])
     else:
         begun = rows_of(h0, shared, rows)
-    return begun if previous is None else torch.cat([continued, begun])
+    return torch.cat([continued, begun]) if shared > 0 else begun
 
 
 class Backpropagation(Pass):
@@ -55,43 +52,34 @@ class Backpropagation(Pass):
         )
         turn = torch.cat([weights.hh, weights.gates])
         super().__init__(states, x, h0, weights.ih, turn, grads, needs, order)
-        self.n = n = weights.hh.shape[0]
-        self.gates = parts[:, n : 3 * n].split_with_sizes(self.sizes)
-        self.a, self.r, self.z, self.c = (
-            part.split_with_sizes(self.sizes) for part in parts.split(n, 1)
-        )
+        self.n = weights.hh.shape[0]
+        self.parts = parts
         self.pointwise = pointwise_for(nonlinearity, states, None)
         if wanted.offset:
-            self.pointwise.watch_offset(states[: self.sizes[0]])
+            self.pointwise.watch_offset(states[: order.batch_sizes[0]])
 
-    def _open(self, chunk: list[Step], buffer: Tensor) -> Sides:
+    def _open(self, chunk: Order, buffer: Tensor) -> Sides:
         n = self.n
         # The gradients of a, r, z and c: before their nonlinearities, as the products give them.
-        whole = buffer.new_empty(buffer.shape[0], 4 * n)
-        self.first, last = self._span(chunk)
-        sizes = self.sizes[self.first : last + 1]
+        whole, parts = buffer.new_empty(buffer.shape[0], 4 * n), chunk.of(self.parts)
         sides = Sides(whole, whole[:, n:], whole[:, : 3 * n])
-        self.to_turned = sides.h.split_with_sizes(sizes)
-        self.to_gates = whole[:, n : 3 * n].split_with_sizes(sizes)
-        self.to_parts = [part.split_with_sizes(sizes) for part in whole.split(n, 1)]
+        of_gates = (t[:, n : 3 * n] for t in (whole, parts))
+        views = (sides.h, *of_gates, *whole.split(n, 1), *parts.split(n, 1))
+        self.own = [*zip(*map(chunk.split, views), strict=True)]
+        self.before = [chunk.previous(self.states), *chunk.split(chunk.of(self.states))]
         return sides
 
-    def _pull(self, run: list[Step], grads: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
-        (step,) = run
-        now, place = step.now, step.now - self.first
-        own = grads[now]
-        z, c = self.z[now], self.c[now]
-        to_a, to_r, to_z, to_c = (part[place] for part in self.to_parts)
-        to_gates = self.to_gates[place]
-        h = state_before(step, self.sizes[now], self.states_by_time, self.h0)
-        torch.sub(h, c, out=to_z).mul_(own)
-        past = own * z
-        torch.sub(own, past, out=to_c)
+    def _pull(self, place: int, run: Run, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+        to_turned, to_gates, gates, to_a, to_r, to_z, to_c, a, r, z, c = self.own[place]
+        h = state_before(run, self.before[place], self.h0)
+        torch.sub(h, c, out=to_z).mul_(last)
+        past = last * z
+        torch.sub(last, past, out=to_c)
         self.pointwise.backward_(to_c, c)
-        torch.mul(to_c, self.a[now], out=to_r)
-        torch.mul(to_c, self.r[now], out=to_a)
-        torch.ops.aten.sigmoid_backward.grad_input(to_gates, self.gates[now], grad_input=to_gates)
-        return self.to_turned[place], past
+        torch.mul(to_c, a, out=to_r)
+        torch.mul(to_c, r, out=to_a)
+        torch.ops.aten.sigmoid_backward.grad_input(to_gates, gates, grad_input=to_gates)
+        return to_turned, past
 
     def _gradients(self) -> list[Tensor | None]:
         wanted, n = self.wanted, self.n

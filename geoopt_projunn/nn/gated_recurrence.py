@@ -13,9 +13,8 @@ from torch import Tensor
 from . import untaped
 from .gated import GatedWeights, unrolled_gates
 from .gated_backpropagation import Backpropagation, state_before
-from .passes import rows_of
+from .order import Order, rows_of
 from .pointwise import pointwise_for
-from .unrolled import Order
 
 
 def recur(
@@ -65,27 +64,25 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return all states, the last states, and (rows, 4n): a = U h + b', r, z and c side by side."""
     pointwise = pointwise_for(nonlinearity, x, weights.offset)
-    n, sizes = weights.hh.shape[0], order.batch_sizes
+    n = weights.hh.shape[0]
     parts = _begun(x, weights)
     # a, r and z are one product.
     turn = torch.cat([weights.hh, weights.gates]).t()
-    turned = parts[:, : 3 * n].split_with_sizes(sizes)
-    gates = parts[:, n : 3 * n].split_with_sizes(sizes)
-    a, r, z, c = (part.split_with_sizes(sizes) for part in parts.split(n, 1))
-    whole = x.new_empty(x.shape[0], n)
-    states = whole.split_with_sizes(sizes)
-    final = x.new_empty(sizes[0], n)
-    for step in order.steps():
-        now, previous, shared = step
-        h = state_before(step, sizes[now], states, h0)
-        if previous is not None and shared < sizes[previous]:
-            final[shared : sizes[previous]] = states[previous][shared:]
-        turned[now].addmm_(h, turn)
-        gates[now].sigmoid_()
-        pointwise.forward_(c[now].addcmul_(r[now], a[now]))
-        torch.lerp(c[now], h, z[now], out=states[now])
-    rows_of(final, 0, sizes[now]).copy_(states[now])
-    return whole, final, parts
+    states = x.new_empty(x.shape[0], n)
+    final = x.new_empty(order.batch_sizes[0], n)
+    views = (parts[:, : 3 * n], parts[:, n : 3 * n], *parts.split(n, 1), states)
+    before = states[:0]
+    for run, *own in zip(order.runs(), *map(order.split, views), strict=True):
+        turned, gates, a, r, z, c, state = own
+        h = state_before(run, before, h0)
+        if run.shared < before.shape[0]:
+            final[run.shared : before.shape[0]] = before[run.shared :]
+        turned.addmm_(h, turn)
+        gates.sigmoid_()
+        pointwise.forward_(c.addcmul_(r, a))
+        before = torch.lerp(c, h, z, out=state)
+    rows_of(final, 0, run.rows).copy_(before)
+    return states, final, parts
 
 
 def _begun(x: Tensor, weights: GatedWeights) -> Tensor:

@@ -13,8 +13,8 @@ from .cell import RecurrentCell
 from .gated import GatedWeights, gated_step
 from .gated_recurrence import recur
 from .layer import RecurrentLayer
+from .order import Order
 from .recurrent import Recurrent
-from .unrolled import Order
 
 __all__ = ["OrthogonalGRU", "OrthogonalGRUCell"]
 

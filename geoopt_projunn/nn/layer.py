@@ -8,9 +8,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..linalg.precision import full_precision
 from .fused import in_full_precision
+from .order import Order
 from .recurrent import Recurrent, taken_as
 from .transforms import is_exported, needs_plain_operations
-from .unrolled import Order
 
 
 class RecurrentLayer(Recurrent, torch.nn.RNNBase):

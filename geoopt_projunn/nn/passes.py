@@ -5,14 +5,12 @@ The gradients of the weights are products over many steps at once. The steps are
 chunks: only the gradients of one chunk, and of the step before it, are in memory at a time.
 """
 
-from collections.abc import Iterator
-from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .unrolled import Order, Step
+from .order import Order, Run, rows_of
 
 _MOST_CHUNKS = 8
 # With fewer entries, the products of a chunk cost more than their parts of one product over all.
@@ -60,6 +58,9 @@ class Pass:
         of the recurrence
     """
 
+    join = False
+    """Whether a run may be of many steps."""
+
     def __init__(
         self,
         states: Tensor,
@@ -75,10 +76,7 @@ class Pass:
         self.conjugate = hh.conj().resolve_conj()
         self.grad, self.grad_final = grads
         self.needs = needs
-        self.sizes = order.batch_sizes
-        self.starts = [0, *accumulate(self.sizes)]
-        self.steps = list(order.steps())
-        self.states_by_time = states.split_with_sizes(self.sizes)
+        self.order = order
         self.grad_x = None
         if needs.x:
             assert ih is not None
@@ -86,26 +84,25 @@ class Pass:
             self.conjugate_ih = ih.conj()
         self.grad_h0 = None
         if needs.h0:
-            self.grad_h0 = states.new_zeros(self.sizes[0], states.shape[1])
+            self.grad_h0 = states.new_zeros(order.batch_sizes[0], states.shape[1])
         self.grad_bias: Tensor | None = None
         """The sum of all rows of what the steps hand on."""
         # Until the end, their conjugates.
         self.grad_ih: Tensor | None = None
         self.grad_hh = torch.zeros_like(hh) if needs.hh else None
 
-    def _open(self, chunk: list[Step], buffer: Tensor) -> Sides:
+    def _open(self, chunk: Order, buffer: Tensor) -> Sides:
         """Return where the steps of a chunk put what they hand on, given that of their states."""
         raise NotImplementedError
 
-    def _runs(self, chunk: list[Step]) -> list[list[Step]]:
-        """Return a chunk in parts, of each of which all steps are taken at once."""
-        return [[step] for step in chunk]
+    def _pull(
+        self, place: int, run: Run, first: Tensor, last: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Take the gradients of states through the steps of a run, given its place in the chunk.
 
-    def _pull(self, run: list[Step], grads: dict[int, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Take the gradients of states, by time, through the steps of a run.
-
-        Return, of its first step, its part in ``Sides.h``, and what goes to the state before it
-        past the recurrent weights, if anything does. The gradients may be overwritten.
+        Of those, ``first`` and ``last`` are of its first and its last step, others lie between.
+        They may be overwritten. Return, of the first step, its part in ``Sides.h``, and what goes
+        to the state before it past the recurrent weights, if anything does.
         """
         raise NotImplementedError
 
@@ -115,114 +112,65 @@ class Pass:
 
     def run(self) -> list[Tensor | None]:
         """Go through all steps, from the last to the first, and return the gradients."""
-        conjugate = self.conjugate
-        chunks = self._chunks()
-        buffer, buffers = self._begin(chunks[-1])
-        if self.grad_final is not None:
-            now = self.steps[-1].now
-            buffers[now].add_(rows_of(self.grad_final, 0, self.sizes[now]))
-        for number in reversed(range(len(chunks))):
-            chunk = chunks[number]
-            sides = self._open(chunk, buffer)
-            for run in reversed(self._runs(chunk)):
-                now, previous, shared = run[0]
-                rows = self.sizes[now]
-                turned, past = self._pull(run, buffers)
+        turned = past = None
+        after = 0  # rows of a run that the step after it continues
+        for chunk in reversed(self._chunks()):
+            buffer = self._begin(chunk)
+            sides, begun = self._open(chunk, buffer), []
+            runs, grads = chunk.runs(join=self.join), chunk.ends(buffer, join=self.join)
+            for place in reversed(range(len(runs))):
+                shared, rows, _ = run = runs[place]
+                first, last = grads[place]
+                if turned is not None and after > 0:
+                    continued = rows_of(last, 0, after)
+                    continued.addmm_(rows_of(turned, 0, after), self.conjugate)
+                    if past is not None:
+                        continued.add_(rows_of(past, 0, after))
+                if self.grad_final is not None and after < rows:
+                    last[after:] += self.grad_final[after:rows]
+                turned, past = self._pull(place, run, first, last)
                 if self.grad_h0 is not None and shared < rows:
                     out = rows_of(self.grad_h0, shared, rows)
-                    torch.mm(rows_of(turned, shared, rows), conjugate, out=out)
+                    torch.mm(rows_of(turned, shared, rows), self.conjugate, out=out)
                     if past is not None:
                         out.add_(rows_of(past, shared, rows))
-                if previous is None:
-                    continue
-                if now == chunk[0].now:
-                    buffer, buffers = self._begin(chunks[number - 1])
-                before = buffers[previous]
-                continued = rows_of(before, 0, shared)
-                continued.addmm_(rows_of(turned, 0, shared), conjugate)
-                if past is not None:
-                    continued.add_(rows_of(past, 0, shared))
-                ended = self.sizes[previous]
-                if self.grad_final is not None and shared < ended:
-                    before[shared:] += self.grad_final[shared:ended]
-            self._add_products(chunk, sides)
+                if self.h0 is not None and shared < rows:
+                    begun.append((rows_of(turned, shared, rows), rows_of(self.h0, shared, rows)))
+                after = shared
+            self._add_products(chunk, sides, begun)
         return self._gradients()
 
-    def _chunks(self) -> list[list[Step]]:
-        count = len(self.steps)
-        chunks = max(1, min(_MOST_CHUNKS, self.states.numel() // _LEAST_ENTRIES))
-        size = -(-count // chunks)
-        return [self.steps[start : start + size] for start in range(0, count, size)]
+    def _chunks(self) -> list[Order]:
+        count = max(1, min(_MOST_CHUNKS, self.states.numel() // _LEAST_ENTRIES))
+        return self.order.chunks(count)
 
-    def _span(self, chunk: list[Step]) -> tuple[int, int]:
-        """Return the first and the last time step of a chunk."""
-        first, last = sorted((chunk[0].now, chunk[-1].now))
-        return first, last
-
-    def _begin(self, chunk: list[Step]) -> tuple[Tensor, dict[int, Tensor]]:
-        """Return a buffer with the gradients of the states of a chunk, whole and by step."""
-        first, last = self._span(chunk)
-        start, stop = self.starts[first], self.starts[last + 1]
+    def _begin(self, chunk: Order) -> Tensor:
+        """Return a buffer with the gradients of the states of a chunk."""
         if self.grad is None:
-            buffer = torch.zeros_like(rows_of(self.states, start, stop))
-        else:
-            given = rows_of(self.grad, start, stop)
-            buffer = given.clone(memory_format=torch.contiguous_format)
-        parts = buffer.split_with_sizes(self.sizes[first : last + 1])
-        return buffer, dict(enumerate(parts, first))
+            return torch.zeros_like(chunk.of(self.states))
+        return chunk.of(self.grad).clone(memory_format=torch.contiguous_format)
 
-    def _add_products(self, chunk: list[Step], sides: Sides) -> None:
-        """Add what the steps of a chunk contribute."""
-        first, last = self._span(chunk)
-        start, stop = self.starts[first], self.starts[last + 1]
+    def _add_products(self, chunk: Order, sides: Sides, begun: list[tuple[Tensor, Tensor]]) -> None:
+        """Add what the steps of a chunk contribute.
+
+        ``begun`` are pairs of what goes to rows of the first state, and these.
+        """
         if self.grad_x is not None:
-            torch.mm(sides.x, self.conjugate_ih, out=rows_of(self.grad_x, start, stop))
+            torch.mm(sides.x, self.conjugate_ih, out=chunk.of(self.grad_x))
         if self.needs.bias:
             total = sides.whole.sum(0)
             self.grad_bias = total if self.grad_bias is None else self.grad_bias.add_(total)
         if self.needs.ih:
             assert self.x is not None
-            x = rows_of(self.x, start, stop)
+            x = chunk.of(self.x)
             if self.grad_ih is None:
                 self.grad_ih = torch.mm(sides.x.mH, x)
             else:
                 self.grad_ih.addmm_(sides.x.mH, x)
         if self.grad_hh is None:
             return
-        # (place in the buffer, place in the source, count)
-        continued, begun = [], []
-        for now, previous, shared in chunk:
-            at, rows = self.starts[now] - start, self.sizes[now]
-            if previous is not None:
-                continued.append((at, self.starts[previous], shared))
-            if self.h0 is not None and shared < rows:
-                begun.append((at + shared, shared, rows - shared))
-        if chunk[0].now > chunk[-1].now:
-            continued.reverse()
-        for source, runs in ((self.states, continued), (self.h0, begun)):
-            for at, origin, count in _merged(runs):
-                assert source is not None
-                into = rows_of(sides.h, at, at + count).mH
-                self.grad_hh.addmm_(into, rows_of(source, origin, origin + count))
-
-
-def rows_of(x: Tensor, start: int, stop: int) -> Tensor:
-    """Return x[start:stop]; a slice costs as much as a small operation."""
-    return x if start == 0 and stop == x.shape[0] else x[start:stop]
-
-
-def _merged(runs: list[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
-    """Join (place, origin, count) that follow each other in both places."""
-    current: tuple[int, int, int] | None = None
-    for at, origin, count in runs:
-        if current is not None and (at, origin) == (
-            current[0] + current[2],
-            current[1] + current[2],
-        ):
-            current = (current[0], current[1], current[2] + count)
-            continue
-        if current is not None:
-            yield current
-        current = (at, origin, count)
-    if current is not None:
-        yield current
+        for at, other, count in chunk.continued():
+            before = rows_of(self.states, other, other + count)
+            self.grad_hh.addmm_(rows_of(sides.h, at, at + count).mH, before)
+        for turned, h0 in reversed(begun):
+            self.grad_hh.addmm_(turned.mH, h0)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from . import untaped
 from .backpropagation import Backpropagation
-from .passes import rows_of
+from .order import Order, rows_of
 from .stepping import stepping_for
-from .unrolled import Order, Weights, unrolled
+from .unrolled import Weights, unrolled
 
 
 def recur(
@@ -29,7 +29,7 @@ def recur(
     Parameters
     ----------
     x : torch.Tensor
-        (rows, m), the input, in the layout of :class:`~.unrolled.Order`
+        (rows, m), the input, in the layout of :class:`~.order.Order`
     h0 : torch.Tensor or None
         (batch, n), the state before the first step; zero if None
     weights : Weights
@@ -90,19 +90,17 @@ def _forward(
     transposed = weights.hh.t()
     u = weights.project(x)
     stepping = stepping_for(nonlinearity, u, weights.hh, weights.offset, order)
-    sizes = order.batch_sizes
-    states = u.split_with_sizes(sizes)
-    final = u.new_empty(sizes[0], u.shape[1])
-    for run in stepping.runs(order.steps()):
-        now, previous, shared = run[0]
-        state, rows = states[now], sizes[now]
-        if previous is not None:
-            before, ended = states[previous], sizes[previous]
-            rows_of(state, 0, shared).addmm_(rows_of(before, 0, shared), transposed)
-            if shared < ended:
-                final[shared:ended] = before[shared:]
+    final = u.new_empty(order.batch_sizes[0], u.shape[1])
+    join, before = stepping.joins, u[:0]
+    pairs = zip(order.runs(join=join), order.ends(u, join=join), strict=True)
+    for (shared, rows, steps), (first, last) in pairs:
+        if shared > 0:
+            rows_of(first, 0, shared).addmm_(rows_of(before, 0, shared), transposed)
+        if shared < before.shape[0]:
+            final[shared : before.shape[0]] = before[shared:]
         if h0 is not None and shared < rows:
-            rows_of(state, shared, rows).addmm_(rows_of(h0, shared, rows), transposed)
-        stepping.forward_(run, states)
-    rows_of(final, 0, rows).copy_(states[run[-1].now])
+            rows_of(first, shared, rows).addmm_(rows_of(h0, shared, rows), transposed)
+        stepping.forward_(first, steps)
+        before = last
+    rows_of(final, 0, rows).copy_(before)
     return u, final

@@ -9,8 +9,9 @@ from ..low_rank_manifold import Rank
 from ..manifolds import LowRankUnitary
 from .arguments import integers
 from .layer import RecurrentLayer
+from .order import Order
 from .recurrence import recur
-from .unrolled import Order, Weights
+from .unrolled import Weights
 
 __all__ = ["OrthogonalRNN", "UnitaryRNN"]
 

@@ -1,70 +1,61 @@
 """How a recurrence takes its steps: one after the other, or as many as it can in one launch."""
 
-from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from .kernels.launching import serve
+from .order import Order
 from .pointwise import ModReLU, Pointwise, pointwise_for
-from .unrolled import Order, Step
 
 if TYPE_CHECKING:
     from .kernels.recurrence import Loop
-
-ByTime = Sequence[Tensor] | Mapping[int, Tensor]
-"""Rows of each time step."""
 
 
 class Stepping:
     """One step after the other: the products with the recurrent weights come before each."""
 
+    joins = False
+    """Whether a run may be of many steps."""
+
     def __init__(self, pointwise: Pointwise) -> None:
         self.pointwise = pointwise
 
-    def runs(self, steps: Iterable[Step]) -> list[list[Step]]:
-        """Return what is taken at once of steps in their order."""
-        return [[step] for step in steps]
+    def forward_(self, first: Tensor, steps: int) -> None:
+        """Replace what the steps of a run add up by states, given the product the first one adds.
 
-    def forward_(self, run: list[Step], states: ByTime) -> None:
-        """Replace what a run adds up by its states, given the product that its first step adds."""
-        self.pointwise.forward_(states[run[0].now])
+        ``first`` (rows, n) is of the first step.
+        """
+        self.pointwise.forward_(first)
 
-    def backward_(self, run: list[Step], grads: ByTime, states: ByTime) -> None:
+    def backward_(self, last: Tensor, states: Tensor, steps: int) -> None:
         """Replace gradients of states by those of what the steps of a run add up.
 
-        The gradient of the last one is whole, the others lack what comes from the step after.
+        ``last`` (rows, n), of the last step, is whole; the others lack what comes from the step
+        after. ``states`` are of that step too.
         """
-        now = run[0].now
-        self.pointwise.backward_(grads[now], states[now])
+        self.pointwise.backward_(last, states)
 
 
 class _InOneLaunch(Stepping):
-    """Steps that follow each other with as many rows, in modReLU recurrences.
+    """Runs of any number of steps, in modReLU recurrences.
 
     Rows lie in memory one after the other, those of all steps.
     """
 
+    joins = True
     pointwise: ModReLU
 
-    def __init__(self, loop: "Loop", offset: Tensor | None, order: Order) -> None:
+    def __init__(self, loop: "Loop", offset: Tensor | None, reverse: bool) -> None:
         super().__init__(ModReLU(offset))
-        self._loop, self._order = loop, order
+        self._loop, self._sign = loop, -1 if reverse else 1
 
-    def runs(self, steps: Iterable[Step]) -> list[list[Step]]:
-        return self._order.runs(steps)
+    def forward_(self, first: Tensor, steps: int) -> None:
+        self._loop.forward_(first, steps, self._sign * first.numel())
 
-    def forward_(self, run: list[Step], states: ByTime) -> None:
-        first = states[run[0].now]
-        self._loop.forward_(
-            first, len(run), -first.numel() if self._order.reverse else first.numel()
-        )
-
-    def backward_(self, run: list[Step], grads: ByTime, states: ByTime) -> None:
-        now = run[-1].now
-        last = grads[now]
-        stride = last.numel() if self._order.reverse else -last.numel()
-        self._loop.backward_(last, states[now], self.pointwise.along, len(run), stride)
+    def backward_(self, last: Tensor, states: Tensor, steps: int) -> None:
+        along = self.pointwise.along
+        self._loop.backward_(last, states, along, steps, -self._sign * last.numel())
 
 
 def stepping_for(
@@ -93,5 +84,5 @@ def stepping_for(
 
         tiling = recurrence.Tiling.of(order.batch_sizes[0], len(matrix), matrix.dtype)
         if tiling is not None:
-            return _InOneLaunch(recurrence.Loop(matrix, offset, tiling), offset, order)
+            return _InOneLaunch(recurrence.Loop(matrix, offset, tiling), offset, order.reverse)
     return Stepping(pointwise_for(nonlinearity, states, offset))

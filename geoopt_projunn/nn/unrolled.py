@@ -2,20 +2,16 @@ r"""The recurrence :math:`h_t = \varphi(W_{ih} x_t + b + W_{hh} h_{t-1})` as a l
 
 It consists of torch's own operations: autograd, torch.func, torch.export and others take it as
 they take any function. Autograd keeps what each of the operations needs.
-
-Sequences lie in torch's packed layout: the rows of all sequences at the first time step, then at
-the second, ... with ``batch_sizes`` rows each, not increasing. A batch of equal lengths is the
-case of constant ``batch_sizes``.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import groupby
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .activation import activated
+from .order import Order
 
 
 class Weights(NamedTuple):
@@ -38,33 +34,6 @@ class Weights(NamedTuple):
         if self.bias_ih is not None and self.bias_hh is not None:
             bias = self.bias_ih + self.bias_hh
         return torch.nn.functional.linear(x, self.ih, bias)
-
-
-class Step(NamedTuple):
-    """One time step: ``shared`` of its rows continue the state of step ``previous``."""
-
-    now: int
-    previous: int | None
-    shared: int
-
-
-class Order(NamedTuple):
-    """The rows of each time step, and whether to go from the last step to the first."""
-
-    batch_sizes: list[int]
-    reverse: bool
-
-    def steps(self) -> Iterator[Step]:
-        """Yield the time steps in the order in which they run."""
-        times = range(len(self.batch_sizes))
-        order = list(reversed(times) if self.reverse else times)
-        sizes = [self.batch_sizes[now] for now in order]
-        shared = map(min, sizes, sizes[1:])
-        return map(Step, order, [None, *order], [0, *shared])
-
-    def runs(self, steps: Iterable[Step]) -> list[list[Step]]:
-        """Join steps that follow each other and have as many rows, all of which continue."""
-        return [list(run) for _, run in groupby(steps, lambda step: self.batch_sizes[step.now])]
 
 
 def unrolled(
@@ -101,20 +70,19 @@ def unroll(
     order : Order
         the rows of each time step, and the direction
     """
-    parts_of_u = u.split(order.batch_sizes)
-    states: dict[int, Tensor] = {}
+    states: list[Tensor] = []
     ended = []
     state = u
-    for now, previous, shared in order.steps():
-        given, parts = parts_of_u[now], []
-        if previous is not None:
+    for (shared, rows, _), given in zip(order.runs(), order.split(u), strict=True):
+        parts = []
+        if states:
             parts.append(step(given[:shared], state[:shared]))
             if shared < state.shape[0]:
                 ended.append(state[shared:])
-        if previous is None or shared < given.shape[0]:
-            rows = given.shape[0]
+        if not states or shared < rows:
             parts.append(step(given[shared:], None if h0 is None else h0[shared:rows]))
-        state = states[now] = parts[0] if len(parts) == 1 else torch.cat(parts)
+        state = parts[0] if len(parts) == 1 else torch.cat(parts)
+        states.append(state)
     # The shortest sequences, which end first, are the last rows.
     final = torch.cat([state, *reversed(ended)])
-    return torch.cat([states[now] for now in range(len(parts_of_u))]), final
+    return torch.cat([*order.as_taken(states)]), final

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..linalg.precision import full_precision
+from .order import Order
 from .transforms import needs_plain_operations
-from .unrolled import Order
 
 Grads = tuple[Tensor | None, Tensor | None]
 """The gradients of the states and of the last states."""

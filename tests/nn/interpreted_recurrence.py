@@ -1,15 +1,19 @@
 """All steps of a recurrence in one launch; test_recurrence_kernels.py runs this interpreted."""
 
+import gc
+import sys
 from collections import Counter
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from geoopt_projunn.nn import OrthogonalGRU, OrthogonalRNN, UnitaryRNN, passes, pointwise
 from geoopt_projunn.nn.kernels import modrelu
 from geoopt_projunn.nn.kernels import recurrence as kernels
+from geoopt_projunn.nn.order import Order
 from geoopt_projunn.nn.recurrence import recur
-from geoopt_projunn.nn.unrolled import Order, Weights, unrolled
+from geoopt_projunn.nn.unrolled import Weights, unrolled
 from tests._asserts import assert_same_to_rounding
 from tests._modes import Recorder
 from tests.nn.test_costs import Count
@@ -205,6 +209,45 @@ def test_any_number_of_steps_is_one_launch_each_way(kind, idle):
         assert idle == {"forward": 1, "backward": 1}
         counted.append(operations.operations)
     assert counted[0] == counted[1]
+
+
+@pytest.mark.parametrize("is_packed", [False, True], ids=["", "packed"])
+@pytest.mark.parametrize("kind", [OrthogonalRNN, UnitaryRNN])
+def test_what_python_does_does_not_grow_with_time(kind, is_packed, idle, monkeypatch):
+    layer = kind(2, 16, bidirectional=True)
+    # Chunks of the backward pass of short sequences as well.
+    monkeypatch.setattr(passes, "_LEAST_ENTRIES", 1)
+
+    def work(length):
+        x = torch.randn(length, 4, 2, dtype=layer.weight_ih_l0.dtype)
+        given = pack_padded_sequence(x, [length, length, length // 2, length // 4])
+        h0 = torch.randn(2, 4, 16, dtype=x.dtype)
+
+        def both_ways():
+            states = layer(given if is_packed else x, h0)[0]
+            states = states.data if is_packed else states
+            states.backward(torch.ones_like(states))
+
+        with Recorder() as recorder:
+            both_ways()
+        return recorder.returned, calls(both_ways)
+
+    work(64)
+    assert work(64) == work(640)
+
+
+def calls(run):
+    """Return how many functions Python calls."""
+    events = Counter()
+    before = sys.getprofile()
+    gc.disable()  # it may call some when it likes
+    sys.setprofile(lambda frame, event, arg: events.update([event]))
+    try:
+        run()
+    finally:
+        sys.setprofile(before)
+        gc.enable()
+    return events["call"] + events["c_call"]
 
 
 def test_of_a_long_sequence_it_is_one_for_each_chunk_of_the_backward_pass(idle):

@@ -31,7 +31,7 @@ def chunks(monkeypatch):
 
     def record(self):
         chunks = made(self)
-        sizes.append([len(chunk) for chunk in chunks])
+        sizes.append([len(chunk.batch_sizes) for chunk in chunks])
         return chunks
 
     monkeypatch.setattr(passes, "_LEAST_ENTRIES", 1)
