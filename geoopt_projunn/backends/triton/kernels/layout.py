@@ -18,6 +18,8 @@ somebody reads them, in a fixed order: no bit depends on which program is the fi
 import triton
 import triton.language as tl
 
+# Of the products of tl.dot.
+PRECISION: tl.constexpr = tl.constexpr("ieee")
 # Entries that a program fetches at once, of few rows or of many, and of how many partial sums.
 IN_FLIGHT: tl.constexpr = tl.constexpr(2048)
 IN_FLIGHT_OF_MANY: tl.constexpr = tl.constexpr(1024)
@@ -71,10 +73,16 @@ def add_up(sums, partial, stride, offset, mask, kind: tl.constexpr):
 
 
 @triton.jit
+def dot(a, b):
+    """Return ``a @ b``, in full precision."""
+    return tl.dot(a, b, input_precision=PRECISION, out_dtype=a.dtype)
+
+
+@triton.jit
 def product(a, b, BY_DOT: tl.constexpr):
-    """Return ``a @ b`` in full precision; tl.dot wants at least 16 terms in each sum."""
+    """Return ``a @ b``; tl.dot wants at least 16 terms in each sum."""
     if BY_DOT:
-        return tl.dot(a, b, input_precision="ieee", out_dtype=a.dtype)
+        return dot(a, b)
     else:
         # Not a product and a sum of it: the compiler would make a tl.dot in TF32 of these.
         return tl.sum(tl.fma(a[:, :, None], b[None, :, :], 0.0), 1)
@@ -84,7 +92,7 @@ def product(a, b, BY_DOT: tl.constexpr):
 def row_sums(rows, tile, BY_DOT: tl.constexpr):
     """Return ``rows @ tile.T``, (count, rows of the tile)."""
     if BY_DOT:
-        return tl.dot(rows, tl.trans(tile), input_precision="ieee", out_dtype=tile.dtype)
+        return dot(rows, tl.trans(tile))
     else:
         return tl.sum(rows[:, None, :] * tile[None, :, :], 2)
 

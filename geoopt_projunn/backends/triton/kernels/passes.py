@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .directions import ADAM_SCALAR, NUMBERS, direction, is_bad
-from .layout import load_left, load_right, row_sums
+from .layout import dot, load_left, load_right, row_sums
 from .overlap import begin
 
 
@@ -12,7 +12,7 @@ from .overlap import begin
 def added(total, rows, tile, BY_DOT: tl.constexpr):
     """Add what a tile gives to column sums."""
     if BY_DOT:
-        return tl.dot(rows, tile, total, input_precision="ieee", out_dtype=tile.dtype)
+        return total + dot(rows, tile)
     else:
         return total + rows[:, :, None] * tile[None, :, :]
 
