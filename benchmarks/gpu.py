@@ -37,6 +37,8 @@ PARTS = {
     "times": Part(50, gpu_steps.times),
     "launches": Part(25, gpu_steps.launches),
     "compared": Part(30, gpu_steps.compared),
+    "overlapping": Part(30, gpu_steps.overlapping),
+    "host": Part(20, gpu_steps.host),
     "peers": Part(45, gpu_steps.peers),
     "tf32": Part(15, gpu_steps.tf32),
     "recurrences": Part(45, gpu_layers.recurrences),

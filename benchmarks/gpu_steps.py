@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
+from unittest.mock import patch
 
 import torch
 import update
 from gpu_report import OK
-from gpu_timing import Cases, bandwidth, eager_and_graph
+from gpu_timing import Cases, bandwidth, eager_and_graph, milliseconds
 from update_methods import ADAM, TANGENT, optimizer_for
 from update_problem import Problem, draw
 
@@ -164,6 +165,53 @@ def compared(device: str) -> Cases:
                         return eager_and_graph(_step(_problem(n, device), rule, k), device)
 
                 yield f"n={n} {rule} k={k} {name}", measure
+
+
+def overlapping(device: str) -> Cases:
+    """Take steps whose kernels overlap, and the same ones with kernels that wait for the ends."""
+    for n in (512, 256, 1024) if device == "cuda" else SMALL:
+        for rule, k in (("SGD", 1), ("SGD", 8), ("Adam", 1)):
+            for how in (True, False):
+
+                def measure(n: int = n, rule: str = rule, k: int = k, how: bool = how) -> object:
+                    with patch(f"{_TRITON}.passing.overlaps", lambda *_: how):
+                        return _captured(_problem(n, device), device, rule, k)
+
+                yield f"n={n} {rule} k={k}{'' if how else ', kernels that do not overlap'}", measure
+
+
+def _captured(problem: Problem, device: str, rule: str, k: int) -> dict[str, float]:
+    # Launches that are recorded overlap as those of the first step did.
+    with patch.dict(f"{_TRITON}.programs._programs", clear=True):
+        return eager_and_graph(_step(problem, rule, k), device)
+
+
+_TRITON = "geoopt_projunn.backends.triton"
+
+
+def host(device: str) -> Cases:
+    """Time what the host does in a step, beside steps of torch's optimizers."""
+    n = 512 if device == "cuda" else SMALL[0]
+    for rule in RULES:
+        for k in (1, 8):
+            yield f"{rule} k={k}", lambda rule=rule, k=k: _on_host(_problem(n, device), rule, k)
+    for kind in (torch.optim.SGD, torch.optim.Adam):
+
+        def step(kind: type[torch.optim.Optimizer] = kind) -> float:
+            p = torch.nn.Parameter(_problem(n, device).x.clone())
+            p.grad = torch.zeros_like(p)
+            return milliseconds(kind([p], lr=1e-3).step)
+
+        yield f"torch's {kind.__name__}", step
+
+
+def _on_host(problem: Problem, rule: str, k: int) -> dict[str, float]:
+    step = _step(problem, rule, k)
+    found = {"a step": milliseconds(step)}
+    if problem.x.is_cuda:
+        with patch(f"{_TRITON}.launches.Launches.start", lambda *_: None):
+            found["without its launches"] = milliseconds(step)
+    return found
 
 
 def peers(device: str) -> Cases:

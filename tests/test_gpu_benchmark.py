@@ -1,5 +1,6 @@
 """The benchmark of a GPU runs unattended: tried on a CPU, and each way in which a part may end."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from tests._benchmarks import BENCHMARKS, load
+from tests._triton import needs_triton
 
 for name in (
     *("timing", "memory", "update_problem", "update_methods", "update_peers", "update_report"),
@@ -143,3 +145,24 @@ def test_a_long_summary_is_cut_and_says_how_all_parts_ended():
     parts["waiting"]["found"] = {"a": report.OK, "b": report.OK, "c": "RuntimeError: waits"}
     short = report.summary({"device": "cuda", "parts": {"waiting": parts["waiting"]}})
     assert short.endswith("c: RuntimeError: waits\nok: 2 cases")
+
+
+@needs_triton
+def test_the_script_for_tuning_runs_on_a_cpu(tmp_path):
+    path, names = tmp_path / "found.json", ["as it is", "k = 8 by entry"]
+    command = [sys.executable, str(BENCHMARKS / "gpu_tuning.py"), "--device", "cpu"]
+    command += ["--output", str(path), "--variants", *names]
+    subprocess.run(command, check=True, timeout=300, capture_output=True)
+    found = json.loads(path.read_text())
+    assert list(found) == names
+    assert found["as it is"].keys() == {"n=32 k=2", "errors n=32 k=2"}
+    assert found["k = 8 by entry"]["n=32 k=2"] > 0
+
+
+@needs_triton
+def test_what_is_tuned_is_there():
+    for places in load("gpu_tuning").VARIANTS.values():
+        for place in places:
+            module, constant = place.split()
+            owner = importlib.import_module(f"geoopt_projunn.backends.triton.{module}")
+            assert hasattr(owner, constant), place

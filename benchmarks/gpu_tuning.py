@@ -1,0 +1,115 @@
+"""Time steps on a GPU with other choices of the Triton kernels, beside the ones in force.
+
+    python benchmarks/gpu_tuning.py [--output FILE]
+    python benchmarks/gpu_tuning.py --device cpu        # tries the script
+
+Each variant is compiled in a process of its own, all at once; then they are timed one after the
+other, replayed by CUDA graphs. Of the precisions of products it is also said how far a hundred
+steps in float32 end from the same ones in float64, and from the manifold.
+"""
+
+import argparse
+import importlib
+import json
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+import geoopt
+import torch
+from gpu_steps import draw, optimizer_for
+from gpu_timing import eager_and_graph
+
+from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianSGD
+from geoopt_projunn.linalg.dense import orthogonality_error
+
+THREE_TF32 = {"kernels.layout PRECISION": "tf32x3"}
+IN_FLIGHT = {f"kernels.{module} IN_FLIGHT_OF_MANY": 4096 for module in ("layout", "gram")}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "3 x TF32": THREE_TF32,
+    "more in flight": IN_FLIGHT,
+    "3 x TF32, more in flight": {**THREE_TF32, **IN_FLIGHT},
+    "3 x TF32, tl.dot from k = 3 on": {**THREE_TF32, "launching _MOST_BY_ENTRY": 2},
+    "k = 8 by entry": {"launching _MOST_BY_ENTRY": 8},
+    "more programs of bases": {**THREE_TF32, **IN_FLIGHT, "sizes _SMALL": 16},
+}
+"""Constants of modules of the backend, and their other values."""
+CASES = {"cuda": ((512, 8), (1024, 8), (4096, 8), (512, 16), (4096, 16), (512, 4), (4096, 4))}
+STEPS = {"cuda": ((1024, 8), (4096, 16))}
+SMALL = ((32, 2),)
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    options = parser.parse_args(arguments)
+    context = multiprocessing.get_context("spawn")
+    compiled, alone = context.Barrier(len(options.variants)), context.Lock()
+    queue = context.Queue()
+    for name in options.variants:
+        given = name, options.device, compiled, alone, queue
+        context.Process(target=measure, args=given, daemon=True).start()
+    found = dict(queue.get() for _ in options.variants)
+    report = {name: found[name] for name in options.variants}
+    for name, values in report.items():
+        print(f"{name}: {', '.join(f'{label} {value}' for label, value in values.items())}")
+    if options.output is not None:
+        options.output.write_text(json.dumps(report, indent=1))
+    return report
+
+
+def measure(name: str, device: str, compiled: Any, alone: Any, queue: Any) -> None:
+    """Put into the queue what is found of a variant."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for place, value in VARIANTS[name].items():
+        patch(*place.split(), value)
+    steps, found = {}, {}
+    for n, k in CASES.get(device, SMALL):
+        problem = draw(n, device=device)
+        step = optimizer_for([problem.x], [problem.d], ProjUNNRiemannianSGD, k).step
+        try:
+            step()
+            steps[f"n={n} k={k}"] = step
+        except Exception as error:  # one that does not fit must not cost the others
+            found[f"n={n} k={k}"] = f"{type(error).__name__}: {str(error)[:80]}"
+    compiled.wait()
+    with alone:
+        for label, step in steps.items():
+            times = eager_and_graph(step, device)
+            found[label] = round(times.get("graph", times["eager"]), 4)
+        if "PRECISION" in str(VARIANTS[name]) or not VARIANTS[name]:
+            for n, k in STEPS.get(device, SMALL):
+                found[f"errors n={n} k={k}"] = errors(n, k, device)
+    queue.put((name, found))
+
+
+def patch(module: str, constant: str, value: Any) -> None:
+    """Give a constant of a module of the backend another value, before kernels are compiled."""
+    owner = importlib.import_module(f"geoopt_projunn.backends.triton.{module}")
+    kind = type(getattr(owner, constant))
+    setattr(owner, constant, kind(value))
+
+
+def errors(n: int, k: int, device: str) -> str:
+    torch.manual_seed(0)
+    x = torch.linalg.qr(torch.randn(n, n, device=device, dtype=torch.float64))[0].contiguous()
+    ends = []
+    for dtype in (torch.float32, torch.float64):
+        generator = torch.Generator(device).manual_seed(1)
+        p = geoopt.ManifoldParameter(x.to(dtype, copy=True), manifold=LowRankUnitary(k))
+        optimizer = ProjUNNRiemannianSGD([p], lr=0.3)
+        for _ in range(100):
+            p.grad = torch.randn(n, n, device=device, generator=generator).div_(n**0.5).to(dtype)
+            optimizer.step()
+        ends.append(p.detach().double())
+    moved, apart = (float(torch.linalg.matrix_norm(ends[1] - y)) for y in (x, ends[0]))
+    off = float(orthogonality_error(ends[0]))
+    return f"moved by {moved:.2g}, then {apart:.1e} from float64 and {off:.1e} off the manifold"
+
+
+if __name__ == "__main__":
+    main()
