@@ -1,5 +1,6 @@
 """Watch what a function asks of torch: which operations, and how much memory."""
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,13 +23,17 @@ FORBIDDEN = frozenset(
 
 
 class Recorder(TorchDispatchMode):
-    """Record the operations that run, how many tensors they return, and the sizes of new ones."""
+    """Record the operations that run, how many tensors they return, and the sizes of new ones.
+
+    Of the new ones, ``most_alive`` is how many entries they had together at any time.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.operations: set[str] = set()
         self.created: list[int] = []
         self.returned = 0
+        self.most_alive = self._alive = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple = (), kwargs: dict | None = None
@@ -44,8 +49,17 @@ class Recorder(TorchDispatchMode):
             if isinstance(t, torch.Tensor):
                 self.returned += 1
                 if _storage(t) not in known:
-                    self.created.append(t.numel())
+                    self._see(t)
         return result
+
+    def _see(self, new: torch.Tensor) -> None:
+        self.created.append(new.numel())
+        self._alive += new.numel()
+        self.most_alive = max(self.most_alive, self._alive)
+        weakref.finalize(new.untyped_storage(), self._let_go, new.numel())
+
+    def _let_go(self, entries: int) -> None:
+        self._alive -= entries
 
     @property
     def largest(self) -> int:

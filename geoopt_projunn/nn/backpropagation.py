@@ -4,6 +4,8 @@ From the last step to the first, the gradient of :math:`h_t` becomes that of
 :math:`z_t = W_{ih} x_t + b + W_{hh} h_{t-1}`.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from .order import Order, Run
@@ -42,17 +44,19 @@ class Backpropagation(Pass):
         self.stepping = stepping_for(
             nonlinearity, states, self.conjugate.t(), weights.offset, order
         )
-        self.join = self.stepping.joins
+        self.joins = self.stepping.joins
         self.pointwise = self.stepping.pointwise
         if wanted.offset:
             self.pointwise.watch_offset(states[: order.batch_sizes[0]])
 
-    def _open(self, chunk: Order, buffer: Tensor) -> Sides:
-        self.ends = chunk.ends(chunk.of(self.states), join=self.join)
-        return Sides(buffer, buffer, buffer)
+    def _open(self, chunk: Order, buffer: Tensor) -> tuple[Sides, Sequence[Sequence[Tensor]]]:
+        states = chunk.ends(chunk.of(self.states), join=self.joins)
+        return Sides(buffer, buffer, buffer), states
 
-    def _pull(self, place: int, run: Run, first: Tensor, last: Tensor) -> tuple[Tensor, None]:
-        _, states = self.ends[place]
+    def _pull(
+        self, run: Run, views: Sequence[Tensor], first: Tensor, last: Tensor
+    ) -> tuple[Tensor, None]:
+        _, states = views
         self.stepping.backward_(last, states, run.steps)
         return first, None
 

@@ -1,5 +1,7 @@
 """The gradients of a gated recurrence, from its states, gates and candidates."""
 
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -58,20 +60,21 @@ class Backpropagation(Pass):
         if wanted.offset:
             self.pointwise.watch_offset(states[: order.batch_sizes[0]])
 
-    def _open(self, chunk: Order, buffer: Tensor) -> Sides:
+    def _open(self, chunk: Order, buffer: Tensor) -> tuple[Sides, Iterable[Sequence[Tensor]]]:
         n = self.n
         # The gradients of a, r, z and c: before their nonlinearities, as the products give them.
         whole, parts = buffer.new_empty(buffer.shape[0], 4 * n), chunk.of(self.parts)
         sides = Sides(whole, whole[:, n:], whole[:, : 3 * n])
         of_gates = (t[:, n : 3 * n] for t in (whole, parts))
-        views = (sides.h, *of_gates, *whole.split(n, 1), *parts.split(n, 1))
-        self.own = [*zip(*map(chunk.split, views), strict=True)]
-        self.before = [chunk.previous(self.states), *chunk.split(chunk.of(self.states))]
-        return sides
+        by_step = (sides.h, *of_gates, *whole.split(n, 1), *parts.split(n, 1))
+        *before, _ = chunk.previous(self.states), *chunk.split(chunk.of(self.states))
+        return sides, zip(before, *map(chunk.split, by_step), strict=True)
 
-    def _pull(self, place: int, run: Run, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-        to_turned, to_gates, gates, to_a, to_r, to_z, to_c, a, r, z, c = self.own[place]
-        h = state_before(run, self.before[place], self.h0)
+    def _pull(
+        self, run: Run, views: Sequence[Tensor], first: Tensor, last: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        before, to_turned, to_gates, gates, to_a, to_r, to_z, to_c, a, r, z, c = views
+        h = state_before(run, before, self.h0)
         torch.sub(h, c, out=to_z).mul_(last)
         past = last * z
         torch.sub(last, past, out=to_c)

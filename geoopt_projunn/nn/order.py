@@ -6,7 +6,7 @@ case of constant ``batch_sizes``.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, groupby, repeat
+from itertools import accumulate, groupby, pairwise, repeat
 from typing import NamedTuple, TypeVar
 
 from torch import Tensor
@@ -15,19 +15,20 @@ Item = TypeVar("Item")
 
 
 class Run(NamedTuple):
-    """Time steps in a row, of as many rows each."""
+    """Time steps that follow each other and have the same number of rows."""
 
     shared: int
-    """How many rows of the first step continue the step before."""
+    """How many rows of its first step continue the step before."""
     rows: int
+    """Of each of its steps."""
     steps: int
 
 
 class Order(NamedTuple):
     """The time steps of a recurrence, or a chunk of them.
 
-    They are taken run by run. A run is a single step or, to ``join`` steps, all in a row that have
-    as many rows: what is done once for each run then does not grow with time.
+    They are taken run by run. A run is one step, or with ``join=True`` as many as there can be in
+    it: what is done once for each run then does not grow with time.
     """
 
     batch_sizes: Sequence[int]
@@ -35,8 +36,8 @@ class Order(NamedTuple):
     """Whether to go from the last step to the first."""
     start: int = 0
     """Where the rows of a chunk begin among all."""
-    before: int = 0
-    """How many rows the step has that is taken before a chunk, 0 if there is none."""
+    rows_before: int = 0
+    """Of the step that is taken just before a chunk; 0 if there is none."""
 
     def chunks(self, count: int) -> list["Order"]:
         """Take all steps apart into at most so many chunks, in the order in which they are taken.
@@ -48,15 +49,15 @@ class Order(NamedTuple):
         parts = [sizes[first : first + most] for first in range(0, len(sizes), most)]
         ends = [*accumulate(map(sum, parts), initial=0)]
         starts = [ends[-1] - end for end in ends[1:]] if self.reverse else ends
-        befores = [0, *(part[-1] for part in parts)]
+        rows_before = [0, *(part[-1] for part in parts)]
         own = map(self.as_taken, parts)
-        return [*map(Order, own, repeat(self.reverse), starts, befores)]
+        return [*map(Order, own, repeat(self.reverse), starts, rows_before)]
 
     def runs(self, *, join: bool = False) -> list[Run]:
         """Return the runs in the order in which they are taken."""
         sizes = self.as_taken(self.batch_sizes)
         rows, steps = zip(*_counted(sizes), strict=True) if join else (sizes, repeat(1))
-        shared = map(min, [self.before, *rows], rows)
+        shared = map(min, [self.rows_before, *rows], rows)
         return [*map(Run, shared, rows, steps)]
 
     def split(self, x: Tensor) -> Sequence[Tensor]:
@@ -81,8 +82,8 @@ class Order(NamedTuple):
 
     def previous(self, x: Tensor) -> Tensor:
         """Return the rows of the step that is taken before a chunk, given all."""
-        stop = self.start + (sum(self.batch_sizes) + self.before if self.reverse else 0)
-        return rows_of(x, stop - self.before, stop)
+        stop = self.start + (sum(self.batch_sizes) + self.rows_before if self.reverse else 0)
+        return rows_of(x, stop - self.rows_before, stop)
 
     def continued(self) -> Iterator[tuple[int, int, int]]:
         """Yield where rows of a chunk lie that continue others, where those lie, and how many.
@@ -90,15 +91,13 @@ class Order(NamedTuple):
         The first place is within the chunk, the second among all rows. Of two steps that follow
         each other, the earlier one in memory has as many rows as the other, or more.
         """
-        near = [self.before] if self.before else []
-        sizes = [*self.batch_sizes, *near] if self.reverse else [*near, *self.batch_sizes]
-        low = 0 if self.reverse else -self.before
-        runs = _counted(sizes[:-1])
-        following = [*(rows for rows, _ in runs), sizes[-1]][1:]
-        for (rows, steps), last in zip(runs, following, strict=True):
-            at, other = (low, low + rows) if self.reverse else (low + rows, low)
-            yield at, self.start + other, rows * (steps - 1) + last
-            low += rows * steps
+        near = [self.rows_before] if self.rows_before else []
+        *earlier, last = [*self.batch_sizes, *near] if self.reverse else [*near, *self.batch_sizes]
+        place = 0 if self.reverse else -self.rows_before
+        for (rows, steps), (following, _) in pairwise([*_counted(earlier), (last, 1)]):
+            at, other = (place, place + rows) if self.reverse else (place + rows, place)
+            yield at, self.start + other, rows * (steps - 1) + following
+            place += rows * steps
 
     def as_taken(self, x: Sequence[Item]) -> Sequence[Item]:
         """Return in the order in which steps are taken what is in that of memory, or back."""

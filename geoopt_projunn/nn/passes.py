@@ -2,9 +2,10 @@ r"""The backward pass of a recurrence, from what its forward pass has left.
 
 From the last step to the first, the gradient of :math:`h_t` becomes that of what the step adds up.
 The gradients of the weights are products over many steps at once. The steps are taken in a few
-chunks: only the gradients of one chunk, and of the step before it, are in memory at a time.
+chunks: only the gradients of one chunk are in memory at a time.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -58,7 +59,7 @@ class Pass:
         of the recurrence
     """
 
-    join = False
+    joins = False
     """Whether a run may be of many steps."""
 
     def __init__(
@@ -91,14 +92,17 @@ class Pass:
         self.grad_ih: Tensor | None = None
         self.grad_hh = torch.zeros_like(hh) if needs.hh else None
 
-    def _open(self, chunk: Order, buffer: Tensor) -> Sides:
-        """Return where the steps of a chunk put what they hand on, given that of their states."""
+    def _open(self, chunk: Order, buffer: Tensor) -> tuple[Sides, Iterable[Sequence[Tensor]]]:
+        """Return where the steps of a chunk put what they hand on, and what each run works on.
+
+        ``buffer`` has the gradients of their states. The latter goes to :meth:`_pull`.
+        """
         raise NotImplementedError
 
     def _pull(
-        self, place: int, run: Run, first: Tensor, last: Tensor
+        self, run: Run, views: Sequence[Tensor], first: Tensor, last: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Take the gradients of states through the steps of a run, given its place in the chunk.
+        """Take the gradients of states through the steps of a run, given its ``views``.
 
         Of those, ``first`` and ``last`` are of its first and its last step, others lie between.
         They may be overwritten. Return, of the first step, its part in ``Sides.h``, and what goes
@@ -113,32 +117,39 @@ class Pass:
     def run(self) -> list[Tensor | None]:
         """Go through all steps, from the last to the first, and return the gradients."""
         turned = past = None
-        after = 0  # rows of a run that the step after it continues
+        after = 0
         for chunk in reversed(self._chunks()):
-            buffer = self._begin(chunk)
-            sides, begun = self._open(chunk, buffer), []
-            runs, grads = chunk.runs(join=self.join), chunk.ends(buffer, join=self.join)
-            for place in reversed(range(len(runs))):
-                shared, rows, _ = run = runs[place]
-                first, last = grads[place]
-                if turned is not None and after > 0:
-                    continued = rows_of(last, 0, after)
-                    continued.addmm_(rows_of(turned, 0, after), self.conjugate)
-                    if past is not None:
-                        continued.add_(rows_of(past, 0, after))
-                if self.grad_final is not None and after < rows:
-                    last[after:] += self.grad_final[after:rows]
-                turned, past = self._pull(place, run, first, last)
-                if self.grad_h0 is not None and shared < rows:
-                    out = rows_of(self.grad_h0, shared, rows)
-                    torch.mm(rows_of(turned, shared, rows), self.conjugate, out=out)
-                    if past is not None:
-                        out.add_(rows_of(past, shared, rows))
-                if self.h0 is not None and shared < rows:
-                    begun.append((rows_of(turned, shared, rows), rows_of(self.h0, shared, rows)))
-                after = shared
-            self._add_products(chunk, sides, begun)
+            turned, past, after = self._through(chunk, turned, past, after)
         return self._gradients()
+
+    def _through(
+        self, chunk: Order, turned: Tensor | None, past: Tensor | None, after: int
+    ) -> tuple[Tensor | None, Tensor | None, int]:
+        """Go through the steps of a chunk; nothing as large as a chunk stays behind.
+
+        ``turned`` and ``past`` are what :meth:`_pull` made of the step after the chunk, of which
+        ``after`` rows continue the chunk. Return the same of the chunk's own first step.
+        """
+        buffer = self._begin(chunk)
+        sides, views = self._open(chunk, buffer)
+        runs, ends = chunk.runs(join=self.joins), chunk.ends(buffer, join=self.joins)
+        for run, own, (first, last) in reversed([*zip(runs, views, ends, strict=True)]):
+            shared, rows, _ = run
+            if turned is not None and after > 0:
+                continued = rows_of(last, 0, after)
+                continued.addmm_(rows_of(turned, 0, after), self.conjugate)
+                if past is not None:
+                    continued.add_(rows_of(past, 0, after))
+            if self.grad_final is not None and after < rows:
+                last[after:] += self.grad_final[after:rows]
+            turned, past = self._pull(run, own, first, last)
+            if shared < rows:
+                self._add_begun(turned, past, shared, rows)
+            after = shared
+        self._add_products(chunk, sides)
+        if turned is not None and chunk.rows_before > 0:
+            turned = turned.clone()  # of a view all memory would stay
+        return turned, past, after
 
     def _chunks(self) -> list[Order]:
         count = max(1, min(_MOST_CHUNKS, self.states.numel() // _LEAST_ENTRIES))
@@ -150,11 +161,19 @@ class Pass:
             return torch.zeros_like(chunk.of(self.states))
         return chunk.of(self.grad).clone(memory_format=torch.contiguous_format)
 
-    def _add_products(self, chunk: Order, sides: Sides, begun: list[tuple[Tensor, Tensor]]) -> None:
-        """Add what the steps of a chunk contribute.
+    def _add_begun(self, turned: Tensor, past: Tensor | None, start: int, stop: int) -> None:
+        """Add what goes to rows of the first state, and what these contribute to the weights."""
+        begun = rows_of(turned, start, stop)
+        if self.grad_h0 is not None:
+            out = rows_of(self.grad_h0, start, stop)
+            torch.mm(begun, self.conjugate, out=out)
+            if past is not None:
+                out.add_(rows_of(past, start, stop))
+        if self.grad_hh is not None and self.h0 is not None:
+            self.grad_hh.addmm_(begun.mH, rows_of(self.h0, start, stop))
 
-        ``begun`` are pairs of what goes to rows of the first state, and these.
-        """
+    def _add_products(self, chunk: Order, sides: Sides) -> None:
+        """Add what the steps of a chunk contribute."""
         if self.grad_x is not None:
             torch.mm(sides.x, self.conjugate_ih, out=chunk.of(self.grad_x))
         if self.needs.bias:
@@ -172,5 +191,3 @@ class Pass:
         for at, other, count in chunk.continued():
             before = rows_of(self.states, other, other + count)
             self.grad_hh.addmm_(rows_of(sides.h, at, at + count).mH, before)
-        for turned, h0 in reversed(begun):
-            self.grad_hh.addmm_(turned.mH, h0)

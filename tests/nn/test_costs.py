@@ -91,6 +91,7 @@ def test_of_a_long_sequence_the_backward_pass_has_an_eighth_of_the_gradients_at_
     with Recorder() as recorder:
         states.backward(gradient)
     assert recorder.largest == states.numel() / 8
+    assert recorder.most_alive < 2 * states.numel() / 8
 
 
 @cases

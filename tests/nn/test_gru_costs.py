@@ -40,6 +40,8 @@ def test_of_a_long_sequence_the_backward_pass_has_an_eighth_of_the_gradients_at_
     with Recorder() as recorder:
         states.backward(gradient)
     assert recorder.largest == 4 * states.numel() / 8
+    # Those of the states, and of their four parts.
+    assert recorder.most_alive < 2 * 5 * states.numel() / 8
 
 
 @every_nonlinearity
