@@ -93,6 +93,15 @@ def test_equal_steps_are_bound_once_and_run_on_the_stream_of_their_loop(gpu):
         assert len(Launcher.seen[start:]) == 20
 
 
+def test_an_empty_step_launches_nothing_each_time(gpu):
+    z, h = torch.zeros(2, 0, 16)
+    own = loop(torch.zeros(4, 16))
+    for _ in range(3):
+        own(z, h)
+    assert gpu.bound == 1
+    assert Launcher.seen == []
+
+
 def test_a_loop_takes_tensors_of_several_dtypes(gpu):
     steps = [[torch.zeros(4, 16, dtype=dtype) for _ in range(2)] for dtype in DTYPES]
     out = torch.zeros(4, 16)

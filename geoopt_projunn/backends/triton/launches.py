@@ -107,7 +107,8 @@ def _is_known(kind: object) -> bool:
 
 def joined(launches: Iterable[Launch]) -> Launches:
     """Return launches as one, all of which :func:`can_join`."""
-    own = list(launches)
+    # The driver refuses a grid of no programs; Triton does not ask it.
+    own = [launch for launch in launches if all(launch.grid)]
     arguments = [_arguments(launch) for launch in own]
     firsts = itertools.accumulate(map(len, arguments), initial=0)
     packed = [
