@@ -111,12 +111,12 @@ def test_a_loop_takes_tensors_of_several_dtypes(gpu):
         assert Launcher.seen[-1:] == by_triton(*step, out)
 
 
-@pytest.mark.parametrize("why", ["hooks", "version"])
+@pytest.mark.parametrize("why", ["hooks", "unknown"])
 def test_what_cannot_be_replayed_is_bound_each_time(gpu, monkeypatch, why):
     if why == "hooks":
         monkeypatch.setattr(triton.knobs.runtime, "launch_enter_hook", lambda metadata: None)
     else:
-        monkeypatch.setattr(launches, "_KNOWN", False)
+        monkeypatch.setattr(repeated, "can_join", lambda compiled: False)
     z, h, out = torch.zeros(3, 4, 16)
     own = loop(out)
     for count in (1, 2, 3):
