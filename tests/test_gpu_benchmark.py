@@ -159,6 +159,28 @@ def test_the_script_for_tuning_runs_on_a_cpu(tmp_path):
     assert found["k = 8 by entry"]["n=32 k=2"] > 0
 
 
+def tuning_that_ends(*arguments, **variables):
+    command = [sys.executable, str(BENCHMARKS / "gpu_tuning.py"), *arguments]
+    environment = {**os.environ, **variables}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=60, env=environment
+    )
+    assert done.returncode != 0
+    return done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_the_script_for_tuning_refuses_a_machine_without_a_gpu():
+    assert "--device cpu" in tuning_that_ends()
+
+
+def test_the_script_for_tuning_ends_if_one_of_its_processes_dies(tmp_path):
+    dies = "import os, sys\nif '--multiprocessing-fork' in sys.orig_argv: os._exit(7)"
+    (tmp_path / "sitecustomize.py").write_text(dies)
+    said = tuning_that_ends("--device", "cpu", PYTHONPATH=f"{tmp_path}:{BENCHMARKS.parent}")
+    assert "terminated abruptly" in said
+
+
 @needs_triton
 def test_what_is_tuned_is_there():
     for places in load("gpu_tuning").VARIANTS.values():
