@@ -62,6 +62,14 @@ def test_the_script_runs_to_its_end_on_a_cpu(tmp_path):
         assert {f"logs/{name}.log" for name in gpu.PARTS} <= set(logs.getnames())
 
 
+def test_without_triton_steps_are_measured_all_the_same(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['triton'] = None")
+    parts = "--parts", "compiling", "overlapping", "host"
+    done = run_script("--dry-run", str(tmp_path / "out"), *parts, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Error" not in (tmp_path / "out" / "summary.txt").read_text()
+
+
 def test_what_wheels_hold_is_found(tmp_path):
     wheels = tmp_path / "wheels"
     wheels.mkdir()
