@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import lru_cache
+from importlib.util import find_spec
 from unittest.mock import patch
 
 import torch
@@ -26,6 +27,7 @@ RULES = {"SGD": (ProjUNNRiemannianSGD, TANGENT), "Adam": (ProjUNNRiemannianAdam,
 SIZES = (4096, 512, 16384, 1024, 256, 2048, 8192, 32768)
 """Most important first: a part that runs out of time ends where it is."""
 SMALL = (32,)
+_TRITON = "geoopt_projunn.backends.triton"
 BATCHES = ((544, 64), (136, 256))
 """Complex matrices of convolutions: how many, and their size."""
 
@@ -36,6 +38,7 @@ def environment(device: str) -> Cases:
     for name in ("torch", "triton", "numpy", "geoopt", "geoopt_projunn", "scipy", "matplotlib"):
         yield name, lambda name=name: getattr(__import__(name), "__version__", "yes")
     yield "backends", backends.available
+    yield "launches in C++", lambda: find_spec(f"{_TRITON}._launches") is not None
     if device == "cuda":
         yield "device", _device
 
@@ -188,9 +191,6 @@ def _overlapping(problem: Problem, device: str, rule: str, k: int, how: bool) ->
             # Launches that are recorded overlap as those of the first step did.
             patched.enter_context(patch.dict(f"{_TRITON}.programs._programs", clear=True))
         return eager_and_graph(_step(problem, rule, k), device)
-
-
-_TRITON = "geoopt_projunn.backends.triton"
 
 
 def host(device: str) -> Cases:

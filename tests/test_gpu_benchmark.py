@@ -81,6 +81,7 @@ def test_what_wheels_hold_is_found(tmp_path):
     found = json.loads((out / "gpu.json").read_text())["parts"]["environment"]["found"]
     assert found["matplotlib"] == "of a wheel"
     assert found["torch"] == torch.__version__
+    assert isinstance(found["launches in C++"], bool)
     # That one draws nothing.
     assert not (out / "gpu.png").exists()
     assert "matplotlib: of a wheel" in done.stdout
