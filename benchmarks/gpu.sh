@@ -4,10 +4,10 @@
 #   benchmarks/gpu.sh [FOLDER] [OPTION...]              # outputs/gpu unless given
 #   benchmarks/gpu.sh --dry-run [FOLDER] [OPTION...]    # on a CPU, at tiny sizes: tries the script
 #
-# It runs from a checkout, where it builds the C++ part if that is missing, and installs nothing. $PYTHON, or else python or python3, has torch;
-# $WHEELS is a folder of wheels of what it does not have: geoopt, scipy (which geoopt imports) and
-# numpy, pytest with what that needs; if you like, matplotlib and tqdm. docs/gpus.md says how to
-# fill it. Options are those of benchmarks/gpu.py.
+# It runs from a checkout, where it builds the C++ part if that is missing, and installs nothing.
+# $PYTHON, or else python or python3, has torch; $WHEELS is a folder of wheels of what it does not
+# have: geoopt, scipy (which geoopt imports) and numpy, pytest with what that needs; if you like,
+# matplotlib and tqdm. docs/gpus.md says how to fill it. Options are those of benchmarks/gpu.py.
 set -uo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
