@@ -43,4 +43,4 @@ docs: $(READY)
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf geoopt_projunn/backends/cpu/*.so $(VENV) site build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf geoopt_projunn/backends/*/*.so $(VENV) site build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -16,12 +16,15 @@ limited = not sysconfig.get_config_var("Py_GIL_DISABLED")
 numerical = ["-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi", *openmp]
 
 
-def extension(name: str, source: str, more: list[str], link: list[str]) -> Extension:
-    """Return one for setuptools; without a compiler the package is installed without it."""
+def extension(
+    backend: str, module: str, source: str, more: list[str], link: list[str]
+) -> Extension:
+    """Return an extension of a backend; without a compiler the package is installed without it."""
+    folder = f"geoopt_projunn/backends/{backend}/csrc"
     return Extension(
-        f"geoopt_projunn.backends.{name}",
-        [f"geoopt_projunn/backends/{source}"],
-        depends=sorted(glob("geoopt_projunn/backends/cpu/csrc/*.h")),
+        f"geoopt_projunn.backends.{backend}.{module}",
+        [f"{folder}/{source}"],
+        depends=sorted(glob(f"{folder}/*.h")),
         extra_compile_args=["-std=c++17", "-O3", "-g0", *more],
         extra_link_args=link,
         define_macros=[("Py_LIMITED_API", "0x030B0000")] if limited else [],
@@ -32,8 +35,8 @@ def extension(name: str, source: str, more: list[str], link: list[str]) -> Exten
 
 setup(
     ext_modules=[
-        extension("cpu._kernels", "cpu/csrc/module.cpp", numerical, openmp),
-        extension("triton._launches", "triton/csrc/launches.cpp", [], []),
+        extension("cpu", "_kernels", "module.cpp", numerical, openmp),
+        extension("triton", "_launches", "launches.cpp", [], []),
     ],
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if limited else {},
 )

@@ -4,10 +4,10 @@
 #   benchmarks/gpu.sh [FOLDER] [OPTION...]              # outputs/gpu unless given
 #   benchmarks/gpu.sh --dry-run [FOLDER] [OPTION...]    # on a CPU, at tiny sizes: tries the script
 #
-# It runs from a checkout and installs nothing. $PYTHON, or else python or python3, has torch;
-# $WHEELS is a folder of wheels of what it does not have: geoopt, scipy (which geoopt imports) and
-# numpy, pytest with what that needs; if you like, matplotlib and tqdm. docs/gpus.md says how to
-# fill it. Options are those of benchmarks/gpu.py.
+# It runs from a checkout, where it builds the C++ part if that is missing, and installs nothing.
+# $PYTHON, or else python or python3, has torch; $WHEELS is a folder of wheels of what it does not
+# have: geoopt, scipy (which geoopt imports) and numpy, pytest with what that needs; if you like,
+# matplotlib and tqdm. docs/gpus.md says how to fill it. Options are those of benchmarks/gpu.py.
 set -uo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -37,6 +37,11 @@ done
 export PYTHONPATH="$root:$site${PYTHONPATH:+:$PYTHONPATH}" OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export PYTHONWARNINGS=default TQDM_DISABLE=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
 cd "$root" || exit 2
+
+# Steps of a package without its C++ part are slow to start.
+if [[ $device == cuda ]] && ! compgen -G "geoopt_projunn/backends/triton/_launches*.so" > /dev/null; then
+  "$python" setup.py -q build_ext -j 2 --inplace || echo "The C++ part could not be built." >&2
+fi
 
 if ! said=$("$python" -W ignore -c 'import geoopt_projunn.nn' 2>&1); then
   echo "$said" >&2

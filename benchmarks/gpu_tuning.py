@@ -12,7 +12,9 @@ import argparse
 import importlib
 import json
 import multiprocessing
-import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +49,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     options = parser.parse_args(arguments)
-    context = multiprocessing.get_context("spawn")
-    compiled, alone = context.Barrier(len(options.variants)), context.Lock()
-    queue = context.Queue()
-    for name in options.variants:
-        given = name, options.device, compiled, alone, queue
-        context.Process(target=measure, args=given, daemon=True).start()
-    found = dict(queue.get() for _ in options.variants)
-    report = {name: found[name] for name in options.variants}
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch sees no GPU here; `--device cpu` tries the script")
+    context, count = multiprocessing.get_context("spawn"), len(options.variants)
+    together = context.Barrier(count), context.Lock()
+    # Where a process dies this ends with an error.
+    with ProcessPoolExecutor(count, context, begin, together) as pool:
+        found = pool.map(measure, options.variants, repeat(options.device))
+        report = dict(zip(options.variants, found, strict=True))
     for name, values in report.items():
         print(f"{name}: {', '.join(f'{label} {value}' for label, value in values.items())}")
     if options.output is not None:
@@ -62,29 +64,49 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     return report
 
 
-def measure(name: str, device: str, compiled: Any, alone: Any, queue: Any) -> None:
-    """Put into the queue what is found of a variant."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    for place, value in VARIANTS[name].items():
-        patch(*place.split(), value)
-    steps, found = {}, {}
-    for n, k in CASES.get(device, SMALL):
-        problem = draw(n, device=device)
-        step = optimizer_for([problem.x], [problem.d], ProjUNNRiemannianSGD, k).step
-        try:
-            step()
-            steps[f"n={n} k={k}"] = step
-        except Exception as error:  # one that does not fit must not cost the others
-            found[f"n={n} k={k}"] = f"{type(error).__name__}: {str(error)[:80]}"
-    compiled.wait()
-    with alone:
-        for label, step in steps.items():
-            times = eager_and_graph(step, device)
-            found[label] = round(times.get("graph", times["eager"]), 4)
+def begin(compiled: Any, alone: Any) -> None:
+    """Keep what all processes wait for, and what one at a time has."""
+    global _compiled, _alone
+    _compiled, _alone = compiled, alone
+
+
+def measure(name: str, device: str) -> dict[str, Any]:
+    """Return what is found of a variant."""
+    try:
+        for place, value in VARIANTS[name].items():
+            patch(*place.split(), value)
+        steps = {f"n={n} k={k}": tried(taken, n, k, device) for n, k in CASES.get(device, SMALL)}
+    finally:
+        _compiled.wait()
+    with _alone:
+        found = {label: tried(timed, step, device) for label, step in steps.items()}
         if "PRECISION" in str(VARIANTS[name]) or not VARIANTS[name]:
             for n, k in STEPS.get(device, SMALL):
-                found[f"errors n={n} k={k}"] = errors(n, k, device)
-    queue.put((name, found))
+                found[f"errors n={n} k={k}"] = tried(errors, n, k, device)
+    return found
+
+
+def tried(function: Callable[..., Any], *args: Any) -> Any:
+    """Return what a function returns, or what it raises: one case must not cost the others."""
+    try:
+        return function(*args)
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error)[:80]}"
+
+
+def taken(n: int, k: int, device: str) -> Callable[[], object]:
+    """Take a step, which compiles its kernels; return what takes more of them."""
+    problem = draw(n, device=device)
+    step = optimizer_for([problem.x], [problem.d], ProjUNNRiemannianSGD, k).step
+    step()
+    return step
+
+
+def timed(step: Callable[[], object] | str, device: str) -> float | str:
+    if isinstance(step, str):
+        return step
+    times = eager_and_graph(step, device)
+    return round(times.get("graph", times["eager"]), 4)
 
 
 def patch(module: str, constant: str, value: Any) -> None:

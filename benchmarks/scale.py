@@ -55,23 +55,25 @@ class Exchanges(TorchDispatchMode):
 
 
 def counted(n: int, processes: int, k: int, device: str = "meta") -> Counter[str]:
-    """Count the exchanges of a step with momentum, in the group of processes that there is."""
+    """Count the exchanges of a step with momentum, in the group of processes that there is.
+
+    It is the second one: before the first, processes also look at the points and at each other.
+    """
     mesh = init_device_mesh("cpu", (processes,))
     width = -(-n // processes)
     start = min(n, distributed.get_rank() * width)
-    part = torch.empty(min(n, start + width) - start, n, device=device)
+    part = torch.eye(n, device=device)[start : start + width]
 
-    def placed() -> DTensor:
-        local = torch.zeros_like(part)
+    def placed(local: torch.Tensor) -> DTensor:
         return DTensor.from_local(
             local, mesh, [Shard(0)], run_check=False, shape=(n, n), stride=(n, 1)
         )
 
-    p = torch.nn.Parameter(placed())
+    p = torch.nn.Parameter(placed(part))
     p.manifold = LowRankUnitary(k=k)
-    # With a rate of zero points are not probed, which needs values.
-    optimizer = ProjUNNRiemannianSGD([p], lr=0.0, momentum=0.9)
-    p.grad = placed()
+    optimizer = ProjUNNRiemannianSGD([p], lr=0.1, momentum=0.9)
+    p.grad = placed(torch.zeros_like(part))
+    optimizer.step()
     with Exchanges() as exchanges:
         optimizer.step()
     return exchanges.numbers

@@ -62,6 +62,14 @@ def test_the_script_runs_to_its_end_on_a_cpu(tmp_path):
         assert {f"logs/{name}.log" for name in gpu.PARTS} <= set(logs.getnames())
 
 
+def test_without_triton_steps_are_measured_all_the_same(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['triton'] = None")
+    parts = "--parts", "compiling", "overlapping", "host"
+    done = run_script("--dry-run", str(tmp_path / "out"), *parts, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Error" not in (tmp_path / "out" / "summary.txt").read_text()
+
+
 def test_what_wheels_hold_is_found(tmp_path):
     wheels = tmp_path / "wheels"
     wheels.mkdir()
@@ -73,6 +81,7 @@ def test_what_wheels_hold_is_found(tmp_path):
     found = json.loads((out / "gpu.json").read_text())["parts"]["environment"]["found"]
     assert found["matplotlib"] == "of a wheel"
     assert found["torch"] == torch.__version__
+    assert isinstance(found["launches in C++"], bool)
     # That one draws nothing.
     assert not (out / "gpu.png").exists()
     assert "matplotlib: of a wheel" in done.stdout
@@ -157,6 +166,28 @@ def test_the_script_for_tuning_runs_on_a_cpu(tmp_path):
     assert list(found) == names
     assert found["as it is"].keys() == {"n=32 k=2", "errors n=32 k=2"}
     assert found["k = 8 by entry"]["n=32 k=2"] > 0
+
+
+def tuning_that_ends(*arguments, **variables):
+    command = [sys.executable, str(BENCHMARKS / "gpu_tuning.py"), *arguments]
+    environment = {**os.environ, **variables}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=60, env=environment
+    )
+    assert done.returncode != 0
+    return done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_the_script_for_tuning_refuses_a_machine_without_a_gpu():
+    assert "--device cpu" in tuning_that_ends()
+
+
+def test_the_script_for_tuning_ends_if_one_of_its_processes_dies(tmp_path):
+    dies = "import os, sys\nif '--multiprocessing-fork' in sys.orig_argv: os._exit(7)"
+    (tmp_path / "sitecustomize.py").write_text(dies)
+    said = tuning_that_ends("--device", "cpu", PYTHONPATH=f"{tmp_path}:{BENCHMARKS.parent}")
+    assert "terminated abruptly" in said
 
 
 @needs_triton

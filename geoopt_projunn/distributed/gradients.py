@@ -67,7 +67,8 @@ def sketch_gradients_(
       a parameter, set ``p.grad = torch.zeros_like(p)``. In each step the processes exchange two
       numbers that show whether they agree: on the numbers of the parameters,
       their names if the optimizer was made of ``named_parameters()``, shapes, dtypes and manifolds,
-      the names of their state, and whether this is their first step.
+      the options of their groups except for the learning rate, the names of their state, and
+      whether this is their first step.
 
       If they do not agree, a step on a CPU raises RuntimeError on every process, names the
       parameters, and changes nothing. The same happens if one process finds an error of its own

@@ -30,7 +30,7 @@ from .printing import printed
 from .rank_k import step_kinds
 from .skips import skipped_by_parameter, total_skipped
 from .spread import average_buffers
-from .stabilizing import check_can_be_projected, is_due, project_, stabilize_
+from .stabilizing import is_due, project_, stabilize_
 from .state import mend_loaded_state
 from .watch import Watch
 
@@ -196,8 +196,8 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
             If a gradient is sparse where it must not be, a dtype is unsupported, or a parameter on
             one of these manifolds was sharded or flattened.
         RuntimeError
-            If a parameter has lost its manifold since the last step, or processes have gradients
-            of different parameters of :func:`geoopt_projunn.distributed.sketch_gradients_`.
+            If a parameter has lost its manifold since the last step, or processes do not agree on
+            the parameters that they share, at their first step, or average the gradients of.
 
         Warns
         -----
@@ -251,14 +251,15 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
 
     def _prepare(self) -> tuple[list[Parts], Rates]:
         """Sort the parameters and check all that can go wrong, before anything changes."""
-        agreement = Agreement(self.param_groups)
+        agreement = Agreement(self.param_groups, self._preparation.settled)
         try:
-            prepared = self._sort()
+            parts, fresh, begun = self._sort()
+            agreement.on_parts(type(self).__name__, parts, begun)
+            self._preparation.check_points(self.param_groups, begun)
         except Exception as error:
             agreement.fail(error)
             raise
-        parts, fresh, begun = prepared
-        rates = agreement.on_steps(self.param_groups, parts, begun)
+        rates = agreement.on_steps(parts, begun)
         self._preparation.begin(begun, self.state)
         for p, buffers in fresh.items():
             state = self.state[p]
@@ -280,7 +281,6 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
                 self._preparation.sort(group, self.state, prepared)
         parts, fresh, _ = prepared
         check_captured(self.param_groups, parts, self.state, fresh, self._state_of_others)
-        check_can_be_projected(filter(is_due, self.param_groups))
         if not self._looked_for_lost:
             look_for_lost_manifolds(self.param_groups)
             self._looked_for_lost = True

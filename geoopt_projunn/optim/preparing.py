@@ -1,6 +1,7 @@
 """Sort parameters, and check all that can go wrong, before anything changes."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from ..backends.spec import Buffers, Rule
 from ..low_rank_manifold import LowRankManifold
 from .capture import check_has_begun
 from .kinds import (
+    Groups,
     Members,
     Parts,
     check_grad,
@@ -26,7 +28,9 @@ from .kinds import (
 from .messages import capitalized, described
 from .nonfinite import States
 from .others import check_plain
+from .settled import Settled
 from .spread import check_is_whole, check_spread, first_buffers
+from .stabilizing import check_all, check_can_be_projected, is_due
 from .state import first_state, probe
 from .watch import Watch
 
@@ -39,7 +43,7 @@ class Prepared(NamedTuple):
     fresh: dict[torch.Tensor, Buffers]
     """State that parameters still need."""
     begun: dict[torch.Tensor, bool]
-    """Those at their first step, or the first one after a load; whether they have been probed."""
+    """Those at their first step, or the first one after a load; whether they are probed."""
 
 
 class Preparation:
@@ -67,6 +71,8 @@ class Preparation:
         self._to_probe = to_probe
         # Each step has to check only what it has not seen before.
         self._checked: set[Hashable] = set()
+        self.settled = Settled()
+        """What processes have agreed on."""
 
     def sort(self, group: dict[str, Any], states: States, prepared: Prepared) -> None:
         """Sort the parameters of a group, check them, and add what is found."""
@@ -123,6 +129,17 @@ class Preparation:
                     fresh[p] = of_params[number] = begun
         prepared.parts.append(part)
 
+    def check_points(self, groups: Groups, begun: Mapping[torch.Tensor, bool]) -> None:
+        """Check values, of which processes exchange numbers: all of them have to come here."""
+        checks: list[Callable[[], None]] = []
+        for group in groups if begun else ():
+            for p in group["params"]:
+                if begun.get(p, False) and gives_values(p):
+                    checks.append(partial(probe, p, low_rank_of(p), group))
+        for group in filter(is_due, groups):
+            checks += [partial(check_can_be_projected, p, group) for p in group["params"]]
+        check_all(checks)
+
     def begin(self, begun: Mapping[torch.Tensor, bool], states: States) -> None:
         """Take note of parameters at their first step, whose values all processes now get."""
         if begun:
@@ -138,7 +155,7 @@ class Preparation:
         group: dict[str, Any],
         state: Mapping[str, Any],
     ) -> bool:
-        """Check a parameter before its first step; return whether it has been probed."""
+        """Check a parameter before its first step; return whether it is to be probed."""
         check_has_begun(p, group)
         manifold.assert_check_point(p)
         if is_spread(p):
@@ -146,11 +163,7 @@ class Preparation:
         if "skipped" in state:
             check_shapes(p, state, self._rule.buffer_names(group), group)
         # Before they load, distributed checkpoints take a step of length 0 from any values.
-        if not p.is_meta and float(group["lr"]) == 0:
-            return False
-        if gives_values(p):
-            probe(p, manifold, group)
-        return True
+        return p.is_meta or float(group["lr"]) != 0
 
     def _begun_anew(
         self, p: torch.Tensor, group: dict[str, Any], state: Buffers, missing: list[str]

@@ -134,7 +134,7 @@ def average_buffers(groups: Groups, states: States, rule: Rule) -> None:
     """Average what processes have made of their own gradients, in place, after they have agreed."""
     marked = [g for g in groups if any(averages_gradients(p) is not None for p in g["params"])]
     groups = [group for group in marked if rule.buffer_names(group)]
-    Agreement(groups).on_states(groups, states)
+    Agreement(groups).on_states(states)
     for p in (p for group in groups for p in group["params"]):
         if (over := averages_gradients(p)) is None or p.is_meta:
             continue

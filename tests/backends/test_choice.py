@@ -1,5 +1,6 @@
 """Who is chosen, and what is said where a choice cannot serve."""
 
+import importlib.util
 import shutil
 import sys
 import sysconfig
@@ -13,6 +14,7 @@ from torch.func import vmap
 from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianSGD, backends
 from geoopt_projunn.backends import choose, products_for
 from geoopt_projunn.backends.cpu import kernels
+from geoopt_projunn.backends.extensions import lack_of
 from tests._modes import Recorder
 
 built = pytest.mark.skipif("cpu" not in backends.available(), reason="the kernels were not built")
@@ -27,9 +29,10 @@ HEADERS = Path(sysconfig.get_path("include"), "Python.h")
     sys.platform != "linux" or not shutil.which("g++") or not HEADERS.exists(),
     reason="needs a compiler",
 )
-def test_the_kernels_are_built_where_they_can_be():
+def test_what_is_in_cpp_is_built_where_they_can_be():
     assert "cpu" in backends.available(), "install the package: `pip install -e .` builds them"
     assert kernels.kernels.USES_THREADS
+    assert importlib.util.find_spec("geoopt_projunn.backends.triton._launches") is not None
 
 
 @built
@@ -64,6 +67,12 @@ def test_without_kernels_one_warning_says_what_that_costs():
     optimizer.step()  # a second one would be an error here
     assert backends.available()[-1] == "reference"
     assert "cpu" not in backends.available()
+
+
+def test_why_parts_in_cpp_are_missing():
+    error = ImportError("no such symbol")
+    assert lack_of("geoopt_projunn.backends.nothing", error).startswith("no C++ compiler")
+    assert lack_of("geoopt_projunn.backends.cpu", error).endswith("load them (no such symbol)")
 
 
 def test_the_reference_is_always_available():

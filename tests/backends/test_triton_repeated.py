@@ -93,6 +93,15 @@ def test_equal_steps_are_bound_once_and_run_on_the_stream_of_their_loop(gpu):
         assert len(Launcher.seen[start:]) == 20
 
 
+def test_an_empty_step_launches_nothing_each_time(gpu):
+    z, h = torch.zeros(2, 0, 16)
+    own = loop(torch.zeros(4, 16))
+    for _ in range(3):
+        own(z, h)
+    assert gpu.bound == 1
+    assert Launcher.seen == []
+
+
 def test_a_loop_takes_tensors_of_several_dtypes(gpu):
     steps = [[torch.zeros(4, 16, dtype=dtype) for _ in range(2)] for dtype in DTYPES]
     out = torch.zeros(4, 16)
@@ -102,12 +111,12 @@ def test_a_loop_takes_tensors_of_several_dtypes(gpu):
         assert Launcher.seen[-1:] == by_triton(*step, out)
 
 
-@pytest.mark.parametrize("why", ["hooks", "version"])
+@pytest.mark.parametrize("why", ["hooks", "unknown"])
 def test_what_cannot_be_replayed_is_bound_each_time(gpu, monkeypatch, why):
     if why == "hooks":
         monkeypatch.setattr(triton.knobs.runtime, "launch_enter_hook", lambda metadata: None)
     else:
-        monkeypatch.setattr(launches, "_KNOWN", False)
+        monkeypatch.setattr(repeated, "can_join", lambda compiled: False)
     z, h, out = torch.zeros(3, 4, 16)
     own = loop(out)
     for count in (1, 2, 3):

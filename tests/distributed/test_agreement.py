@@ -45,6 +45,25 @@ def test_gradients_of_different_parameters_are_an_error_on_all_processes(world, 
     assert all(world.run(disagree, size, rule))
 
 
+def choose():
+    """One process has another option."""
+    replica = Replica(3)
+    if not replica.is_in:
+        return True
+    replica.give("ab")
+    if replica.rank == 1:
+        replica.optimizer.param_groups[0]["normalize"] = "angle"
+    words = "process 0, 2 has .*`a` .*, with `normalize` = None, .* process 1 has .* = 'angle'"
+    replica.refused(RuntimeError, words)
+    replica.optimizer.param_groups[0]["normalize"] = None
+    replica.optimizer.step()
+    return replica.is_alike()
+
+
+def test_another_option_is_an_error_on_all_processes(world):
+    assert all(world.run(choose))
+
+
 def orders():
     """Return the messages where one process marks, or steps, in another order."""
     messages = []
@@ -124,7 +143,7 @@ def load():
     saved = replica.optimizer.state_dict()
     if replica.rank == 0:
         replica.optimizer.load_state_dict(saved)
-    replica.refused(RuntimeError, r"process 0 has .*`a` .*, at its first step\), .* process 1 has")
+    replica.refused(RuntimeError, r"process 0 has .*`a` .*, at its first step, .* process 1 has")
     saved["state"].pop(replica.rank)
     replica.optimizer.load_state_dict(saved)
     before = replica.bits()

@@ -106,6 +106,17 @@ def test_recurrences_of_cudnn_are_bit_for_bit_those_of_torch_without_tf32(nonlin
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("kind", [OrthogonalRNN, UnitaryRNN, OrthogonalGRU])
+@pytest.mark.parametrize("hidden", [HIDDEN, 300])
+def test_an_empty_batch_has_no_states_and_gradients_of_zero(kind, hidden):
+    layer = kind(INPUTS, hidden, nonlinearity="modrelu").cuda()
+    x = torch.empty(T, 0, INPUTS, dtype=layer.weight_ih_l0.dtype, device="cuda")
+    y = output(layer, x)
+    y.abs().sum().backward()
+    assert y.shape == (T, 0, hidden)
+    assert not layer.weight_hh_l0.grad.any()
+
+
 def test_kernels_serve_where_triton_is():
     pytest.importorskip("triton")
     assert serve(torch.empty(1, device="cuda")) == (torch.cuda.get_device_capability() >= (8, 0))

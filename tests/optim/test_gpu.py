@@ -1,5 +1,7 @@
 """Whole steps on a GPU: nothing waits for it, and the kernels take those of the reference."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import geoopt
 import pytest
 import torch
@@ -184,6 +186,20 @@ def test_kernels_take_the_steps_of_the_reference(setting, dtype, shape):
     assert_within(points["triton"].cpu(), points["reference"].cpu(), bound)
     assert orthogonality_error(points["triton"].cpu()) < 50 * eps * shape[-1] ** 0.5
     assert not same_bits(points["triton"].cpu(), start)
+
+
+@needs_kernels
+def test_steps_of_other_threads_have_the_same_bits():
+    start, grads = rotation(64, 64), [torch.randn(64, 64) for _ in range(20)]
+
+    def trained(_=None):
+        p = on_manifold(start.cuda(), 2)
+        feed(ProjUNNRiemannianSGD([p], lr=0.01), p, [grad.cuda() for grad in grads])
+        return p.detach()
+
+    expected = trained()
+    with ThreadPoolExecutor(4) as pool:
+        assert all(same_bits(p, expected) for p in pool.map(trained, range(8)))
 
 
 @needs_kernels

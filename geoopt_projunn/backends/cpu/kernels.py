@@ -4,11 +4,11 @@ They are built with the package if there is a C++ compiler.
 """
 
 import functools
-import importlib.util
 import warnings
 
 import torch
 
+from ..extensions import REMEDY, lack_of
 from ..modes import refusal_of_modes
 
 LACK: str | None = None
@@ -17,10 +17,7 @@ try:
     from . import _kernels
 except ImportError as error:
     _kernels = None  # type: ignore[assignment]
-    if importlib.util.find_spec(f"{__package__}._kernels") is None:
-        LACK = "they were not built, for want of a C++ compiler at installation"
-    else:
-        LACK = f"they could not be loaded ({error})"
+    LACK = lack_of(f"{__package__}._kernels", error)
 
 kernels = _kernels
 KINDS = {torch.float32: 0, torch.complex64: 1, torch.float64: 2, torch.complex128: 3}
@@ -61,9 +58,7 @@ def warn_of_lack() -> None:
     if LACK is not None:
         warnings.warn(
             "Steps on the CPU are right but slow, up to eight times as long for small matrices, "
-            f"because the C++ kernels are missing: {LACK}. Install g++ or clang++, and then this "
-            "package again, by `pip install --no-cache-dir --force-reinstall --no-deps .` in a "
-            "clone.",
+            f"because the C++ kernels are missing: {LACK}. {REMEDY}",
             stacklevel=2,
         )
 

@@ -1,7 +1,7 @@
 """Steps of parameters that lie on several processes, or whose gradients do."""
 
 from .backend import Distributed
-from .collectives import are_alike, assert_all_are_here, digest, mean_over, objects_of
+from .collectives import digest, mean_over
 from .layout import (
     agreed_by_all,
     from_part,
@@ -22,13 +22,13 @@ from .marks import (
     number_of,
     receive_first,
 )
+from .peers import Peers, may_have_peers, peers_of_group, peers_of_mesh
 
 __all__ = [
     "Distributed",
+    "Peers",
     "agreed_by_all",
     "any_is_marked",
-    "are_alike",
-    "assert_all_are_here",
     "average_gradients_of",
     "averages_gradients",
     "digest",
@@ -38,10 +38,12 @@ __all__ = [
     "is_spread",
     "like_its_parameter",
     "local_of",
+    "may_have_peers",
     "mean_over",
     "misplacement",
     "number_of",
-    "objects_of",
+    "peers_of_group",
+    "peers_of_mesh",
     "place_like",
     "placements_of_batch",
     "receive_first",

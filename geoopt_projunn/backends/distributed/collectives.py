@@ -59,31 +59,6 @@ def digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest())
 
 
-def are_alike(number: int, group: "ProcessGroup", device: torch.device) -> torch.Tensor:
-    """Return whether all processes give the same number, below 2**63, without waiting for it."""
-    # The least of a number and of its negative tell the least and the largest.
-    both = torch.full((2,), number, device=device)
-    both[1:].neg_()
-    distributed.all_reduce(both, distributed.ReduceOp.MIN, group=group)
-    return both[0] == -both[1]
-
-
-def objects_of(value: Any, group: "ProcessGroup") -> dict[int, Any]:
-    """Return what each process gives, by its rank among all processes; the host waits."""
-    values = [None] * group.size()
-    distributed.all_gather_object(values, value, group=group)
-    return dict(zip(distributed.get_process_group_ranks(group), values, strict=True))
-
-
-def assert_all_are_here(group: "ProcessGroup") -> None:
-    """Raise RuntimeError, after the group's time-out, if a process does not call this.
-
-    Only with gloo; other backends wait in what follows, and raise their own errors.
-    """
-    if distributed.get_backend(group) == "gloo":
-        distributed.monitored_barrier(group)
-
-
 def first_of(t: torch.Tensor, group: "ProcessGroup") -> torch.Tensor:
     """Return the tensor of the group's first process."""
     t = t.resolve_conj().contiguous()

@@ -259,12 +259,19 @@ def misplacement(p: Any, k: int | None, blocks: int) -> str | None:
     return None
 
 
+def mesh_groups_of(p: Any) -> "list[ProcessGroup]":
+    """Return the groups of several processes that this one is in, by dimension of the mesh."""
+    mesh = getattr(p, "device_mesh", None)
+    if mesh is None or mesh.get_coordinate() is None:
+        return []
+    return [mesh.get_group(i) for i in range(mesh.ndim) if mesh.size(i) > 1]
+
+
 def _groups_of(p: torch.Tensor) -> "list[ProcessGroup]":
-    averaged = averages_gradients(p)
-    mesh: Any = getattr(p, "device_mesh", None)
-    groups = [] if mesh is None else [mesh.get_group(i) for i in range(mesh.ndim)]
-    groups += [] if averaged is None else [averaged]
-    return [group for group in groups if group.size() > 1]
+    groups, averaged = mesh_groups_of(p), averages_gradients(p)
+    if averaged is not None and averaged.size() > 1:
+        groups.append(averaged)
+    return groups
 
 
 def _split_axes(p: Any) -> dict[int, int]:

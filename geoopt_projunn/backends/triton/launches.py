@@ -5,7 +5,6 @@ What Triton does in Python at each launch takes the host as long as the launch i
 
 import ctypes
 import functools
-import importlib.util
 import itertools
 import struct
 import sys
@@ -16,27 +15,42 @@ from typing import Any, NamedTuple
 import torch
 from triton.compiler import CompiledKernel
 
+from ..extensions import REMEDY, lack_of
 from . import support
-
-_LACK: str | None = None
-"""Why the C++ part is not there, None if it is."""
-try:
-    from . import _launches
-except ImportError as error:
-    _launches = None  # type: ignore[assignment]
-    if importlib.util.find_spec(f"{__package__}._launches") is None:
-        _LACK = "it was not built, for want of a C++ compiler at installation"
-    else:
-        _LACK = f"it could not be loaded ({error})"
 
 # Up to this version the arguments of a compiled kernel are known to be those that its signature
 # names, without constants, and then addresses of memory that only others need.
-_KNOWN = (support.version() or ()) <= (3, 8)
+_NEWEST_TRITON = (3, 8)
 _OTHER_MEMORY = (0, 0)
 _WARP = 32
 _INTEGERS = {f"{sign}{size}" for sign in "iu" for size in (1, 8, 16, 32, 64)}
 # What the driver says in a thread that has not used the GPU yet.
 _NO_CONTEXT = 201
+
+
+def _lack_of_version(version: tuple[int, ...]) -> str | None:
+    """Return why Triton's launches cannot be joined, None if they are known."""
+    if version <= _NEWEST_TRITON:
+        return None
+    have, known = (".".join(map(str, numbers)) for numbers in (version, _NEWEST_TRITON))
+    return (
+        f"Triton is {have}, and this package knows the launches of Triton up to {known}. Update "
+        "the package."
+    )
+
+
+_LACK: str | None
+"""Why no launches are joined, and what to do about it; None if they are."""
+try:
+    from . import _launches
+except ImportError as error:
+    _launches = None  # type: ignore[assignment]
+    _LACK = (
+        "the C++ functions that start all at once are missing: "
+        f"{lack_of(f'{__package__}._launches', error)}. {REMEDY}"
+    )
+else:
+    _LACK = _lack_of_version(support.version() or ())
 
 
 class Place(NamedTuple):
@@ -72,8 +86,10 @@ class Launches(NamedTuple):
             error = _launches.start(self.packed, values)
         if error:
             raise RuntimeError(
-                f"The driver of {device} could not start a kernel of a step (CUDA error {error}, "
-                "as in `cudaError_t`); the values of the parameter are no longer sure."
+                f"The driver of {device} could not start a kernel (CUDA error {error}), so that a "
+                "parameter or the result of a layer is incomplete. Start again from a checkpoint, "
+                "in a new process; with CUDA_LAUNCH_BLOCKING=1 in its environment the operation "
+                "that fails first raises the error."
             )
 
 
@@ -83,9 +99,9 @@ def can_join(compiled: Any) -> bool:
     Warns
     -----
     UserWarning
-        Once if the C++ part of it is missing.
+        Once if no launches are joined at all.
     """
-    if not isinstance(compiled, CompiledKernel) or not _KNOWN:
+    if not isinstance(compiled, CompiledKernel):
         return False
     if _LACK is not None:
         _warn_of_lack()
@@ -93,6 +109,8 @@ def can_join(compiled: Any) -> bool:
     metadata = compiled.metadata
     return (
         metadata.num_ctas == 1
+        # Triton's sanitizers and profilers have arguments of their own.
+        and not getattr(metadata, "instrumentation_mode", "")
         and not metadata.launch_cooperative_grid
         and metadata.global_scratch_size == metadata.profile_scratch_size == 0
         and all(_is_known(kind) for kind in compiled.src.signature.values())
@@ -107,7 +125,8 @@ def _is_known(kind: object) -> bool:
 
 def joined(launches: Iterable[Launch]) -> Launches:
     """Return launches as one, all of which :func:`can_join`."""
-    own = list(launches)
+    # The driver refuses a grid of no programs; Triton does not ask it.
+    own = [launch for launch in launches if all(launch.grid)]
     arguments = [_arguments(launch) for launch in own]
     firsts = itertools.accumulate(map(len, arguments), initial=0)
     packed = [
@@ -115,7 +134,7 @@ def joined(launches: Iterable[Launch]) -> Launches:
     ]
     given = list(itertools.chain.from_iterable(arguments))
     places = [(at, *arg) for at, arg in enumerate(given) if isinstance(arg, Place)]
-    packed += [0 if isinstance(arg, Place) else int(arg or 0) for arg in given]
+    packed += [0 if isinstance(arg, Place) else int(arg) for arg in given]
     packed += itertools.chain.from_iterable(places)
     head = (driver(), len(own), len(given), len(places))
     return Launches(_bytes_of((*head, *packed)), tuple(launch.compiled for launch in own))
@@ -137,7 +156,7 @@ def _arguments(launch: Launch) -> list[Any]:
 
 
 def _bytes_of(numbers: Sequence[int]) -> bytes:
-    # Handles may have the highest bit set.
+    # Numbers may be negative, and handles have the highest bit set.
     return struct.pack(f"{len(numbers)}Q", *(number % 2**64 for number in numbers))
 
 
@@ -154,6 +173,6 @@ def driver() -> int:
 def _warn_of_lack() -> None:
     warnings.warn(
         "Steps on a GPU are right but slow to start: Triton launches each of their kernels, "
-        f"because the C++ part of the package that starts all at once is missing: {_LACK}.",
+        f"because {_LACK}",
         stacklevel=2,
     )

@@ -31,8 +31,8 @@ _ALIGNED = 32
 def launch(kernel: Any, grid: Sequence[int], *args: Any, **options: Any) -> None:
     """Run a kernel on a grid of programs; the next step like this one may run it without this.
 
-    One with ``OVERLAPS=True``, which begins with :func:`.kernels.overlap.begin`, is scheduled while
-    the kernel before it runs.
+    With ``OVERLAPS=True`` it is scheduled while the kernel before it runs, and has to begin with
+    :func:`.kernels.overlap.begin`.
     """
     if options.get("OVERLAPS"):
         options["launch_pdl"] = True

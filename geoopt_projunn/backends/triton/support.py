@@ -9,8 +9,8 @@ import torch
 
 OLDEST = (8, 0)
 """Compute capability of the oldest GPUs for which the kernels are compiled in the tests."""
-# The generation of GPUs on which it was tried. The driver is of a version of CUDA since which a
-# graph can record it.
+# Kernels overlap on the generation of GPUs on which that was tried, and with drivers from that of
+# CUDA 12.3 on, since which CUDA graphs record it.
 _OVERLAPPING_GENERATION = 9
 _OLDEST_DRIVER_TO_OVERLAP = 12_030
 TILE_BYTES = 512

@@ -14,7 +14,7 @@ namespace {
 
 // As in cuda.h.
 struct Attribute {
-  int id;
+  alignas(8) int id;
   char unused[4];
   union {
     char most[64];
@@ -33,8 +33,8 @@ using LaunchKernel = int (*)(const Config*, void* function, void** arguments, vo
 
 constexpr int kMayOverlap = 6;  // CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 
-// What `launching.cpp` is given is packed by launches.py, all of it 64-bit integers: a head, the
-// launches, arguments, and which of these are values of a call.
+// A program is packed by launches.py, all of it 64-bit integers: a head, the launches, arguments,
+// and which of these are values of a call.
 struct Head {
   int64_t driver, launches, arguments, places;
 };
@@ -71,14 +71,14 @@ class Program {
       if (place.value < 0 || place.value >= static_cast<int64_t>(values.size())) return false;
       arguments_.at(place.argument) = values[place.value] + place.offset;
     }
+    // A kernel knows how many arguments it has; a number of 32 bits is the first half of its 64.
+    pointers_.reserve(arguments_.size());
+    for (int64_t& argument : arguments_) pointers_.push_back(&argument);
     return true;
   }
 
-  // Return the driver's error, 0 if there was none.
-  int start(void* stream) {
-    // A kernel knows how many arguments it has; a number of 32 bits is the first half of its 64.
-    std::vector<void*> pointers(arguments_.size());
-    for (size_t i = 0; i < pointers.size(); ++i) pointers[i] = &arguments_[i];
+  // Return the driver's error, 0 if there was none. Python's lock is not held: nothing may throw.
+  int start(void* stream) noexcept {
     Attribute overlap{};
     overlap.id = kMayOverlap;
     overlap.value.number = 1;
@@ -96,7 +96,7 @@ class Program {
       config.attributes = &overlap;
       config.attributes_count = own.may_overlap != 0;
       const int error = launch(&config, reinterpret_cast<void*>(own.function),
-                               pointers.data() + own.first_argument, nullptr);
+                               pointers_.data() + own.first_argument, nullptr);
       if (error != 0) return error;
     }
     return 0;
@@ -115,6 +115,7 @@ class Program {
   const Launch* launches_ = nullptr;
   const Place* places_ = nullptr;
   std::vector<int64_t> arguments_;
+  std::vector<void*> pointers_;
 };
 
 bool parse(PyObject* tuple, std::vector<int64_t>* values) {

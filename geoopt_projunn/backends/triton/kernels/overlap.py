@@ -7,11 +7,11 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 @triton.jit
 def begin(OVERLAPS: tl.constexpr, ENDS_STEP: tl.constexpr = False):
-    """Wait for the kernel before, and let the next one be scheduled, which then waits for this one.
+    """Wait until the kernel before is complete, and let the GPU schedule the next one meanwhile.
 
-    A kernel is complete after its own wait: so where all kernels of a step begin with this, before
-    they touch any memory, each one waits for all before it. What follows the step starts when the
-    step is complete, for not every kernel of others waits before it reads a parameter.
+    All kernels of a step begin with this, before they touch any memory: the one before has itself
+    waited for the one before it, and so on. The last one of a step lets nothing be scheduled before
+    it is complete, for kernels of others may read a parameter without waiting.
     """
     if OVERLAPS:
         gdc_wait()
