@@ -267,9 +267,9 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
             for name in self._rule.known_buffers - buffers.keys():
                 state.pop(name, None)
             state.update(buffers)
-        if fresh:
-            for members in (members for part in parts for members in part.low_rank.values()):
-                members.states[:] = [self.state[p] for p in members.params]
+        for part in parts if fresh else ():
+            for params, states in part.low_rank.values():
+                states[:] = [self.state[p] for p in params]
         return parts, rates
 
     def _sort(self) -> Prepared:

@@ -87,10 +87,7 @@ class Watch:
         states: Mapping[torch.Tensor, dict[str, Any]],
         described: Described,
     ) -> None:
-        """Look at parameters after their low-rank steps, those of a kind in one list.
-
-        Warn of what is known by now.
-        """
+        """Look at parameters after their low-rank steps, and warn of what is known by now."""
         if is_capturing():
             return
         self._steps += 1
