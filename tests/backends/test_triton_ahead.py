@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from geoopt_projunn.backends.triton import backend, support
+from geoopt_projunn.backends.triton import backend, passing, support
 from tests._modes import Recorder
 
 if (lack := support.lack_of_triton()) is not None:
@@ -69,6 +69,16 @@ def assert_waits(ptx, name, *, lets_go):
     after = ptx[first[0] : memory[0]]
     assert ("griddepcontrol.launch_dependents" in after) == lets_go, name
     assert ptx.count("griddepcontrol") == 1 + lets_go, name
+
+
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_all_but_the_first_kernel_of_a_step_start_early_where_they_overlap(monkeypatch, overlaps):
+    monkeypatch.setattr(passing, "overlaps", lambda device, programs: overlaps)
+    for sketch, count in (("tangent", 14), ("lsi", 11)):
+        found = launches(monkeypatch, "gradient", spec(2, sketch), (1, 64, 64), torch.float32)
+        assert [one.options["OVERLAPS"] for one in found] == [overlaps] * count
+        early = [one.options["starts_early"] for one in found]
+        assert early == [False] + [overlaps] * (count - 1)
 
 
 @pytest.mark.parametrize("n", [2, 64, 4096, 65536])

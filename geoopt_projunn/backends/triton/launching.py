@@ -28,13 +28,15 @@ _LEAST_FOR_DOT = 16
 _ALIGNED = 32
 
 
-def launch(kernel: Any, grid: Sequence[int], *args: Any, **options: Any) -> None:
+def launch(
+    kernel: Any, grid: Sequence[int], *args: Any, starts_early: bool = False, **options: Any
+) -> None:
     """Run a kernel on a grid of programs; the next step like this one may run it without this.
 
-    With ``OVERLAPS=True`` it is scheduled while the kernel before it runs, and has to begin with
+    One that starts early is scheduled while the kernel before it runs, and has to begin with
     :func:`.kernels.overlap.begin`.
     """
-    if options.get("OVERLAPS"):
+    if starts_early:
         options["launch_pdl"] = True
     named = {name: _plain(value) for name, value in options.items()}
     compiled = kernel[tuple(grid)](*map(_plain, args), **named)

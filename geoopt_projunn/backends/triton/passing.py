@@ -55,12 +55,14 @@ class Passes:
         self.kind = self.sizes.memory(self.x.dtype, x.device)
         self.wide = self.sizes.wide_memory(x.device)
         self.flags = self.sizes.flags(x.device)
+        self._has_begun = False
         tiles = self.sizes.tiles
         self.overlaps = overlaps(x.device, self.sizes.b * tiles.blocks * tiles.splits)
 
     def launch(self, kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-        """Launch a kernel of the step."""
-        launch(kernel, grid, *args, OVERLAPS=self.overlaps, **options)
+        """Launch a kernel of the step; the first one waits for all kernels of others."""
+        early, self._has_begun = self.overlaps and self._has_begun, True
+        launch(kernel, grid, *args, starts_early=early, OVERLAPS=self.overlaps, **options)
 
     def options(self, source: tuple[torch.Tensor, ...]) -> dict[str, Any]:
         """Return what kernels are told of a matrix to read: it may be what a rule makes."""

@@ -10,8 +10,9 @@ def begin(OVERLAPS: tl.constexpr, ENDS_STEP: tl.constexpr = False):
     """Wait until the kernel before is complete, and let the GPU schedule the next one meanwhile.
 
     All kernels of a step begin with this, before they touch any memory: the one before has itself
-    waited for the one before it, and so on. The last one of a step lets nothing be scheduled before
-    it is complete, for kernels of others may read a parameter without waiting.
+    waited for the one before it, and so on. Kernels of others may do without: the first kernel of a
+    step is not scheduled before they are complete, and the last one lets none of them be scheduled
+    before it is complete itself.
     """
     if OVERLAPS:
         gdc_wait()
