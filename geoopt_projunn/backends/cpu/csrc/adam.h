@@ -4,8 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
+#include "buffers.h"
 #include "elementwise.h"
 #include "memory.h"
 
@@ -185,7 +185,7 @@ class AdamMemory final : public Memory<T> {
 
   // Summed piece by piece, so that threads make no difference.
   T next_scalar() const {
-    std::vector<double> totals(pieces_of(k_.count));
+    Buffer<double> totals(pieces_of(k_.count));
     for_each_piece([&](Index begin, Index length, Index piece) {
       totals[piece] = sum_of_squares_of(k_.g + k_.parts * begin, k_.parts, length);
     });

@@ -4,8 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
+#include "buffers.h"
 #include "interleaved.h"
 #include "passes.h"
 
@@ -102,7 +102,7 @@ class Basis {
   }
 
   Index width_, parts_, count_ = 0;
-  std::vector<double> rows_, along_;
+  Buffer<double> rows_, along_;
 };
 
 }  // namespace

@@ -8,8 +8,8 @@
 
 #include <algorithm>
 #include <type_traits>
-#include <vector>
 
+#include "buffers.h"
 #include "interleaved.h"
 #include "passes.h"
 #include "threads.h"
@@ -62,7 +62,7 @@ void sides_of_rows(const Rows<T>& a, Index first, Index last, Index n, Index m, 
   if (a.maker == nullptr)
     return sides_of(a.data, first, last, n, m, l, r, left, right, out_left, out_right);
   const Index rows = std::max<Index>(4, made_bytes / static_cast<Index>(sizeof(T)) / m / 4 * 4);
-  std::vector<T> made(rows * m);
+  Buffer<T> made(rows * m);
   for (Index begin = first; begin < last; begin += rows) {
     const Index count = std::min(rows, last - begin);
     a.maker->make(begin * m, count * m, made.data());
@@ -74,7 +74,7 @@ void sides_of_rows(const Rows<T>& a, Index first, Index last, Index n, Index m, 
 // Rows of one matrix as real ones, and what becomes of them.
 template <typename T>
 struct Scratch {
-  std::vector<T> left, right, products, dots, shares;
+  Buffer<T> left, right, products, dots, shares;
 };
 
 // out_left (l, m) = left (l, n) @ a; out_right (r, n) = right (r, m) @ a^T, all real.
@@ -82,7 +82,7 @@ struct Scratch {
 // Chunks are added in their order, so that the threads change no bit.
 template <typename T>
 void real_sides(Index n, Index m, Index l, Index r, Index threads, const Rows<T>& a, const T* left,
-                const T* right, T* out_left, T* out_right, std::vector<T>* shares) {
+                const T* right, T* out_left, T* out_right, Buffer<T>* shares) {
   const Index size = l * m, chunks = chunks_of(n);
   std::fill_n(out_left, size, T(0));
   if (chunks == 1) return sides_of_rows(a, 0, n, n, m, l, r, left, right, out_left, out_right);
@@ -194,7 +194,7 @@ class Sides {
   }
 
   Index n_, p_, parts_, threads_;
-  std::vector<T> conjugates_;
+  Buffer<T> conjugates_;
   Scratch<T> scratch_;
 };
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "basis.h"
+#include "buffers.h"
 #include "hashing.h"
 #include "interleaved.h"
 #include "products.h"
@@ -171,15 +172,15 @@ class Sketcher {
   // keys_: squared norms of some rows, or columns, of the stored matrix. The columns are those of
   // one thread, so that the threads change no bit.
   void square_rows(View<const T> d, Index first, Index last) {
-    std::vector<T> row(width_);
+    Buffer<T> row(width_);
     for (Index i = first; i < last; ++i) {
       read(d, i * width_, width_, row.data());
-      const std::vector<double> wide(row.begin(), row.end());
+      const Buffer<double> wide(row.begin(), row.end());
       keys_[i] = dot(wide.data(), wide.data(), width_);
     }
   }
   void square_columns(View<const T> d, Index first, Index last) {
-    std::vector<T> part(parts_ * (last - first));
+    Buffer<T> part(parts_ * (last - first));
     std::fill(keys_.begin() + first, keys_.begin() + last, 0.0);
     for (Index i = 0; i < n_; ++i) {
       read(d, i * row_ + parts_ * first, parts_ * (last - first), part.data());
@@ -276,14 +277,14 @@ class Sketcher {
       std::copy_n(d.data + begin, count, to);
   }
 
-  void add_to_basis(const std::vector<T>& rows) {
+  void add_to_basis(const Buffer<T>& rows) {
     const Index width = basis_.width();
     for (Index row = 0; row < k_; ++row) {
       std::copy_n(rows.data() + row * width, width, wide_.data());
       basis_.add(wide_.data());
     }
   }
-  void narrow_basis(std::vector<T>* rows) const {
+  void narrow_basis(Buffer<T>* rows) const {
     const Index width = basis_.width();
     for (Index row = 0; row < k_; ++row)
       std::copy_n(basis_.row(row), width, rows->data() + row * width);
@@ -293,12 +294,12 @@ class Sketcher {
       std::copy_n(basis_.row(row), width_, rows + row * width_);
   }
 
-  void set_real(std::vector<T>* rows, Index entry, T value) const {
+  void set_real(Buffer<T>* rows, Index entry, T value) const {
     (*rows)[parts_ * entry] = value;
     if (parts_ == 2) (*rows)[2 * entry + 1] = T(0);
   }
   // Basis row i times the adjoint of row j.
-  std::complex<double> product(const std::vector<double>& dots, Index i, Index j) const {
+  std::complex<double> product(const Buffer<double>& dots, Index i, Index j) const {
     const double* entry = dots.data() + parts_ * (j * 2 * k_ + i);
     return {entry[0], parts_ == 2 ? -entry[1] : 0.0};
   }
@@ -313,8 +314,8 @@ class Sketcher {
   // Rows of a direction for k = 1, else columns: how many there are, their length, and how many of
   // them test vectors are made of.
   Index number_, length_, count_;
-  std::vector<T> some_, few_, mixed_, along_, moved_, back_, last_;
-  std::vector<double> wide_, other_, dots_, more_, keys_;
+  Buffer<T> some_, few_, mixed_, along_, moved_, back_, last_;
+  Buffer<double> wide_, other_, dots_, more_, keys_;
   std::vector<Index> drawn_;
   double seen_ = 0;
   Basis basis_;

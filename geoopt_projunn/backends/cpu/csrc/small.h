@@ -4,8 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
+#include "buffers.h"
 #include "lanes.h"
 
 namespace {
@@ -80,7 +80,7 @@ FOR_EACH_CPU void solve_square(Index n, double* a, double* b) {
   }
 }
 
-using Small = std::vector<double>;
+using Small = Buffer<double>;
 
 inline double norm_of(const Small& a) {
   double square = 0;

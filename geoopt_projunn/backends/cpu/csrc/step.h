@@ -3,8 +3,8 @@
 #pragma once
 
 #include <memory>
-#include <vector>
 
+#include "buffers.h"
 #include "memory.h"
 #include "normalization.h"
 #include "retractions.h"
@@ -79,9 +79,9 @@ class Stepper {
   bool normalizes_;
   Normalization normalization_;
   Turner<T> turner_;
-  std::vector<double> wide_;
-  std::vector<T> rows_, made_;
-  std::vector<double> core_, delta_;
+  Buffer<double> wide_;
+  Buffer<T> rows_, made_;
+  Buffer<double> core_, delta_;
 };
 
 }  // namespace

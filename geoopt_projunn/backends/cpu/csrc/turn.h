@@ -5,8 +5,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
+#include "buffers.h"
 #include "hashing.h"
 #include "interleaved.h"
 #include "products.h"
@@ -202,10 +202,9 @@ class Turner {
 
   // Real numbers in a row of length n, and in one of length p.
   Index n_, p_, parts_, r_, count_, width_, row_, threads_;
-  std::vector<T> left_, product_, turned_, real_left_, real_factor_, right_, dots_, mending_,
-      mended_;
-  std::vector<double> factor_, by_, wide_;
-  std::vector<T> within_;
+  Buffer<T> left_, product_, turned_, real_left_, real_factor_, right_, dots_, mending_, mended_;
+  Buffer<double> factor_, by_, wide_;
+  Buffer<T> within_;
   Sides<T> sides_;
   Scratch<T> scratch_;
 };
