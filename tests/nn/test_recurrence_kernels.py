@@ -107,4 +107,4 @@ def test_sizes_are_the_largest():
 
 @needs_triton
 def test_interpreted_they_do_what_the_loop_of_operations_does():
-    run_interpreted("tests/nn/interpreted_recurrence.py")
+    run_interpreted("tests/nn/interpreted_recurrence.py", "tests/nn/interpreted_costs.py")
