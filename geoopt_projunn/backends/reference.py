@@ -98,7 +98,7 @@ class Reference:
         rule: Rule,
         group: Mapping[str, Any],
         spec: StepSpec,
-    ) -> None:
+    ) -> bool:
         """Take one step with every matrix, in place.
 
         Where the gradient, the direction or the step is not finite, the matrix and its buffers
@@ -116,6 +116,11 @@ class Reference:
             hyperparameters; "lr" is a number, or a tensor of shape () that multiplies on the device
         spec : StepSpec
             rank, sketch, retraction and drift control
+
+        Returns
+        -------
+        bool
+            Whether it is known, without a look at ``skipped``, that no matrix skipped the step.
         """
         lead = x[0].dim() - 2
         for some in parts_of_list(x):
@@ -133,6 +138,7 @@ class Reference:
             scatter(points, x[some])
             for name, buffer in kept.items():
                 scatter(buffer, buffers[name][some])
+        return False
 
     def _step_batch(
         self,

@@ -229,15 +229,15 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         self._watch.see_gradients(step.finite, self._described)
         for group, part in zip(self.param_groups, parts, strict=True):
             self._watch.see_angles(part.low_rank_parameters(), group, self._described)
+        unsure = []
         with step.context():
             # These first: torch may raise an error that was not foreseen.
             self._others.step(self.state, self.param_groups, parts, self._state_of_others)
             for group, part in zip(self.param_groups, parts, strict=True):
                 with _as_tensors():
-                    step_kinds(part.low_rank.values(), self._rule, group, rates)
+                    unsure += step_kinds(part.low_rank.values(), self._rule, group, rates)
                 self._stabilize_in_turn(group, skips=step.skips)
-        stepped = [members for part in parts for members in part.low_rank.values()]
-        self._watch.see_step(stepped, self.state, self._described)
+        self._watch.see_step(unsure, self.state, self._described)
 
     def _stabilize_in_turn(self, group: dict[str, Any], *, skips: bool) -> None:
         due = is_due(group) and not (skips and group["skip_nonfinite"] == "all")

@@ -18,6 +18,7 @@ Groups = list[dict[str, Any]]
 # Of an abstract class the check takes longer than of the very class.
 _LOW_RANK = (LowRankUnitary, LowRankStiefel, LowRankManifold)
 _ANY = (*_LOW_RANK, Manifold)
+_COMPLEX = {torch.complex32, torch.complex64, torch.complex128}
 
 
 class Members(NamedTuple):
@@ -84,18 +85,34 @@ def kind_of(
 
     ``names`` are those of their buffers. All that :func:`check_kind` looks at is part of it.
     """
-    # This runs in every step for each parameter: a list of nothing takes a tenth of it.
-    over, dtype, skipped = averages_gradients(p), p.dtype, state["skipped"]
-    # Gradients of one parameter may have other strides on other processes.
-    of_grad: Hashable = over if over is not None else grad.stride(), grad.shape
-    if dtype.is_complex:
-        of_grad = of_grad, p.is_conj(), over is None and grad.is_conj()
-    # DTensors are types of their own.
-    types = type(p), type(grad), dtype, grad.dtype, p.device
+    # This runs in every step for each parameter. One flat tuple, a set of dtypes and a list of
+    # nothing that is not made take a third less time than what reads better.
+    dtype, skipped, over = p.dtype, state["skipped"], averages_gradients(p)
+    is_lazy = None
+    if dtype in _COMPLEX:
+        is_lazy = p.is_conj(), over is None and grad.is_conj()
     # They differ where a parameter has got values of another size since its last step.
-    shapes = tuple([state[name].shape for name in names if name in state]) if names else ()
-    of_state = names, tuple(state), skipped.dtype, skipped.device, skipped.shape, shapes
-    return p.shape, p.stride(), of_grad, manifold, types, of_state
+    shapes = tuple([state[name].shape if name in state else None for name in names]) if names else ()
+    return (
+        p.shape,
+        p.stride(),
+        grad.shape,
+        # Gradients of one parameter may have other strides on other processes.
+        grad.stride() if over is None else over,
+        # DTensors are types of their own.
+        type(p),
+        type(grad),
+        dtype,
+        grad.dtype,
+        is_lazy,
+        p.device,
+        manifold,
+        names,
+        shapes,
+        skipped.dtype,
+        skipped.device,
+        skipped.shape,
+    )
 
 
 def check_kind(p: torch.Tensor, state: State, names: Iterable[str], group: Group) -> None:

@@ -19,8 +19,12 @@ def step_kinds(
     rule: Rule,
     group: Mapping[str, Any],
     rates: Rates,
-) -> None:
-    """Step parameters, those of one kind together; ``rates`` are those of an agreement."""
+) -> list[Members]:
+    """Step parameters, those of one kind together; ``rates`` are those of an agreement.
+
+    Return those of which some may have skipped the step.
+    """
+    unsure = []
     addresses = [address for params, _ in kinds for address in _addresses(params)]
     points = set(addresses)
     if len(points) < len(addresses):
@@ -29,7 +33,8 @@ def step_kinds(
         kinds = [Members([p], [state]) for p, state in pairs]
     grads = [_apart([p.grad for p in params], points) for params, _ in kinds]
     names = ("step", "skipped", *rule.buffer_names(group))
-    for (params, states), grads_of_kind in zip(kinds, grads, strict=True):
+    for members, grads_of_kind in zip(kinds, grads, strict=True):
+        params, states = members
         buffers = {name: [state[name] for state in states] for name in names}
         first = params[0]
         manifold = low_rank_of(first)
@@ -47,7 +52,9 @@ def step_kinds(
         lr = lr if unit == 1 else lr * unit
         options = group if lr is group["lr"] else {**group, "lr": lr}
         spec = manifold.spec(point, group["normalize"])
-        choose(first).step_(params, grads_of_kind, buffers, rule, options, spec)
+        if not choose(first).step_(params, grads_of_kind, buffers, rule, options, spec):
+            unsure.append(members)
+    return unsure
 
 
 def _apart(grads: Sequence[torch.Tensor | None], points: set[int]) -> list[torch.Tensor]:

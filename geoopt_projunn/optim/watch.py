@@ -83,16 +83,16 @@ class Watch:
 
     def see_step(
         self,
-        stepped: Iterable[Members],
+        unsure: Iterable[Members],
         states: Mapping[torch.Tensor, dict[str, Any]],
         described: Described,
     ) -> None:
-        """Look at parameters after their low-rank steps, and warn of what is known by now."""
+        """Look at parameters that may have skipped a step, and warn of what is known by now."""
         if is_capturing():
             return
         self._steps += 1
         if not self._warned_of_skip:
-            for params, of_params in stepped:
+            for params, of_params in unsure:
                 counters = [state["skipped"] for state in of_params]
                 if is_dtensor(counters[0]):
                     counters = [local_of(counter) for counter in counters]

@@ -16,7 +16,7 @@ def step(
     reals: tuple[float, ...],
     /,
     *lists_and_dispatch: object,
-) -> bool: ...
+) -> bool | None: ...
 def address(
     dtypes: tuple[torch.dtype, ...],
     tensor: torch.Tensor,

@@ -69,7 +69,7 @@ class CPU(Reference):
         rule: Rule,
         group: Mapping[str, Any],
         spec: StepSpec,
-    ) -> None:
+    ) -> bool:
         """Take whole steps, each matrix from its gradient to the next point while it is cached.
 
         Nothing of its size is created, whatever the rule keeps, and nothing is copied: points,
@@ -94,4 +94,4 @@ class CPU(Reference):
                 # torch's dispatcher takes no lazily conjugated or negated tensors to be changed.
                 if not any(piece.is_conj() or piece.is_neg() for piece in state):
                     raise
-        super().step_(x, grad, buffers, rule, group, spec)
+        return super().step_(x, grad, buffers, rule, group, spec)

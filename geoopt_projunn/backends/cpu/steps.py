@@ -1,6 +1,5 @@
 """Whole steps as one operator of torch."""
 
-import itertools
 from typing import Any
 
 import torch
@@ -35,8 +34,8 @@ def _flops(x: list[torch.Size], *rest: object, **__: object) -> int:
     return (of_sketch * k + 4 * (2 * k + sweep)) * len(x) * x[0].numel()  # type: ignore[operator]
 
 
-def _take(lists: tuple[Pieces, ...], options: tuple[Any, ...], *dispatch: Any) -> bool:
-    """Return whether a step was taken; if not, its tensors need the dispatcher."""
+def _take(lists: tuple[Pieces, ...], options: tuple[Any, ...], *dispatch: Any) -> bool | None:
+    """Take a step, and return whether no matrix skipped it; None if the dispatcher has to."""
     rule, numbers, k, sketch, retraction, length, sweep, normalize = options
     integers = (
         *(k, check_choice("sketch", sketch, kernels.SKETCHES)),
@@ -44,11 +43,13 @@ def _take(lists: tuple[Pieces, ...], options: tuple[Any, ...], *dispatch: Any) -
         check_choice("normalize", normalize, kernels.NORMALIZATIONS),
         *(sweep, check_choice("rule", rule, kernels.RULES), torch.get_num_threads()),
     )
-    x, _, *changed = lists
+    x, _, state, *_ = lists
     reals = length, noise_floor(x[0]), *numbers
-    if is_taken := kernels.kernels.step(kernels.DTYPES, integers, reals, *lists, *dispatch):
-        increment_version(list(itertools.chain(x, *changed)))
-    return is_taken
+    all_stepped = kernels.kernels.step(kernels.DTYPES, integers, reals, *lists, *dispatch)
+    if all_stepped is not None:
+        # Of counters there are no derivatives.
+        increment_version([*x, *state])
+    return all_stepped
 
 
 @operator(
@@ -68,7 +69,14 @@ def step_(
     _take((x, grad, state, step, skipped), options)
 
 
-def take(lists: tuple[Pieces, ...], options: tuple[Any, ...]) -> None:
-    """Do what :func:`step_` does, past torch's dispatcher where nothing needs it."""
-    if is_watched() or not _take(lists, options, torch.Tensor.__torch_dispatch__):
-        step_(*lists, *options)
+def take(lists: tuple[Pieces, ...], options: tuple[Any, ...]) -> bool:
+    """Do what :func:`step_` does, past torch's dispatcher where nothing needs it.
+
+    Return whether it is known that no matrix skipped the step.
+    """
+    if not is_watched():
+        all_stepped = _take(lists, options, torch.Tensor.__torch_dispatch__)
+        if all_stepped is not None:
+            return all_stepped
+    step_(*lists, *options)
+    return False

@@ -48,7 +48,7 @@ class Distributed(Reference):
         rule: Rule,
         group: Mapping[str, Any],
         spec: StepSpec,
-    ) -> None:
+    ) -> bool:
         """Take one step with every matrix, as :meth:`Reference.step_` does."""
         alike = defaultdict(list)
         for i, p in enumerate(x):
@@ -74,6 +74,7 @@ class Distributed(Reference):
                     backend.step_(points, grads, kept, rule, options, spec)
                 else:
                     self._step_parts(points, grads, kept, layout, rule, options, spec)
+        return False
 
     def _step_parts(
         self,

@@ -58,12 +58,11 @@ class Triton(Reference):
         rule: Rule,
         group: Mapping[str, Any],
         spec: StepSpec,
-    ) -> None:
+    ) -> bool:
         """Take whole steps; where the kernels serve there is nothing left to compile."""
         native = _native(rule, group) if _knows(x[0].shape, x[0].dtype, spec) else None
         if native is None:
-            super().step_(x, grad, buffers, rule, group, spec)
-            return
+            return super().step_(x, grad, buffers, rule, group, spec)
         for some in parts_of_list(x):
             if len(points := x[some]) > 1:
                 of_part = {name: pieces[some] for name, pieces in buffers.items()}
@@ -72,6 +71,7 @@ class Triton(Reference):
             else:
                 of_one = {name: pieces[some.start] for name, pieces in buffers.items()}
                 _step_one(points[0], grad[some.start], of_one, native, spec, group)
+        return False
 
     def _step_batch(
         self,

@@ -17,34 +17,67 @@ constexpr double dependent = 1e-10;
 constexpr double cancelled = 0.7;
 constexpr int most_projections = 3;
 
-inline double dot(const double* a, const double* b, Index width) {
-  double sum;
-  sides_of(a, 0, 1, 1, width, 0, 1, nullptr, b, nullptr, &sum);
-  return sum;
+template <typename T>
+INLINE double sum_squared(const T* numbers, Index count) {
+  using Wide = Lanes<double>::Aligned;
+  constexpr Index lanes = Lanes<double>::count;
+  typedef T Part __attribute__((vector_size(lanes * sizeof(T)), aligned(sizeof(T)), may_alias));
+  // Two sums at once: one alone would wait for itself.
+  Wide sum[2] = {};
+  Index j = 0;
+  for (; j + 2 * lanes <= count; j += 2 * lanes)
+    for (Index i = 0; i < 2; ++i) {
+      const Part* const part = reinterpret_cast<const Part*>(numbers + j + i * lanes);
+      const Wide value = __builtin_convertvector(*part, Wide);
+      sum[i] += value * value;
+    }
+  sum[0] += sum[1];
+  double total = total_of(reinterpret_cast<const double*>(sum));
+  for (; j < count; ++j) total += static_cast<double>(numbers[j]) * static_cast<double>(numbers[j]);
+  return total;
 }
+
+// The sum of the squares of numbers, in double precision.
+#define FOR_TYPE(T)                                              \
+  FOR_EACH_CPU double square_of(const T* numbers, Index count) { \
+    return sum_squared(numbers, count);                          \
+  }
+FOR_TYPE(float)
+FOR_TYPE(double)
+#undef FOR_TYPE
 
 // Squares in this range are far from the limits of a double.
 constexpr double least_square = 1e-200;
 constexpr double largest_square = 1e200;
 
+inline bool is_safe(double square) { return square > least_square && square < largest_square; }
+
+template <typename T>
+double largest_of(const T* numbers, Index count) {
+  double largest = 0;
+  for (Index j = 0; j < count; ++j)
+    largest = std::max(largest, std::abs(static_cast<double>(numbers[j])));
+  return largest;
+}
+
 // The norm of a row, which is divided by its largest entry where squares leave the range.
 inline double safe_norm(double* row, Index width) {
-  const double square = dot(row, row, width);
-  if (square > least_square && square < largest_square) return std::sqrt(square);
-  double largest = 0;
-  for (Index j = 0; j < width; ++j) largest = std::max(largest, std::abs(row[j]));
+  const double square = square_of(row, width);
+  if (is_safe(square)) return std::sqrt(square);
+  const double largest = largest_of(row, width);
   if (largest > 0)
     for (Index j = 0; j < width; ++j) row[j] /= largest;
-  return std::sqrt(dot(row, row, width));
+  return std::sqrt(square_of(row, width));
 }
 
 // The norm of numbers, whatever their size.
 template <typename T>
 double length_of(const T* numbers, Index count) {
-  double largest = 0, square = 0;
-  for (Index j = 0; j < count; ++j)
-    largest = std::max(largest, std::abs(static_cast<double>(numbers[j])));
+  double square = square_of(numbers, count);
+  if (is_safe(square)) return std::sqrt(square);
+  const double largest = largest_of(numbers, count);
   if (largest == 0) return 0;
+  square = 0;
   for (Index j = 0; j < count; ++j) {
     const double share = static_cast<double>(numbers[j]) / largest;
     square += share * share;
@@ -75,7 +108,7 @@ class Basis {
     for (int i = 0; i < most_projections && count_ > 0; ++i) {
       const double before = rest;
       project_out(row);
-      rest = std::sqrt(dot(row, row, width_));
+      rest = std::sqrt(square_of(row, width_));
       // Also where the row is not finite, which has to show.
       if (!(rest < cancelled * before)) break;
     }

@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <atomic>
+
 #include "adam.h"
 #include "momentum.h"
 #include "step.h"
@@ -37,8 +39,10 @@ struct Step {
   std::vector<double> reals;
   std::vector<Index> x, grad, taken, skipped, first, second, third;
 
+  // Whether all matrices have stepped.
   template <typename T>
-  void take() const {
+  bool take() const {
+    std::atomic<bool> all{true};
     const Index *v = numbers.data(), b = v[1], n = v[2], p = v[3], parts = parts_of(v[0]);
     const Index rule = v[9], entries = n * p, size = parts * entries;
     const bool by_columns = (v[10] & 2) != 0, is_scalar = v[11] != 0;
@@ -66,12 +70,15 @@ struct Step {
                                 own[0], own[1], own[2]});
           is_taken = stepper(point, &memory, by_columns, *counter, length);
         }
-        if (is_taken)
+        if (is_taken) {
           *counter += 1;
-        else
+        } else {
           *skips.matrix<T>(i, 1) += 1;
+          all.store(false, std::memory_order_relaxed);
+        }
       }
     });
+    return all.load();
   }
 };
 

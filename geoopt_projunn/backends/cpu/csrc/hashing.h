@@ -15,23 +15,17 @@ inline Index first_in_turn(Index counter, Index count, Index n) {
   return first < 0 ? first + n : first;
 }
 
-class Uniform {
- public:
-  // `length` numbers belong to each counter.
-  Uniform(Index counter, Index length)
-      : start_((static_cast<std::uint64_t>(counter) & mask) * static_cast<std::uint64_t>(length)) {}
-
-  double operator[](Index index) const {
-    std::uint64_t bits = (start_ + static_cast<std::uint64_t>(index) + 1) & mask;
-    bits = ((bits ^ (bits >> 16)) * 0x21F0AAADu) & mask;
-    bits = ((bits ^ (bits >> 15)) * 0x735A2D97u) & mask;
+// The `count` numbers of a counter.
+FOR_EACH_CPU void draw_uniform(Index counter, Index count, double* to) {
+  const std::uint32_t start =
+      static_cast<std::uint32_t>(counter) * static_cast<std::uint32_t>(count);
+  for (Index i = 0; i < count; ++i) {
+    std::uint32_t bits = start + static_cast<std::uint32_t>(i) + 1;
+    bits = (bits ^ (bits >> 16)) * 0x21F0AAADu;
+    bits = (bits ^ (bits >> 15)) * 0x735A2D97u;
     bits ^= bits >> 15;
-    return static_cast<double>(bits) * 0x1p-31 + (0x1p-32 - 1.0);
+    to[i] = static_cast<double>(bits) * 0x1p-31 + (0x1p-32 - 1.0);
   }
-
- private:
-  static constexpr std::uint64_t mask = 0xFFFFFFFFu;
-  std::uint64_t start_;
-};
+}
 
 }  // namespace

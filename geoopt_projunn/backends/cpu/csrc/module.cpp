@@ -167,7 +167,7 @@ PyObject* py_turn(PyObject*, PyObject* const* args, Py_ssize_t count) {
 
 // dtypes, integers (k, sketch, retraction, normalization, sweep, rule, threads), reals; lists of
 // points, gradients, buffers and both counters; and, where torch's dispatcher was not asked, the
-// argument of `Reader`. Whether the step was taken: false for what needs the dispatcher.
+// argument of `Reader`. None for what needs the dispatcher, else whether all matrices have stepped.
 PyObject* py_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (count != 8 && count != 9)
     return PyErr_Format(PyExc_TypeError, "expected 8 or 9 arguments, got %zd", count);
@@ -176,15 +176,18 @@ PyObject* py_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (!parse(args[2], PyFloat_AsDouble, &step.reals)) return nullptr;
   try {
     const Reader reader(args[0], count == 9 ? args[8] : nullptr);
-    if (!StepTensors(reader, args + 3).find(&step))
-      return PyErr_Occurred() ? nullptr : PyBool_FromLong(0);
+    if (!StepTensors(reader, args + 3).find(&step)) {
+      if (PyErr_Occurred()) return nullptr;
+      Py_RETURN_NONE;
+    }
   } catch (const std::exception&) {
     return PyErr_NoMemory();
   }
-  PyObject* none =
-      without_lock([&] { is_double(step.numbers[0]) ? step.take<double>() : step.take<float>(); });
+  bool all = false;
+  PyObject* none = without_lock(
+      [&] { all = is_double(step.numbers[0]) ? step.take<double>() : step.take<float>(); });
   Py_XDECREF(none);
-  return none == nullptr ? nullptr : PyBool_FromLong(1);
+  return none == nullptr ? nullptr : PyBool_FromLong(all);
 }
 
 // dtypes, tensor, name, shape, dtype; where a tensor is, that has to be contiguous and like this

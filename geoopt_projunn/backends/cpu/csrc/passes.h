@@ -57,9 +57,17 @@ INLINE void some_rows(const T* a, Index first, Index n, Index m, const T* left, 
       vector_at(out_left + l * m + j) = total;
     }
   }
+  // Sums lie one after the other, (R, B).
+  const T* const sums = reinterpret_cast<const T*>(sum);
+  T total[R * B > 0 ? R * B : 1];
+  int q = 0;
+  for (; q + 4 <= R * B; q += 4) {
+    const T* const of = sums + q * lanes;
+    totals_of(of, of + lanes, of + 2 * lanes, of + 3 * lanes, total + q);
+  }
+  for (; q < R * B; ++q) total[q] = total_of(sums + q * lanes);
   for (int r = 0; r < R; ++r)
-    for (int i = 0; i < B; ++i)
-      out_right[r * n + first + i] = total_of<T, 64>(reinterpret_cast<const T*>(&sum[r][i]));
+    for (int i = 0; i < B; ++i) out_right[r * n + first + i] = total[r * B + i];
   for (; j < m; ++j) {
     for (int i = 0; i < B; ++i) {
       for (int r = 0; r < R; ++r) out_right[r * n + first + i] += row[i][j] * right[r * m + j];

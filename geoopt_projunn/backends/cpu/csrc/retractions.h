@@ -23,15 +23,16 @@ class Exponential final : public Retraction {
     int squarings = 0;
     for (; length * scale > short_enough; scale /= 2) ++squarings;
     for (double& entry : generator_) entry *= scale;
+    // The polynomial by Horner's rule: g, g + g g / 8, g + g (g + g g / 8) / 7, ...
     delta_ = generator_;
     for (int degree = taylor_degree; degree > 1; --degree) {
       multiply(generator_, delta_, &product_);
-      for (std::size_t i = 0; i < delta_.size(); ++i)
-        delta_[i] = generator_[i] + product_[i] / degree;
+      delta_ = generator_;
+      combine(size_ * size_, 1, delta_.data(), 1.0 / degree, product_.data());
     }
     for (int i = 0; i < squarings; ++i) {
       multiply(delta_, delta_, &product_);
-      for (std::size_t j = 0; j < delta_.size(); ++j) delta_[j] = 2 * delta_[j] + product_[j];
+      combine(size_ * size_, 2, delta_.data(), 1, product_.data());
     }
     extract(delta_, delta);
   }

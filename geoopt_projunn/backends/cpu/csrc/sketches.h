@@ -105,7 +105,7 @@ class Sketcher {
   }
 
   void lsi(View<const T> x, View<const T> d, Index counter, double* rows, double* core) {
-    const Uniform uniform(counter, k_ * n_);
+    const double* const uniform = draw(counter, k_ * n_);
     for (Index i = 0; i < k_ * n_; ++i) set_real(&mixed_, i, static_cast<T>(uniform[i]));
     sides_.times(d, k_, mixed_.data(), back_.data());
     basis_.clear(row_);
@@ -157,7 +157,7 @@ class Sketcher {
     in_parts(p_, is_large() ? threads_ : 1, [&](Index first, Index last) {
       d.transposed ? square_rows(d, first, last) : square_columns(d, first, last);
     });
-    const Uniform uniform(counter, p_);
+    const double* const uniform = draw(counter, p_);
     for (Index j = 0; j < p_; ++j) {
       keys_[j] = std::log(keys_[j]) - std::log(-std::log((uniform[j] + 1) / 2));
       // First, for what is not finite has to show.
@@ -175,8 +175,7 @@ class Sketcher {
     Buffer<T> row(width_);
     for (Index i = first; i < last; ++i) {
       read(d, i * width_, width_, row.data());
-      const Buffer<double> wide(row.begin(), row.end());
-      keys_[i] = dot(wide.data(), wide.data(), width_);
+      keys_[i] = square_of(row.data(), width_);
     }
   }
   void square_columns(View<const T> d, Index first, Index last) {
@@ -218,12 +217,12 @@ class Sketcher {
 
   // mixed_: rows of d if k = 1, or adjoint columns, combined, at unit length, and a random share.
   void draw_mixed(View<const T> d, Index counter) {
-    const Uniform uniform(counter, k_ * (count_ + length_));
-    const Index width = parts_ * length_;
+    const Index each = count_ + length_, width = parts_ * length_;
+    const double* const uniform = draw(counter, k_ * each);
     const bool by_rows = (k_ == 1) != d.transposed;
     for (Index row = 0; row < k_; ++row)
       for (Index j = 0; j < count_; ++j) {
-        const T value = static_cast<T>(uniform[row * (count_ + length_) + j]);
+        const T value = static_cast<T>(uniform[row * each + j]);
         if (by_rows)
           some_[j * k_ + row] = value;
         else
@@ -242,7 +241,7 @@ class Sketcher {
       const double share = std::copysign(anywhere * std::sqrt(3.0 / length_), total);
       for (Index j = 0; j < width; ++j) mixed[j] = static_cast<T>(wide_[j] * by);
       for (Index j = 0; j < length_; ++j)
-        mixed[parts_ * j] += static_cast<T>(share * uniform[row * (count_ + length_) + count_ + j]);
+        mixed[parts_ * j] += static_cast<T>(share * uniform[row * each + count_ + j]);
     }
   }
 
@@ -294,6 +293,11 @@ class Sketcher {
       std::copy_n(basis_.row(row), width_, rows + row * width_);
   }
 
+  const double* draw(Index counter, Index count) {
+    uniform_.resize(count);
+    draw_uniform(counter, count, uniform_.data());
+    return uniform_.data();
+  }
   void set_real(Buffer<T>* rows, Index entry, T value) const {
     (*rows)[parts_ * entry] = value;
     if (parts_ == 2) (*rows)[2 * entry + 1] = T(0);
@@ -315,7 +319,7 @@ class Sketcher {
   // them test vectors are made of.
   Index number_, length_, count_;
   Buffer<T> some_, few_, mixed_, along_, moved_, back_, last_;
-  Buffer<double> wide_, other_, dots_, more_, keys_;
+  Buffer<double> wide_, other_, dots_, more_, keys_, uniform_;
   std::vector<Index> drawn_;
   double seen_ = 0;
   Basis basis_;

@@ -80,6 +80,11 @@ FOR_EACH_CPU void solve_square(Index n, double* a, double* b) {
   }
 }
 
+// a = by a + share b
+FOR_EACH_CPU void combine(Index count, double by, double* a, double share, const double* b) {
+  for (Index i = 0; i < count; ++i) a[i] = by * a[i] + share * b[i];
+}
+
 using Small = Buffer<double>;
 
 inline double norm_of(const Small& a) {

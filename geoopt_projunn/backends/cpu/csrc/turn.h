@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "basis.h"
 #include "buffers.h"
 #include "hashing.h"
 #include "interleaved.h"
@@ -123,16 +124,13 @@ class Turner {
 
   // Take the identity from the products of the columns with x, and say whether little is left.
   bool find_error(T* error, Index first) {
-    double square = 0;
     for (Index j = 0; j < count_; ++j) {
       error[j * row_ + column(first, j) * parts_] -= 1;
       for (Index l = 0; l < count_; ++l)
         std::copy_n(error + j * row_ + column(first, l) * parts_, parts_,
                     within_.data() + parts_ * (j * count_ + l));
     }
-    for (Index j = 0; j < count_ * row_; ++j)
-      square += static_cast<double>(error[j]) * static_cast<double>(error[j]);
-    return square < converges * converges;
+    return square_of(error, count_ * row_) < converges * converges;
   }
 
   // x += rows^H turned_, and mending_ = error x^H of the result.
@@ -179,26 +177,13 @@ class Turner {
 
   // own <- own - error x^H + within own / 2, for adjoint columns.
   void mend(T* own) {
-    for (Index j = 0; j < count_; ++j)
-      for (Index i = 0; i < n_; ++i)
-        for (Index part = 0; part < parts_; ++part)
-          mended_entry(j, i, part) =
-              own[j * width_ + i * parts_ + part] - mending_[j * width_ + i * parts_ + part];
-    for (Index j = 0; j < count_; ++j)
-      for (Index l = 0; l < count_; ++l) {
-        const T* w = within_.data() + parts_ * (j * count_ + l);
-        const T* from = own + l * width_;
-        for (Index i = 0; i < n_; ++i) {
-          mended_entry(j, i, 0) += w[0] * from[parts_ * i] / 2;
-          if (parts_ == 2) {
-            mended_entry(j, i, 0) -= w[1] * from[2 * i + 1] / 2;
-            mended_entry(j, i, 1) += (w[0] * from[2 * i + 1] + w[1] * from[2 * i]) / 2;
-          }
-        }
-      }
+    for (Index j = 0; j < count_ * width_; ++j) mended_[j] = own[j] - mending_[j];
+    // within is Hermitian: its conjugate transpose is what it is.
+    for (T& entry : within_) entry /= 2;
+    add_product_to_one(Shape{count_, n_, count_, 0, 1, parts_ == 2}, mended_.data(), within_.data(),
+                       own, &scratch_);
     std::copy(mended_.begin(), mended_.end(), own);
   }
-  T& mended_entry(Index j, Index i, Index part) { return mended_[j * width_ + i * parts_ + part]; }
 
   // Real numbers in a row of length n, and in one of length p.
   Index n_, p_, parts_, r_, count_, width_, row_, threads_;
