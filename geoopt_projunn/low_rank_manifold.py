@@ -44,6 +44,24 @@ def _step(method: Callable[..., T]) -> Callable[..., T]:
     return full_precision(wrapped)
 
 
+def _checked(name: str, value: Any) -> Any:
+    """Return an option as a manifold has it, or raise TypeError or ValueError."""
+    if name == "k":
+        if value is None or (isinstance(value, str) and value == AUTO):
+            return value
+        remedy = f'use k=None for full rank, or k="{AUTO}" for one that fits the size'
+        return checked_integer("k", value, remedy=remedy)
+    if name == "sweep":
+        return checked_integer(name, value, least=0, remedy="use sweep=0 to turn drift control off")
+    if name == "blocks":
+        return checked_integer(name, value, remedy="use blocks=1 for one matrix")
+    if name == "retraction":
+        assert_known(name, value, RETRACTIONS)
+    if name == "sketch":
+        assert_known(name, value, (*SKETCHES, COORDINATES))
+    return value
+
+
 class LowRankManifold(OrthonormalGeometry):
     """What optimizers and modules ask for: the steps that all manifolds of this package share.
 
@@ -62,18 +80,12 @@ class LowRankManifold(OrthonormalGeometry):
         blocks: int = 1,
     ) -> None:
         super().__init__()
-        is_auto = isinstance(k, str) and k == AUTO
-        if k is not None and not is_auto:
-            remedy = f'use k=None for full rank, or k="{AUTO}" for one that fits the size'
-            k = checked_integer("k", k, remedy=remedy)
-        turned_off = "use sweep=0 to turn drift control off"
-        self.sweep = checked_integer("sweep", sweep, least=0, remedy=turned_off)
-        self.blocks = checked_integer("blocks", blocks, remedy="use blocks=1 for one matrix")
-        assert_known("retraction", retraction, RETRACTIONS)
-        assert_known("sketch", sketch, (*SKETCHES, COORDINATES))
-        self.k: Rank = "auto" if is_auto else k
-        self.retraction = retraction
-        self.sketch = sketch
+        self.k: Rank = k
+        self.retraction, self.sketch, self.sweep, self.blocks = retraction, sketch, sweep, blocks
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; an option that no manifold can have is refused, also later."""
+        super().__setattr__(name, _checked(name, value))
 
     @property
     def reversible(self) -> bool:

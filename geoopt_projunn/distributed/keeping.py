@@ -9,8 +9,9 @@ from geoopt.manifolds.base import Manifold
 
 from ..arguments import assert_module
 from ..backends.distributed import is_dtensor, misplacement
+from ..geometry.checks import without_x
 from ..low_rank_manifold import LowRankManifold
-from ..nn.placing import put_on, sharding, without_x
+from ..nn.placing import put_on, sharding
 
 __all__ = ["keep_manifolds"]
 

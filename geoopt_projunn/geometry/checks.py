@@ -136,6 +136,11 @@ class CheckedMatrices(Manifold):
         return count, shape[-2] // self.blocks, shape[-1]
 
 
+def without_x(reason: Any) -> str:
+    """Take `x` out of a message of a manifold, for a user who has called nothing of the kind."""
+    return str(reason).replace("`x`", "it")
+
+
 def upright(x: torch.Tensor) -> torch.Tensor:
     """Return matrices, or the transposes of wide ones."""
     return x.mT if x.shape[-2] < x.shape[-1] else x

@@ -10,13 +10,13 @@ from torch.nn.utils import parametrize
 
 from ..arguments import assert_module
 from ..backends.distributed import is_dtensor
-from ..geometry.checks import dtype_rule
+from ..geometry.checks import dtype_rule, without_x
 from ..linalg.precision import WIDE
 from ..low_rank_manifold import LowRankManifold, Rank, low_rank_manifold_of
 from ..manifolds import LowRankStiefel, LowRankUnitary
 from .gru import OrthogonalGRU, OrthogonalGRUCell
 from .keeping import keep_manifolds
-from .placing import put_on, without_x
+from .placing import put_on
 from .starting import check_init, initial, manifold_for
 
 __all__ = ["orthogonalize_"]

@@ -10,7 +10,7 @@ from geoopt.manifolds.base import Manifold
 from torch._subclasses import FakeTensor
 
 from ..backends.distributed import is_dtensor
-from ..geometry.checks import dtype_rule
+from ..geometry.checks import dtype_rule, without_x
 from ..linalg.precision import WIDE
 
 
@@ -115,11 +115,6 @@ def dtype_misfit(
 
 
 _OF = {"real": "Orthogonal", "complex": "Unitary"}
-
-
-def without_x(reason: Any) -> str:
-    """Take `x` out of a message of a manifold, for a user who has called nothing of the kind."""
-    return str(reason).replace("`x`", "it")
 
 
 def assert_kind(

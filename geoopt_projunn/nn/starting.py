@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
+from ..geometry.checks import without_x
 from ..init import INITS
 from ..low_rank_manifold import LowRankManifold, Rank, low_rank_manifold_of
 from ..manifolds import LowRankStiefel, LowRankUnitary
-from .placing import without_x
 
 RECTANGULAR = ("identity", "haar")
 """The initial matrices that need not be square."""

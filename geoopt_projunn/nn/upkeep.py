@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 
 from ..arguments import assert_module
+from ..geometry.checks import without_x
 from ..linalg.dense import largest
 from ..low_rank_manifold import LowRankManifold, low_rank_manifold_of
-from .placing import without_x
 
 __all__ = ["orthogonality_errors", "project_"]
 

@@ -14,7 +14,7 @@ from ..normalization import NORMALIZATIONS
 from .agreement import Agreement, Rates
 from .capture import check_captured
 from .kinds import Parts
-from .lost import look_for_lost_manifolds
+from .lost import LostManifolds
 from .messages import described
 from .nonfinite import SKIP_NONFINITE, AllOrNothing
 from .options import (
@@ -75,7 +75,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         """Probe all points at their next step, as at the first, and warn anew."""
         groups = self.__dict__.get("param_groups", ())
         to_probe = {p for group in groups for p in group["params"] if p in self.state}
-        self._looked_for_lost = False
+        self._lost = LostManifolds(groups)
         self._watch = Watch()
         self._preparation = Preparation(self._rule, self._takes_sparse, self._watch, to_probe)
 
@@ -137,7 +137,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         group["stabilize"] = checked_stabilize(group["stabilize"])
-        self._looked_for_lost = False
+        self._lost.add(group)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, as torch does.
@@ -202,7 +202,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         Warns
         -----
         UserWarning
-            If a plain parameter is orthogonal to rounding, at the first step; if a point is far
+            If a plain parameter is orthogonal to rounding, at its first step; if a point is far
             off its manifold, which is measured every 50 steps; at the first step that is skipped
             because something is not finite. Of parameters on a GPU the warning comes up to 100
             steps later, so that the host need not wait; a CUDA graph that is replayed gives none.
@@ -281,9 +281,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
                 self._preparation.sort(group, self.state, prepared)
         parts, fresh, _ = prepared
         check_captured(self.param_groups, parts, self.state, fresh, self._state_of_others)
-        if not self._looked_for_lost:
-            look_for_lost_manifolds(self.param_groups)
-            self._looked_for_lost = True
+        self._lost.look()
         return prepared
 
     @functools.cached_property

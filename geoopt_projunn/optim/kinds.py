@@ -7,10 +7,12 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 from geoopt.manifolds.base import Manifold
 
-from ..backends.distributed import averages_gradients
+from ..backends.distributed import averages_gradients, is_dtensor
+from ..geometry.checks import without_x
+from ..linalg.precision import WIDE
 from ..low_rank_manifold import LowRankManifold
 from ..manifolds import LowRankStiefel, LowRankUnitary
-from .messages import described
+from .messages import capitalized, described
 
 State = Mapping[str, torch.Tensor]
 Group = Mapping[str, Any]
@@ -92,7 +94,9 @@ def kind_of(
     if dtype in _COMPLEX:
         is_lazy = p.is_conj(), over is None and grad.is_conj()
     # They differ where a parameter has got values of another size since its last step.
-    shapes = tuple([state[name].shape if name in state else None for name in names]) if names else ()
+    shapes: tuple[torch.Size | None, ...] = ()
+    if names:
+        shapes = tuple([state[name].shape if name in state else None for name in names])
     return (
         p.shape,
         p.stride(),
@@ -137,8 +141,7 @@ def check_kind(p: torch.Tensor, state: State, names: Iterable[str], group: Group
         )
     check_grad(p, grad, group)
     # What may have changed since the first step.
-    if not manifold.check_point(p):
-        manifold.assert_check_point(p)
+    check_is_point(p, manifold, group)
     if state["skipped"].dtype != p.dtype.to_real():
         raise TypeError(
             f"The state of {described(p, group)} must have its precision, "
@@ -153,6 +156,40 @@ def check_kind(p: torch.Tensor, state: State, names: Iterable[str], group: Group
                 "step; call `optimizer.load_state_dict(optimizer.state_dict())`, which moves it."
             )
     check_shapes(p, state, names, group)
+
+
+def check_is_point(p: torch.Tensor, manifold: LowRankManifold, group: Group) -> None:
+    """Raise an error unless dtype, shape and memory are those of a parameter on a manifold.
+
+    Raises
+    ------
+    TypeError
+        If the dtype is not supported.
+    ValueError
+        If the shape is none of the manifold, the rank is too high for it, or entries share memory,
+        as after ``expand``.
+    """
+    is_point, reason = manifold.check_point(p, explain=True)
+    if not is_point:
+        what = f"{capitalized(described(p, group))} cannot be on the {manifold}"
+        kind = ValueError if p.dtype in WIDE else TypeError
+        raise kind(f"{what}: {without_x(reason)}")
+    if not is_dtensor(p) and _overlaps(p):
+        raise ValueError(
+            f"{capitalized(described(p, group))} must have memory of its own for each entry, got "
+            f"strides {p.stride()}, as `expand` makes them; write `p.data = p.data.contiguous()` "
+            "before the optimizer is made."
+        )
+
+
+def _overlaps(p: torch.Tensor) -> bool:
+    """Return whether two entries may be the same number in memory."""
+    reach = 0
+    for stride, size in sorted(zip(p.stride(), p.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            return p.numel() > 0
+        reach += (size - 1) * stride
+    return False
 
 
 def check_grad(p: torch.Tensor, grad: torch.Tensor, group: Group) -> None:

@@ -1,5 +1,6 @@
 """Plain parameters that look as if something had dropped their manifold."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,23 +13,39 @@ from .messages import capitalized, described, warn
 from .state import OFF_MANIFOLD, relative_error
 
 
-def look_for_lost_manifolds(groups: list[dict[str, Any]]) -> None:
-    """Warn of plain parameters that are orthogonal to rounding: steps will not keep them so.
+class LostManifolds:
+    """Warn, once each, of plain parameters that are orthogonal to rounding as they begin to move.
 
-    With orthonormal columns or rows, or squares of that kind one above the other. One or two
-    probes of :math:`O(np)` for each; the host waits for them. Only of parameters that have a
-    gradient. Diagonal matrices are left out: the identity is a usual start of plain weights.
-
-    Raises
-    ------
-    TypeError
-        If torch.distributed.fsdp.FullyShardedDataParallel has flattened a matrix on a manifold
-        into a vector.
+    With orthonormal columns or rows, or squares of that kind one above the other: steps will not
+    keep them so. One or two probes of :math:`O(np)` for each when it has its first gradient, for
+    which the host waits. Diagonal matrices are left out: the identity is a usual start of plain
+    weights.
     """
-    for group in groups:
-        for p in group["params"]:
+
+    def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
+        self._waiting: list[tuple[torch.Tensor, dict[str, Any]]] = []
+        for group in groups:
+            self.add(group)
+
+    def add(self, group: dict[str, Any]) -> None:
+        """Wait for the gradients of a group."""
+        self._waiting += [(p, group) for p in group["params"]]
+
+    def look(self) -> None:
+        """Look at those that have a gradient now.
+
+        Raises
+        ------
+        TypeError
+            If torch.distributed.fsdp.FullyShardedDataParallel has flattened a matrix on a manifold
+            into a vector.
+        """
+        still = []
+        for p, group in self._waiting:
             _assert_not_flattened(p)
-            if p.grad is not None and manifold_of(p) is None and _is_unitary(p):
+            if p.grad is None:
+                still.append((p, group))
+            elif manifold_of(p) is None and _is_unitary(p):
                 warn(
                     f"{capitalized(described(p, group))} is orthogonal to rounding, but a plain "
                     "parameter: steps will not keep it so. If it was on LowRankUnitary or "
@@ -37,6 +54,8 @@ def look_for_lost_manifolds(groups: list[dict[str, Any]]) -> None:
                     "`geoopt.ManifoldParameter`, before the optimizer is made. If it is a plain "
                     "weight with an orthogonal start, ignore this."
                 )
+        # Not before: an error that a warning has become comes again.
+        self._waiting = still
 
 
 def _assert_not_flattened(p: torch.Tensor) -> None:

@@ -16,6 +16,7 @@ from .kinds import (
     Members,
     Parts,
     check_grad,
+    check_is_point,
     check_kind,
     check_shapes,
     check_unit,
@@ -157,7 +158,7 @@ class Preparation:
     ) -> bool:
         """Check a parameter before its first step; return whether it is to be probed."""
         check_has_begun(p, group)
-        manifold.assert_check_point(p)
+        check_is_point(p, manifold, group)
         if is_spread(p):
             check_spread(p, {}, self._rule, group)
         if "skipped" in state:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .kinds import Groups, is_low_rank, manifold_of
+from .kinds import Groups, check_is_point, is_low_rank, manifold_of
 from .messages import capitalized, described
 from .nonfinite import States
 from .others import Others
@@ -24,7 +24,7 @@ def check_can_be_projected(p: torch.Tensor, group: Mapping[str, Any]) -> None:
     manifold = manifold_of(p)
     if not is_low_rank(manifold) or p.is_meta or p.numel() == 0:
         return
-    manifold.assert_check_point(p)
+    check_is_point(p, manifold, group)
     if not bool(relative_error(manifold.points(p)).isfinite().all()):
         raise ValueError(
             f"{capitalized(described(p, group))} cannot be projected, as `stabilize` asks: it "

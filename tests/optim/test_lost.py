@@ -112,6 +112,37 @@ def test_a_parameter_without_a_gradient_draws_no_warning(kind):
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_parameter_that_moves_later_is_named_when_it_begins(steps, kind):
+    frozen = torch.nn.Parameter(rotation(6, 6))
+    head = torch.nn.Parameter(torch.randn(4))
+    optimizer = kind([("w", frozen), ("head", head)], lr=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()  # of nothing
+        for _ in range(steps):
+            with_gradient(head)
+            optimizer.step()
+    with_gradient(frozen)
+    with pytest.warns(UserWarning, match=LOST):
+        optimizer.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_parameter_of_a_group_that_comes_later_is_named(kind):
+    optimizer = kind([("head", with_gradient(torch.nn.Parameter(torch.randn(4))))], lr=0.1)
+    optimizer.step()
+    optimizer.add_param_group(
+        {"params": [("w", with_gradient(torch.nn.Parameter(rotation(6, 6))))]}
+    )
+    with pytest.warns(UserWarning, match=LOST):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_one_optimizer_for_each_parameter_draws_no_warning(kind):
     rnn = OrthogonalRNN(3, 8, num_layers=2)
     rnn(torch.randn(4, 2, 3))[0].sum().backward()

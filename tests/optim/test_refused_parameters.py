@@ -148,19 +148,51 @@ def test_a_parameter_that_is_no_matrix_any_more_is_refused(kind):
     culprit.grad = None
     culprit.data = torch.zeros(6)
     culprit.grad = torch.zeros(6)
-    assert_refused(optimizer, ValueError, r"`x` must have shape \(\*, n, n\), got \(6,\)")
+    assert_refused(
+        optimizer, ValueError, r"\(6,\) cannot be .*: it must have shape \(\*, n, n\), got"
+    )
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_a_module_cast_to_half_precision_is_refused(kind):
     module = torch.nn.Linear(6, 6)
     module.weight = unitary_parameter(6, 6)
-    optimizer = kind(module.parameters(), lr=0.1)
+    optimizer = kind(module.named_parameters(), lr=0.1)
     module(torch.ones(2, 6)).sum().backward()
     optimizer.step()
     module.to(torch.bfloat16)
     assert isinstance(module.weight.manifold, LowRankUnitary)
-    assert_refused(optimizer, TypeError, "`x` must have one of the dtypes float32.*got torch.bfl")
+    words = (
+        r"Parameter `weight` of shape \(6, 6\) cannot be on the LowRankUnitary\(.*: it must have "
+        "one of the dtypes float32.*got torch.bfloat16"
+    )
+    assert_refused(optimizer, TypeError, words)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("sweep", [0, 1])
+@pytest.mark.parametrize("has_stepped", [False, True])
+@pytest.mark.parametrize(
+    "shared",
+    [
+        torch.eye(4).expand(3, 4, 4),
+        torch.eye(4)[:, :1].expand(4, 4),
+        torch.eye(8).as_strided((4, 4), (1, 1)),
+    ],
+    ids=["matrices", "columns", "windows"],
+)
+def test_entries_that_share_memory_are_refused(shared, has_stepped, sweep, kind):
+    manifold = LowRankUnitary(sweep=sweep)
+    culprit = geoopt.ManifoldParameter(manifold.random(*shared.shape), manifold=manifold)
+    optimizer = kind([{"params": company()}, {"params": [culprit]}], lr=0.1)
+    if has_stepped:
+        culprit.grad = torch.randn_like(culprit)
+        optimizer.step()
+    culprit.data = shared
+    culprit.grad = torch.randn(shared.shape)
+    assert_refused(optimizer, ValueError, r"must have memory of its own.*strides \(.*contiguous")
+    culprit.data = manifold.random(*shared.shape)
+    optimizer.step()
 
 
 @pytest.mark.skipif(

@@ -1,10 +1,12 @@
 """Every message names the argument, the rule, the value and, where there is one, the remedy."""
 
+import copy
+
 import geoopt
 import pytest
 import torch
 
-from geoopt_projunn import LowRankUnitary
+from geoopt_projunn import LowRankStiefel, LowRankUnitary
 from tests._matrices import unitary
 
 BAD_DTYPES = [torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool]
@@ -268,3 +270,25 @@ def test_a_logarithm_of_what_is_not_finite_is_refused(dtype):
     y[1, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="`x` and `y` must be finite, but have infinite or NaN"):
         LowRankUnitary().logmap(x, y)
+
+
+@pytest.mark.parametrize("kind", [LowRankUnitary, LowRankStiefel])
+@pytest.mark.parametrize(
+    ("option", "value", "error"),
+    [
+        ("k", 0, "`k` must be at least 1, got 0; use k=None"),
+        ("k", 2.0, "`k` must be an integer, got 2.0"),
+        ("retraction", "Cayley", "`retraction` must be one of .*, got 'Cayley'"),
+        ("sketch", "LSI", "`sketch` must be one of .*, got 'LSI'"),
+        ("sweep", -1, "`sweep` must be at least 0, got -1; use sweep=0"),
+        ("blocks", 0, "`blocks` must be at least 1, got 0"),
+    ],
+)
+def test_an_option_is_checked_whenever_it_is_set(option, value, error, kind):
+    with pytest.raises((TypeError, ValueError), match=error):
+        kind(**{option: value})
+    manifold = kind(k=2)
+    before = copy.deepcopy(manifold)
+    with pytest.raises((TypeError, ValueError), match=error):
+        setattr(manifold, option, value)
+    assert manifold == before
