@@ -137,7 +137,7 @@ class Agreement:
         plans: dict[Peers, Plan] = defaultdict(list)
         waiting = set()
         for group, part in zip(self._groups, parts, strict=True):
-            for params, states in part.low_rank.values():
+            for params, _, states in part.low_rank.values():
                 over = averages_gradients(params[0])
                 peers = None if over is None else peers_of_group(over)
                 if peers is None:
@@ -197,7 +197,7 @@ class Agreement:
         entries: dict[torch.Tensor, Entry] = {}
         batches = []
         for group, part in zip(self._groups, parts, strict=True):
-            for params, states in part.low_rank.values():
+            for params, _, states in part.low_rank.values():
                 if is_dtensor(params[0]):
                     pairs = zip(params, states, strict=True)
                     some = {p: stepped_entry(p, group, of, begun.get(p)) for p, of in pairs}

@@ -268,8 +268,8 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
                 state.pop(name, None)
             state.update(buffers)
         for part in parts if fresh else ():
-            for params, states in part.low_rank.values():
-                states[:] = [self.state[p] for p in params]
+            for members in part.low_rank.values():
+                members.states[:] = [self.state[p] for p in members.params]
         return parts, rates
 
     def _sort(self) -> Prepared:

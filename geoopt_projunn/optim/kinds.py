@@ -24,9 +24,10 @@ _COMPLEX = {torch.complex32, torch.complex64, torch.complex128}
 
 
 class Members(NamedTuple):
-    """Parameters of one kind, which can be stepped as one batch, and the state of each."""
+    """Parameters of one kind, which can be stepped as one batch, with gradients and states."""
 
     params: list[torch.Tensor]
+    grads: list[torch.Tensor]
     states: list[dict[str, Any]]
 
 

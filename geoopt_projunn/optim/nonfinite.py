@@ -99,7 +99,6 @@ class AllOrNothing:
 
     @contextmanager
     def _undone_unless(self, finite: torch.Tensor) -> Iterator[None]:
-        low_rank = [p for _, part in self._guarded for p in part.low_rank_parameters()]
         others = [p for _, part in self._guarded for p in part.others()]
         for p in others:
             _put_step_on_device(self._states[p], p)
@@ -109,18 +108,17 @@ class AllOrNothing:
             for t in (p, *self._states[p].values())
             if isinstance(t, torch.Tensor)
         ]
-        grads = {p: p.grad for p in low_rank}
+        for members in (m for _, part in self._guarded for m in part.low_rank.values()):
+            members.grads[:] = [
+                torch.where(finite.to(grad.device, non_blocking=True), grad, torch.nan)
+                for grad in members.grads
+            ]
         try:
-            for p, grad in grads.items():
-                assert grad is not None
-                p.grad = torch.where(finite.to(p.device, non_blocking=True), grad, torch.nan)
             yield
         except BaseException:
             finite = torch.zeros_like(finite)
             raise
         finally:
-            for p, grad in grads.items():
-                p.grad = grad
             for t, before in kept:
                 t.copy_(torch.where(finite.to(t.device, non_blocking=True), t, before))
         for p in others:

@@ -79,7 +79,7 @@ class Preparation:
         """Sort the parameters of a group, check them, and add what is found."""
         part, fresh = Parts(), prepared.fresh
         names = self._rule.buffer_names(group)
-        members, kind = Members([], []), None
+        members, kind = Members([], [], []), None
         for p in group["params"]:
             manifold, grad, state = manifold_of(p), p.grad, states.get(p, {})
             if grad is not None and grad.is_sparse and not self._takes_sparse_of(p, group):
@@ -112,16 +112,17 @@ class Preparation:
                 kind, last = kind_of(p, grad, manifold, state, names), kind
                 # To compare is faster than to look up, and many are like the one before.
                 if kind != last:
-                    members = part.low_rank.setdefault(kind, Members([], []))
+                    members = part.low_rank.setdefault(kind, Members([], [], []))
                 members.params.append(p)
+                members.grads.append(grad)
                 members.states.append(state)
-        for of_kind, (params, of_params) in part.low_rank.items():
+        for of_kind, (params, grads, of_params) in part.low_rank.items():
             p, state = params[0], of_params[0]
             if of_kind not in self._checked:
                 check_kind(p, state, names, group)
                 self._checked.add(of_kind)
             assert_serves(p)
-            if is_spread(p) or is_dtensor(p.grad):
+            if is_spread(p) or is_dtensor(grads[0]):
                 for p, own in zip(params, of_params, strict=True):
                     check_spread(p, own, self._rule, group)
             if missing := [name for name in names if name not in state]:

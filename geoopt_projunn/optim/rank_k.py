@@ -25,23 +25,23 @@ def step_kinds(
     Return those of which some may have skipped the step.
     """
     unsure = []
-    addresses = [address for params, _ in kinds for address in _addresses(params)]
+    addresses = [address for members in kinds for address in _addresses(members.params)]
     points = set(addresses)
     if len(points) < len(addresses):
         # Parameters that share memory are stepped one after the other.
-        pairs = [pair for members in kinds for pair in zip(*members, strict=True)]
-        kinds = [Members([p], [state]) for p, state in pairs]
-    grads = [_apart([p.grad for p in params], points) for params, _ in kinds]
+        single = [of_one for members in kinds for of_one in zip(*members, strict=True)]
+        kinds = [Members([p], [grad], [state]) for p, grad, state in single]
+    apart = [_apart(members.grads, points) for members in kinds]
     names = ("step", "skipped", *rule.buffer_names(group))
-    for members, grads_of_kind in zip(kinds, grads, strict=True):
-        params, states = members
+    for members, grads in zip(kinds, apart, strict=True):
+        params, _, states = members
         buffers = {name: [state[name] for state in states] for name in names}
         first = params[0]
         manifold = low_rank_of(first)
         if manifold.points(first) is not first:
             # What steps see of them are tall matrices, one by one.
             params = [like_its_parameter(manifold.points(p), p) for p in params]
-            grads_of_kind = [manifold.points(grad) for grad in grads_of_kind]
+            grads = [manifold.points(grad) for grad in grads]
             for name in names[2:]:
                 buffers[name] = [upright(buffer) for buffer in buffers[name]]
         lr = on_device(group["lr"], first.device)
@@ -52,18 +52,17 @@ def step_kinds(
         lr = lr if unit == 1 else lr * unit
         options = group if lr is group["lr"] else {**group, "lr": lr}
         spec = manifold.spec(point, group["normalize"])
-        if not choose(first).step_(params, grads_of_kind, buffers, rule, options, spec):
+        if not choose(first).step_(params, grads, buffers, rule, options, spec):
             unsure.append(members)
     return unsure
 
 
-def _apart(grads: Sequence[torch.Tensor | None], points: set[int]) -> list[torch.Tensor]:
+def _apart(grads: list[torch.Tensor], points: set[int]) -> list[torch.Tensor]:
     """Return gradients, those that are points themselves, and would turn with them, as copies."""
-    own = [grad for grad in grads if grad is not None]
-    addresses = _addresses(own)
+    addresses = _addresses(grads)
     if points.isdisjoint(addresses):
-        return own
-    return [grad.clone() if a in points else grad for grad, a in zip(own, addresses, strict=True)]
+        return grads
+    return [grad.clone() if a in points else grad for grad, a in zip(grads, addresses, strict=True)]
 
 
 def _addresses(tensors: Sequence[torch.Tensor]) -> list[int]:

@@ -92,7 +92,7 @@ class Watch:
             return
         self._steps += 1
         if not self._warned_of_skip:
-            for params, of_params in unsure:
+            for params, _, of_params in unsure:
                 counters = [state["skipped"] for state in of_params]
                 if is_dtensor(counters[0]):
                     counters = [local_of(counter) for counter in counters]
