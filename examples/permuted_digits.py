@@ -241,7 +241,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
         tune(task, in_epoch, options)
         return []
     histories = {
-        name: train_one(name, options.lr or lr, task, in_epoch, options)
+        name: train_one(name, lr if options.lr is None else options.lr, task, in_epoch, options)
         for name, (_, lr) in NETWORKS.items()
     }
     rows = [row for history in histories.values() for row in history]
