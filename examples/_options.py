@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -22,6 +23,14 @@ def positive(text: str) -> int:
 def rank(text: str) -> int | None:
     """Parse the rank of a step."""
     return None if text == "full" else positive(text)
+
+
+def check_ranks(
+    parser: argparse.ArgumentParser, ks: Iterable[int | None], option: str, size: int
+) -> None:
+    """Refuse ranks of steps that are too high for matrices whose size an option gives."""
+    if any(k is not None and k > size // 2 for k in ks):
+        parser.error(f"--k must be at most {option} / 2 = {size // 2}")
 
 
 def above_zero(text: str) -> float:

@@ -33,6 +33,34 @@ def test_counts_are_whole_numbers_in_range(name, capsys):
                 assert f"argument --{option}: expected a whole number above 0" in said
 
 
+class Started(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("name", "work", "size", "without", "with_ranks"),
+    [
+        ("copy_memory", "run", "hidden", ["lstm", "gru", "frozen"], "orthogonal gru"),
+        ("adding_problem", "run", "hidden", ["lstm", "gru", "frozen"], "unitary"),
+        ("mnist_1d", "compare", "hidden", ["GRU"], "orthogonal GRU, frozen"),
+        ("mnist_1d_conv", "compare", "width", ["plain"], "small kernels"),
+    ],
+)
+def test_a_rank_is_checked_only_where_a_network_has_one(
+    name, work, size, without, with_ranks, capsys, monkeypatch
+):
+    example = load(name)
+
+    def start(*arguments, **options):
+        raise Started
+
+    monkeypatch.setattr(example, work, start)
+    with pytest.raises(Started):
+        example.main([f"--{size}", "8", "--networks", *without])
+    said = refusal(name, capsys, f"--{size}", "8", "--networks", *without, with_ranks)
+    assert f"--k must be at most {size} / 2 = 4" in said
+
+
 @pytest.mark.parametrize(
     ("option", "value", "rule"),
     [
