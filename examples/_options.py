@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 
@@ -18,6 +18,17 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
     return int(text)
+
+
+def at_least(least: int, why: str) -> Callable[[str], int]:
+    """Return a parser of whole numbers from this one on."""
+
+    def parse(text: str) -> int:
+        if positive(text) < least:
+            raise argparse.ArgumentTypeError(f"expected at least {least}, {why}, got {text!r}")
+        return int(text)
+
+    return parse
 
 
 def rank(text: str) -> int | None:
