@@ -186,6 +186,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="seconds, for a test")
     options = parser.parse_args(arguments)
     options.dtype = getattr(torch, options.dtype)
+    if options.batch is not None and options.batch < 1:
+        parser.error(
+            f"--batch must be at least 1, got {options.batch}; leave it out for single matrices"
+        )
     if options.smoke:
         options.sizes, options.rounds = [32, 48], 2
         options.batch = options.batch and 3

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from _networks import NETWORKS, NONLINEARITIES
-from _options import above_zero, not_negative, output_folder, positive, rank
+from _networks import NETWORKS, NONLINEARITIES, RANKED
+from _options import above_zero, check_ranks, not_negative, output_folder, positive, rank
 
 from geoopt_projunn.init import INITS
 
@@ -50,6 +50,6 @@ def parse(
     options = parser.parse_args(arguments)
     if options.smoke:
         vars(options).update(smoke)
-    if any(k is not None and k > options.hidden // 2 for k in options.k):
-        parser.error(f"--k must be at most hidden / 2 = {options.hidden // 2}")
+    if not set(RANKED).isdisjoint(options.networks):
+        check_ranks(parser, options.k, "hidden", options.hidden)
     return options

@@ -47,8 +47,9 @@ def print_table(rows: list[Row], tasks: list[MemoryTask]) -> None:
     for task in tasks:
         print(f"\n{task.title}: a trivial predictor has loss {task.trivial:.4f}")
         below = f"below {task.threshold:g} at"
+        width = max([26, *(len(label) + 2 for label, _ in runs(rows, task))])
         print(
-            f"{'network':<26}{'seed':>6}{'iterations':>12}{'loss':>10}{below:>18}"
+            f"{'network':<{width}}{'seed':>6}{'iterations':>12}{'loss':>10}{below:>18}"
             f"{'seconds':>10}{'‖WᴴW − I‖':>12}"
         )
         for (label, seed), history in runs(rows, task).items():
@@ -56,7 +57,7 @@ def print_table(rows: list[Row], tasks: list[MemoryTask]) -> None:
             solved = task.solved_at(history) or "never"
             error = last["orthogonality_error"]
             print(
-                f"{label:<26}{seed:>6}{last['iteration']:>12}{last['loss']:>10.1e}{solved:>18}"
+                f"{label:<{width}}{seed:>6}{last['iteration']:>12}{last['loss']:>10.1e}{solved:>18}"
                 f"{last['seconds']:>10.0f}{'' if error is None else f'{error:.0e}':>12}"
             )
     print("\nIterations: how many, and the first with a loss below the threshold; W is recurrent")

@@ -12,7 +12,9 @@ from geoopt_projunn import ProjUNNRiemannianAdam
 from geoopt_projunn.nn import OrthogonalGRU, OrthogonalRNN, RealReadout, UnitaryRNN
 
 NONLINEARITIES = ("modrelu", "relu", "tanh")
-NETWORKS = ("orthogonal", "unitary", "orthogonal gru", "frozen", "lstm", "gru")
+# Those whose recurrent matrices take steps of a rank.
+RANKED = ("orthogonal", "unitary", "orthogonal gru")
+NETWORKS = (*RANKED, "frozen", "lstm", "gru")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 
@@ -19,9 +20,28 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def at_least(least: int, why: str) -> Callable[[str], int]:
+    """Return a parser of whole numbers from this one on."""
+
+    def parse(text: str) -> int:
+        if positive(text) < least:
+            raise argparse.ArgumentTypeError(f"expected at least {least}, {why}, got {text!r}")
+        return int(text)
+
+    return parse
+
+
 def rank(text: str) -> int | None:
     """Parse the rank of a step."""
     return None if text == "full" else positive(text)
+
+
+def check_ranks(
+    parser: argparse.ArgumentParser, ks: Iterable[int | None], option: str, size: int
+) -> None:
+    """Refuse ranks of steps that are too high for matrices whose size an option gives."""
+    if any(k is not None and k > size // 2 for k in ks):
+        parser.error(f"--k must be at most {option} / 2 = {size // 2}")
 
 
 def above_zero(text: str) -> float:

@@ -38,14 +38,8 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, task.decay)
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     done, seconds, rows = 0, 0.0, []
-    path = None if folder is None else folder / task.name / f"{_slug(network.label)}-{seed}.pt"
-    if path is not None and path.exists():
-        saved = torch.load(path)
-        if saved["settings"] != settings:
-            raise ValueError(
-                f"{path} is a run with {saved['settings']}, not {settings}: "
-                "delete it, or choose another --output."
-            )
+    saved = None if folder is None else saved_run(task, network, seed, folder, settings)
+    if saved is not None:
         rows = [task.completed(row) for row in saved["rows"]]
         done = rows[-1]["iteration"]
         seconds = rows[-1]["seconds"]
@@ -86,9 +80,44 @@ def train(
             losses = []
             rows.append(row)
             bar.set_postfix(loss=f"{row['loss']:.2e}")
-            if path is not None:
-                _save(path, {"settings": settings, "rows": rows, **_states(parts)})
+            if folder is not None:
+                state = {"settings": settings, "rows": rows, **_states(parts)}
+                _save(_path(task, network, seed, folder), state)
             yield row
+
+
+def saved_run(
+    task: Task, network: Network, seed: int, folder: Path, settings: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    """Return what a run has saved, None if nothing; refuse one with other settings."""
+    path = _path(task, network, seed, folder)
+    if not path.exists():
+        return None
+    saved = torch.load(path)
+    both = [saved["settings"] or {}, settings or {}]
+    if names := differing(both):
+        was, asked = (as_options(one, names) for one in both)
+        raise SystemExit(
+            f"{path} is a run with {was}, not with {asked}: give its options to "
+            "continue it, delete it, or choose another --output."
+        )
+    return saved
+
+
+def differing(settings: list[dict[str, Any]]) -> list[str]:
+    """Return the names of the settings in which some runs differ."""
+    names = dict.fromkeys(name for one in settings for name in one)
+    return [name for name in names if len({one.get(name) for one in settings}) > 1]
+
+
+def as_options(settings: dict[str, Any], names: list[str]) -> str:
+    """Write some settings as on the command line."""
+    values = {name: "none" if (v := settings.get(name)) is None else v for name in names}
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in values.items())
+
+
+def _path(task: Task, network: Network, seed: int, folder: Path) -> Path:
+    return folder / task.name / f"{_slug(network.label)}-{seed}.pt"
 
 
 def _states(parts: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,6 @@ alone the loss of one layer without gates stays at 1/6 for thousands of iteratio
 in the output folder and continued by a second call.
 """
 
-import argparse
 import itertools
 
 import _needed  # noqa: F401
@@ -25,7 +24,7 @@ import torch
 from _memory_options import parse, parser
 from _memory_runs import run
 from _networks import networks
-from _options import positive
+from _options import at_least, not_negative
 from _tasks import MemoryTask, Row, cosine
 
 TRIVIAL = 1 / 6
@@ -77,20 +76,6 @@ def adding(last: int, size: int, iterations: int, warm_up: int) -> MemoryTask:
     )
 
 
-def at_least_two(text: str) -> int:
-    """Parse a length that has two halves."""
-    if positive(text) < 2:
-        raise argparse.ArgumentTypeError("expected at least 2, one number to a half")
-    return int(text)
-
-
-def not_negative(text: str) -> int:
-    """Parse a whole number, 0 among them."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a whole number or 0, got {text!r}")
-    return int(text)
-
-
 def main(arguments: list[str] | None = None) -> list[Row]:
     options_parser = parser(
         "adding_problem",
@@ -108,7 +93,8 @@ def main(arguments: list[str] | None = None) -> list[Row]:
         smoothing=0.99,
         clip=1.0,
     )
-    options_parser.add_argument("--T", nargs="+", type=at_least_two, default=[200], help="length")
+    halves = at_least(2, "one number to a half")
+    options_parser.add_argument("--T", nargs="+", type=halves, default=[200], help="length")
     options_parser.add_argument(
         "--warm-up",
         type=not_negative,

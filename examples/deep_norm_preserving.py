@@ -20,7 +20,7 @@ from pathlib import Path
 import _needed  # noqa: F401
 import matplotlib as mpl
 import torch
-from _options import not_negative, output_folder, positive
+from _options import check_ranks, not_negative, output_folder, positive
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
@@ -155,6 +155,7 @@ def main(arguments: list[str] | None = None) -> list[Record]:
     options = parser.parse_args(arguments)
     if options.smoke:
         options.depth, options.epochs, options.batch = 10, 2, 512
+    check_ranks(parser, [options.k], "channels", options.channels)
     records = [record for name in LEARNING_RATES for record in train(name, options)]
     options.output.mkdir(parents=True, exist_ok=True)
     with (options.output / "deep_norm_preserving.csv").open("w", newline="") as file:

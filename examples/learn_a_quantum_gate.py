@@ -20,7 +20,7 @@ from pathlib import Path
 import _needed  # noqa: F401
 import geoopt
 import torch
-from _options import not_negative, output_folder, positive
+from _options import at_least, not_negative, output_folder, positive
 from _pictures import plt, save_picture
 from torch import Tensor
 from tqdm import tqdm
@@ -119,7 +119,7 @@ def learn(record: Record, qubits: int, steps: int) -> Record:
 def main(arguments: list[str] | None = None) -> list[Record]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--qubits", type=positive, default=7, help="at least 5, for k = 16")
+    add("--qubits", type=at_least(5, "for k = 16"), default=7, help="at least 5")
     add("--steps", type=positive, default=300)
     add("--seeds", nargs="+", type=not_negative, default=[0, 1, 2], help="of circuits")
     add("--output", type=output_folder, default=Path("outputs"), help="folder to write to")

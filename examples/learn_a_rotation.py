@@ -21,7 +21,7 @@ from typing import NamedTuple
 import _needed  # noqa: F401
 import geoopt
 import torch
-from _options import above_zero, not_negative, output_folder, positive
+from _options import above_zero, at_least, not_negative, output_folder
 from _pictures import plt, save_picture
 from _tables import explain
 from torch import Tensor
@@ -109,7 +109,7 @@ def race(name: str, built: Built, target: Tensor, seconds: float) -> Race:
 def main(arguments: list[str] | None = None) -> dict[str, Race]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--size", type=positive, default=1024, help="of the matrix")
+    add("--size", type=at_least(2, "for a plane to turn"), default=1024, help="of the matrix")
     add("--seconds", type=above_zero, default=25.0, help="of processor time for each method")
     add("--seed", type=not_negative, default=0)
     add("--output", type=output_folder, default=Path("outputs"), help="folder to write to")

@@ -18,7 +18,7 @@ import _needed  # noqa: F401
 import torch
 from _mnist_1d import compare, parser
 from _networks import Model, adam
-from _options import positive
+from _options import check_ranks, positive
 from _tasks import Row
 
 from geoopt_projunn.nn import OrthogonalGRU, OrthogonalRNN
@@ -53,8 +53,8 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     options = options_parser.parse_args(arguments)
     if options.smoke:
         options.epochs, options.hidden, options.batch = 2, 16, 1000
-    if options.k is not None and options.k > options.hidden // 2:
-        options_parser.error(f"--k must be at most hidden / 2 = {options.hidden // 2}")
+    if any(NETWORKS[name][2] is not None for name in options.networks):
+        check_ranks(options_parser, [options.k], "hidden", options.hidden)
     return compare(build, options, clip=1)
 
 

@@ -24,7 +24,7 @@ import _needed  # noqa: F401
 import torch
 from _mnist_1d import compare, parser
 from _networks import Model
-from _options import positive
+from _options import check_ranks, positive
 from _tasks import Row
 
 from geoopt_projunn import ProjUNNRiemannianAdam, param_groups
@@ -97,8 +97,8 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     shortest = LENGTH // STRIDE ** (LAYERS - 1)
     if options.kernel % 2 == 0 or not STRIDE <= options.kernel <= shortest:
         options_parser.error(f"--kernel must be odd, and at least {STRIDE} and at most {shortest}")
-    if options.k is not None and options.k > options.width // 2:
-        options_parser.error(f"--k must be at most width / 2 = {options.width // 2}")
+    if set(options.networks) != {"plain"}:
+        check_ranks(options_parser, [options.k], "width", options.width)
     return compare(build, options)
 
 

@@ -26,7 +26,7 @@ import _needed  # noqa: F401
 import matplotlib as mpl
 import numpy as np
 import torch
-from _options import not_negative, output_folder, positive
+from _options import at_least, not_negative, output_folder, positive
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
@@ -220,7 +220,9 @@ def draw(records: list[Record], path: Path) -> None:
 def main(arguments: list[str] | None = None) -> list[Record]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help=".npz file (default: scikit-learn's digits)")
-    parser.add_argument("--width", type=positive, default=8, help="the paper's is 64")
+    parser.add_argument(
+        "--width", type=at_least(8, "for k = 4"), default=8, help="the paper's is 64"
+    )
     parser.add_argument("--epochs", type=positive, default=10)
     parser.add_argument("--batch", type=positive, default=64)
     parser.add_argument("--lr", type=float, default=0.05)

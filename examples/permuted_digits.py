@@ -23,7 +23,7 @@ import _needed  # noqa: F401
 import numpy as np
 import torch
 from _networks import Model, Network
-from _options import not_negative, output_folder, positive, rank
+from _options import check_ranks, not_negative, output_folder, positive, rank
 from _pictures import plt, save_picture
 from _tables import explain, write_csv
 from _tasks import Row, Split, Task, cosine, in_epochs
@@ -235,13 +235,14 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     options.epochs = options.epochs or EPOCHS[options.dataset]
     if options.smoke:
         options.epochs, options.hidden = 2, 16
+    check_ranks(parser, [options.k], "hidden", options.hidden)
     task, in_epoch = reading(options)
     options.steps = options.epochs * in_epoch
     if options.tune:
         tune(task, in_epoch, options)
         return []
     histories = {
-        name: train_one(name, options.lr or lr, task, in_epoch, options)
+        name: train_one(name, lr if options.lr is None else options.lr, task, in_epoch, options)
         for name, (_, lr) in NETWORKS.items()
     }
     rows = [row for history in histories.values() for row in history]

@@ -21,7 +21,7 @@ from typing import Any
 
 import _needed  # noqa: F401
 import torch
-from _options import not_negative, output_folder, positive
+from _options import at_least, check_ranks, not_negative, output_folder, positive
 from torch import distributed
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
@@ -87,7 +87,12 @@ def bytes_here(layer: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=positive, default=2048, help="of the orthogonal matrix")
+    parser.add_argument(
+        "--size",
+        type=at_least(SIGNALS, "the dimension of the signals"),
+        default=2048,
+        help="of the orthogonal matrix",
+    )
     parser.add_argument("--k", type=positive, default=8, help="rank of a step")
     parser.add_argument("--steps", type=positive, default=60, help="to take, after those of before")
     parser.add_argument("--seed", type=not_negative, default=0)
@@ -98,6 +103,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = parser.parse_args(arguments)
     if options.smoke:
         options.size, options.steps = 96, 8
+    check_ranks(parser, [options.k], "size", options.size)
     if not distributed.is_initialized():
         alone = {} if distributed.is_torchelastic_launched() else {"rank": 0, "world_size": 1}
         store = {"store": distributed.HashStore()} if alone else {}

@@ -46,8 +46,9 @@ def kept_fraction(
     Returns
     -------
     dict
-        the share for each k; NaN if the tangent part of the gradient is only rounding. The sketches
-        "lsi" and "column" are not projections, so their shares may exceed 1.
+        the share for each k; NaN if the tangent part of the gradient is only rounding, or if x or
+        the gradient holds NaN or infinity. The sketches "lsi" and "column" are not projections, so
+        their shares may exceed 1.
 
     Raises
     ------
@@ -59,7 +60,7 @@ def kept_fraction(
     :math:`O(kn^2)` for each sketch and :math:`O(n^3)` once, for the norm of the tangent gradient.
     """
     manifold = low_rank_manifold_of(x) or LowRankUnitary(k=None)
-    points, grads = _batches(manifold, x, grad)
+    points, grads, _ = _batches(manifold, x, grad)
     whole = _squared_length(points, grads)
     shares = {}
     for i, rank in enumerate(ks):
@@ -76,14 +77,18 @@ class ParameterDiagnosis(NamedTuple):
     shape: tuple[int, ...]
     k: int | None
     kept: float
-    """:func:`kept_fraction` at this k; 1 for k = None, NaN without a tangent gradient."""
+    """:func:`kept_fraction` at this k; 1 for k = None, NaN if there is a note."""
     angle: float
-    """Root mean square angle of the planes, in radians, of a step along the gradient itself."""
+    """Root mean square angle of the planes, in radians, of a step along the gradient itself; NaN if
+    there is a note."""
     orthogonality_error: float
     """The largest ‖xᴴx − I‖ of the parameter's matrices."""
     k_for_half: int | None
     """The smallest power of two, or the highest rank, that keeps half of the gradient; None if no
     finite rank does."""
+    note: str = ""
+    """Why there is no share and no angle: "no gradient", "parameter not finite", "gradient not
+    finite" (NaN or infinity) or "no tangent gradient" (only rounding); else empty."""
 
 
 class Diagnosis(tuple[ParameterDiagnosis, ...]):
@@ -92,12 +97,12 @@ class Diagnosis(tuple[ParameterDiagnosis, ...]):
     __slots__ = ()
 
     def __repr__(self) -> str:
-        head = ("parameter", "shape", "k", "kept", "angle", "‖xᴴx − I‖", "k for half")
+        head = ("parameter", "shape", "k", "kept", "angle", "‖xᴴx − I‖", "k for half", "")
         lines = [head, *map(_cells, self)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join(
             "  ".join(
-                cell.ljust(width) if i == 0 else cell.rjust(width)
+                cell.ljust(width) if i in (0, len(head) - 1) else cell.rjust(width)
                 for i, (cell, width) in enumerate(zip(line, widths, strict=True))
             ).rstrip()
             for line in lines
@@ -122,7 +127,8 @@ def diagnose(model: torch.nn.Module, *, lr: float = 1.0) -> Diagnosis:
     Diagnosis
         prints as a table: the share of the gradient that a step keeps, its angle in radians, the
         orthogonality error, and the smallest power of two as k that would keep half. If a parameter
-        has no gradient, or one without a tangent part, the values that depend on it are NaN.
+        has no gradient, or one that is not finite or has no tangent part, a note at the end of its
+        row says so, and the values that depend on it are NaN.
 
     Raises
     ------
@@ -165,22 +171,27 @@ def _diagnosed(name: str, p: torch.Tensor, lr: float) -> ParameterDiagnosis:
     assert manifold is not None
     k = manifold.rank(p)
     error = float(largest(manifold.orthogonality_error(p)))
+    empty = ParameterDiagnosis(name, tuple(p.shape), k, math.nan, math.nan, error, None)
     if p.grad is None:
-        nan = math.nan
-        return ParameterDiagnosis(name, tuple(p.shape), k, nan, nan, error, None)
-    points, grads = _batches(manifold, p, p.grad)
+        return empty._replace(note="no gradient")
+    points, grads, largest_entry = _batches(manifold, p, p.grad)
+    if not math.isfinite(error):
+        return empty._replace(note="parameter not finite")
+    if not math.isfinite(largest_entry):
+        return empty._replace(note="gradient not finite")
     whole, highest = _squared_length(points, grads), _highest_rank(manifold, points)
+    if whole.isnan().all():
+        return empty._replace(note="no tangent gradient")
     spec = _spec(manifold, points, k)
     kept = _kept(spec, points, grads, whole)
-    length = float(_squared_lengths(spec, points, grads).mean()) ** 0.5
+    length = largest_entry * float(_squared_lengths(spec, points, grads).mean()) ** 0.5
     # A matrix of one row has no plane, but a phase if it is complex, like half of one.
     angle = lr * manifold.spec(points).scale * length / math.sqrt(2 * (k or highest) or 1)
-    angle = math.nan if whole.isnan().all() else angle
     ranks = [2**i for i in range(highest.bit_length()) if 2**i < highest]
     ranks += [highest] if highest else []
     shares = ((rank, _kept(_spec(manifold, points, rank), points, grads, whole)) for rank in ranks)
     half = next((rank for rank, share in shares if share >= 0.5), None)
-    return ParameterDiagnosis(name, tuple(p.shape), k, kept, angle, error, half)
+    return empty._replace(kept=kept, angle=angle, k_for_half=half)
 
 
 def _cells(one: ParameterDiagnosis) -> tuple[str, ...]:
@@ -188,13 +199,17 @@ def _cells(one: ParameterDiagnosis) -> tuple[str, ...]:
     kept = "-" if math.isnan(one.kept) else f"{one.kept:.0%}"
     angle = "-" if math.isnan(one.angle) else f"{one.angle:.2g}"
     half = "-" if one.k_for_half is None else str(one.k_for_half)
-    return one.name, size, str(one.k), kept, angle, f"{one.orthogonality_error:.1e}", half
+    error = f"{one.orthogonality_error:.1e}"
+    return one.name, size, str(one.k), kept, angle, error, half, one.note
 
 
 def _batches(
     manifold: LowRankManifold, x: torch.Tensor, grad: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """View a point and its gradient as batches of tall matrices, (b, n, p); gather DTensors."""
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """View a point and its gradient as batches of tall matrices, (b, n, p); gather DTensors.
+
+    The gradient is divided by its largest entry, which comes third: squares of large ones overflow.
+    """
     x, grad = whole_of(x), whole_of(grad)
     manifold.assert_check_point(x)
     if grad.shape != x.shape or grad.dtype != x.dtype:
@@ -203,7 +218,9 @@ def _batches(
             f"{tuple(grad.shape)} and {grad.dtype}; pass the gradient of this very parameter."
         )
     points, grads = (manifold.points(t.detach().as_subclass(torch.Tensor)) for t in (x, grad))
-    return tuple(t.reshape(-1, *t.shape[-2:]) for t in (points, grads))  # type: ignore[return-value]
+    points, grads = (t.reshape(-1, *t.shape[-2:]) for t in (points, grads))
+    largest_entry = float(largest(grads.abs()))
+    return points, grads / (largest_entry or 1.0), largest_entry
 
 
 def _spec(manifold: LowRankManifold, points: torch.Tensor, k: int | None) -> StepSpec:

@@ -126,6 +126,55 @@ def test_diagnose_tells_what_a_step_of_each_parameter_does():
     assert math.isnan(unused.kept)
     assert math.isnan(unused.angle)
     assert unused.k_for_half is None
+    assert [one.note for one in (first, second, normal, unused)] == [
+        "",
+        "",
+        "no tangent gradient",
+        "no gradient",
+    ]
+
+
+def spoilt(model, value):
+    model.first.grad = torch.randn(24, 24, dtype=torch.float64)
+    model.second.grad = torch.randn(2, 8, 8, dtype=torch.float64)
+    model.second.grad[1, 2, 3] = value
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_gradient_that_is_not_finite_is_told_from_one_without_a_tangent_part(value):
+    model = Model()
+    spoilt(model, value)
+    sound, second, _ = diagnose(model)
+    assert (sound.note, second.note) == ("", "gradient not finite")
+    assert math.isnan(second.kept)
+    assert math.isnan(second.angle)
+    assert second.k_for_half is None
+    assert str(diagnose(model)).splitlines()[2].endswith("gradient not finite")
+    assert all(
+        math.isnan(share) for share in kept_fraction(model.second, model.second.grad).values()
+    )
+
+
+def test_a_parameter_that_is_not_finite_is_named():
+    model = Model()
+    spoilt(model, 1.0)
+    with torch.no_grad():
+        model.second[0, 0, 0] = math.nan
+    assert [one.note for one in diagnose(model)] == ["", "parameter not finite", "no gradient"]
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_a_share_does_not_depend_on_the_size_of_a_gradient(size):
+    """In float32, where the squares are 0 or infinite."""
+    model = torch.nn.Module()
+    model.weight = on(LowRankUnitary(2), unitary(16, 16, dtype=torch.float32))
+    grad = torch.randn(16, 16)
+    told = []
+    for scale in (1.0, size):
+        model.weight.grad = grad * scale
+        told += diagnose(model)
+    assert told[1].kept == pytest.approx(told[0].kept, rel=1e-3)
+    assert told[1].angle == pytest.approx(told[0].angle * size, rel=1e-3)
 
 
 def test_it_prints_as_a_table():
@@ -135,6 +184,7 @@ def test_it_prints_as_a_table():
     assert lines[0].split()[:5] == ["parameter", "shape", "k", "kept", "angle"]
     assert lines[1].split()[:5] == ["first", "24×24", "4", "100%", "1.1"]
     assert lines[3].split()[:5] == ["unused", "6×6", "1", "-", "-"]
+    assert lines[3].endswith("-  no gradient")
     assert repr(diagnose(model)) == "\n".join(lines)
 
 

@@ -110,6 +110,13 @@ def test_numbers_of_threads_are_refused(text, capsys):
     assert f"must be at least 1 and differ, got {text}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("batch", ["0", "-1"])
+def test_a_batch_holds_matrices(batch, capsys):
+    with pytest.raises(SystemExit):
+        update.parse(["--smoke", f"--batch={batch}"])
+    assert f"--batch must be at least 1, got {batch}; leave it out" in capsys.readouterr().err
+
+
 def test_too_small_a_size_is_refused(capsys):
     with pytest.raises(SystemExit):
         update.parse(["--sizes", "16,64"])

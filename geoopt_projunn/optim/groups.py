@@ -12,8 +12,9 @@ from .options import check_choice, check_range
 
 __all__ = ["param_groups"]
 
-# What torch and this package call the weights that act at each time step.
-_RECURRENT = "weight_hh"
+# What torch and this package call the weights that act on the state at each time step: of all
+# layers, of the gates of OrthogonalGRU, and of an LSTM with `proj_size`.
+_RECURRENT = ("weight_hh", "weight_gates", "weight_hr")
 
 
 def param_groups(
@@ -45,8 +46,8 @@ def param_groups(
         radians. Let it fall to zero too, because such steps do not shrink by themselves.
     sequence_length : int
         How many time steps a sequence has. Needed with ``steps`` if the model has orthogonal
-        recurrent weights: those named ``weight_hh...``, parametrized or not. If a weight has
-        several names, one like this is enough.
+        recurrent weights: those named ``weight_hh...``, ``weight_gates...`` or ``weight_hr...``,
+        parametrized or not. If a weight has several names, one like this is enough.
     normalize : {"angle", "spectral"}
         whether the angle is the root mean square over the planes that a step turns, or the angle of
         each of them, see :class:`ProjUNNRiemannianSGD`
@@ -171,7 +172,7 @@ def _check_sequences(sequence_length: int | None, recurrent: dict[int, str]) -> 
         )
     if not recurrent and sequence_length is not None:
         raise ValueError(
-            "`sequence_length` must be None without an orthogonal parameter that is named "
-            f"{_RECURRENT}…, got {sequence_length}; if one acts at each time step under another "
-            "name, pass `angle` instead of `steps`."
+            "`sequence_length` must be None without an orthogonal parameter whose name begins with "
+            f"{', '.join(_RECURRENT[:-1])} or {_RECURRENT[-1]}, got {sequence_length}; if one acts "
+            "at each time step under another name, pass `angle` instead of `steps`."
         )

@@ -88,12 +88,41 @@ def test_a_run_that_was_cut_off_continues_bit_for_bit(network, tmp_path, capsys)
     assert losses("cut", 4, 8) == losses("whole", 8)
 
 
-def test_a_run_with_other_settings_is_not_continued(tmp_path):
+def test_a_run_with_other_settings_is_refused_before_any_is_trained(tmp_path):
     copy_memory = load("copy_memory")
     arguments = ["--smoke", "--output", str(tmp_path)]
     copy_memory.main(arguments)
-    with pytest.raises(ValueError, match=r"delete it, or choose another --output"):
-        copy_memory.main([*arguments, "--lr", "0.5"])
+    message = (
+        r"orthogonal-k-8-0.pt is a run with --lr 0.001 --clip none, not with --lr 0.5 --clip 1.0: "
+        r"give its options to continue it, delete it, or choose another --output"
+    )
+    others = ["--lr", "0.5", "--clip", "1", "--networks", "lstm", "orthogonal"]
+    with pytest.raises(SystemExit, match=message):
+        copy_memory.main([*arguments, *others])
+    assert [path.name for path in tmp_path.glob("*/*/*.pt")] == ["orthogonal-k-8-0.pt"]
+
+
+def test_settings_in_which_runs_differ_stand_beside_the_networks(tmp_path, capsys):
+    copy_memory = load("copy_memory")
+    arguments = ["--iterations", "1", "--output", str(tmp_path), "--T"]
+    copy_memory.main([*arguments, "5", "--hidden", "16", "--batch", "8"])
+    changed = ["--hidden", "8", "--batch", "4", "--second-moment", "mean"]
+    capsys.readouterr()
+    rows = copy_memory.main([*arguments, "5", "6", *changed, "--networks", "gru"])
+    labels = {
+        "T5": {
+            "orthogonal, k = 8 (--hidden 16 --batch 8 --second-moment elementwise)",
+            "GRU (--hidden 8 --batch 4 --second-moment mean)",
+        },
+        "T6": {"GRU"},
+    }
+    for task, expected in labels.items():
+        assert {row["network"] for row in rows if row["task"] == task} == expected
+    printed = capsys.readouterr().out
+    assert all(f"{label}  " in printed for expected in labels.values() for label in expected)
+    assert {row["network"] for row in read(tmp_path / "copy_memory.csv")} == set.union(
+        *labels.values()
+    )
 
 
 def test_an_experiment_redraws_earlier_runs_without_training(tmp_path):

@@ -38,6 +38,19 @@ def test_permuted_digits_tuning_prints_every_learning_rate(capsys):
         assert all(f"'{lr:g}'" in line for lr in example.LEARNING_RATES)
 
 
+@pytest.mark.parametrize(("arguments", "expected"), [([], {3e-3, 1e-2}), (["--lr", "0"], {0.0})])
+def test_a_learning_rate_of_zero_is_taken_at_its_word(arguments, expected, tmp_path, monkeypatch):
+    example, rates = load("permuted_digits"), set()
+
+    def record(name, lr, *rest):
+        rates.add(lr)
+        return [{"network": name, "test_accuracy": 0.1, "orthogonality_error": 1.0}]
+
+    monkeypatch.setattr(example, "train_one", record)
+    example.main([*arguments, "--output", str(tmp_path)])
+    assert rates == expected
+
+
 def test_a_constrained_network_starts_like_the_unconstrained_one():
     example = load("permuted_digits")
     states = []

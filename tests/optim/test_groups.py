@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from geoopt_projunn import LowRankStiefel, LowRankUnitary, ProjUNNRiemannianSGD, param_groups
-from geoopt_projunn.nn import OrthogonalRNN, orthogonalize_
+from geoopt_projunn.nn import OrthogonalGRU, OrthogonalGRUCell, OrthogonalRNN, orthogonalize_
 
 from ._helpers import OPTIMIZERS, unitary_parameter
 
@@ -67,7 +67,7 @@ def test_a_group_without_parameters_is_left_out():
         (
             {"angle": None, "steps": 100, "sequence_length": 50},
             ValueError,
-            "`sequence_length` must be None without an orthogonal parameter that is named weight_h",
+            "without an orthogonal parameter whose name begins with weight_hh, weight_gates",
         ),
     ],
 )
@@ -192,6 +192,27 @@ def test_a_recurrent_weight_turns_by_at_most_one_over_the_length(length, expecte
     rates = {name: group["lr"] for group in groups for name, _ in group["params"]}
     assert rates["rnn.weight_hh_l0"] == rates["lstm.weight_hh_l0"] == pytest.approx(expected)
     assert rates["plain.weight"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("build", "recurrent", "of_inputs"),
+    [
+        (lambda: OrthogonalGRU(64, 64), {"weight_hh_l0": 1, "weight_gates_l0": 2}, 3),
+        (lambda: OrthogonalGRUCell(64, 64), {"weight_hh": 1, "weight_gates": 2}, 3),
+        (lambda: torch.nn.LSTM(32, 64, proj_size=32), {"weight_hr_l0": 1, "weight_hh_l0": 4}, 4),
+    ],
+)
+def test_every_weight_that_acts_on_the_state_is_recurrent_and_those_of_inputs_are_not(
+    build, recurrent, of_inputs
+):
+    layer = build()
+    first = next(name for name, _ in layer.named_parameters() if name.startswith("weight_ih"))
+    for name, blocks in {**recurrent, first: of_inputs}.items():
+        orthogonalize_(layer, name, blocks=blocks)
+    groups = param_groups(layer, lr=1e-3, steps=200, sequence_length=50)
+    rates = {name: group["lr"] for group in groups for name, _ in group["params"]}
+    assert [rates[name] for name in recurrent] == pytest.approx([0.02, 0.02])
+    assert rates[first] == pytest.approx(0.2)
 
 
 def tied():
