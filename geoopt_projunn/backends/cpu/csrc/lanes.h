@@ -81,8 +81,8 @@ INLINE T total_of(const T* lane) {
     return (sum[0] + sum[2]) + (sum[1] + sum[3]);
 }
 
-// The sums of four vectors: the same bits, in fewer operations. With short rows, sums like these are
-// a third of the work.
+// The sums of four vectors: the same bits, in fewer operations. With short rows, sums like these
+// are a third of the work.
 INLINE void totals_of(const float* a, const float* b, const float* c, const float* d, float* to) {
   using Vector = Narrow<float>::Vector;
   const Vector u = folded(a), v = folded(b), w = folded(c), x = folded(d);
