@@ -12,7 +12,7 @@ from ..manifolds import LowRankUnitary
 from .activation import activated
 from .arguments import integers
 from .recurrent import Recurrent, taken_as
-from .transforms import needs_plain_operations
+from .transforms import bound_to, needs_plain_operations
 
 __all__ = ["OrthogonalRNNCell", "UnitaryRNNCell"]
 
@@ -73,6 +73,7 @@ class RecurrentCell(Recurrent, torch.nn.RNNCellBase):
             )
         if hx is not None:
             self._check_hidden(hx, x.shape[0])
+            hx = bound_to(hx, (x.shape[0], self.hidden_size))
         return self._step(x, hx)
 
     def _check_hidden(self, hx: Tensor, batch: int) -> None:

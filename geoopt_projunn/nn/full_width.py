@@ -17,7 +17,7 @@ from .channels import channels_to_pixels, pixels_to_channels
 from .circular import padding_before, plain_convolution
 from .keeping import KeepsManifolds, keep_manifolds
 from .starting import assert_fits, start_at, steps_of
-from .transforms import is_exported, needs_plain_operations
+from .transforms import bound_to, needs_plain_operations
 
 __all__ = ["FullWidthConv"]
 
@@ -249,8 +249,5 @@ class FullWidthConv(KeepsManifolds):
             )
         if x.numel() == 0:
             raise ValueError(f"`{name}` must not be empty, got {tuple(x.shape)}; skip the batch.")
-        for axis, n in zip(range(-self._dims, 0), size, strict=True) if is_exported() else ():
-            # torch.jit.trace records operations, and none of the checks above: a split is one,
-            # and raises for another size.
-            (x,) = x.split([n], axis)
+        x = bound_to(x, size)
         return x if x.dim() > len(shape) else x.unsqueeze(0)

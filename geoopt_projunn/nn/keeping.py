@@ -92,8 +92,10 @@ class KeepsManifolds(torch.nn.Module):
     A Parameter that is set in the place of one on a manifold is put on it as well. One that does
     not fit is an error: another shape, half precision, complex for real, and outside of
     :func:`geoopt_projunn.distributed.keep_manifolds` a DTensor, as ``fully_shard`` makes them.
-    Then the module does not change, also in a load, which reports the error with all others. To get
-    a plain parameter, delete the attribute first.
+    Then the module does not change, also in a load, which reports the error with all others. A load
+    without ``assign`` copies values: it converts half precision, and real numbers to complex ones;
+    complex values for real ones are an error there, too. To get a plain parameter, delete the
+    attribute first.
 
     ``.double()`` converts complex64 to complex128. A conversion to half precision, or of a real
     module to a complex dtype, is an error, and does not change the module. torch converts a larger
@@ -132,8 +134,9 @@ class KeepsManifolds(torch.nn.Module):
         error_msgs: list[str],
     ) -> None:
         record = keep_manifolds(self)
-        if record is not None and local_metadata.get("assign_to_params_buffers", False):
-            refusals = _refusals(record, state_dict, prefix)
+        if record is not None:
+            assign = local_metadata.get("assign_to_params_buffers", False)
+            refusals = _refusals(record, state_dict, prefix, assign)
             error_msgs.extend(refusals)
             for name, p in self._parameters.items() if refusals else ():
                 if _same_shape(state_dict.get(prefix + name), p):
@@ -161,13 +164,17 @@ def _assert_convertible(record: Record, fn: Callable[[Tensor], Tensor], counterp
             raise TypeError(f"{refusal} This module is as it was.")
 
 
-def _refusals(record: Record, state_dict: Any, prefix: str) -> list[str]:
-    """Say what cannot take the place of parameters on manifolds."""
+def _refusals(record: Record, state_dict: Any, prefix: str, assign: bool) -> list[str]:
+    """Say what cannot take the place of parameters on manifolds, or be copied into them."""
     found = []
     for name, p, _ in record.on_manifolds():
         value = state_dict.get(prefix + name)
         # torch reports what is no tensor, and another shape.
-        error = record.misfit(name, value, prefix) if _same_shape(value, p) else None
+        if not _same_shape(value, p):
+            continue
+        # A copy converts; but torch would drop imaginary parts.
+        refusable = assign or (value.is_complex() and not p.is_complex())
+        error = record.misfit(name, value, prefix) if refusable else None
         if error is not None:
             half = value.dtype.is_floating_point and value.dtype not in WIDE
             found.append(f"{error} Loading without `assign` converts." if half else str(error))

@@ -10,7 +10,7 @@ from ..linalg.precision import full_precision
 from .fused import in_full_precision
 from .order import Order
 from .recurrent import Recurrent, taken_as
-from .transforms import is_exported, needs_plain_operations
+from .transforms import bound_to, is_exported, needs_plain_operations
 
 
 class RecurrentLayer(Recurrent, torch.nn.RNNBase):
@@ -100,6 +100,8 @@ class RecurrentLayer(Recurrent, torch.nn.RNNBase):
             x = x.unsqueeze(0 if self.batch_first else 1)
             hx = None if hx is None else hx.unsqueeze(1)
         self.check_forward_args(x, hx, None)
+        if hx is not None:
+            hx = bound_to(hx, self.get_expected_hidden_size(x, None))
         x = x.transpose(0, 1) if self.batch_first else x
         length, batch = x.shape[:2]
         if length == 0:

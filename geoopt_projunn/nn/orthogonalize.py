@@ -1,11 +1,9 @@
 """Unitary weights in modules that were written without them."""
 
-import gc
 from types import EllipsisType
 from typing import Any
 
 import torch
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from ..arguments import assert_module
@@ -14,7 +12,7 @@ from ..geometry.checks import dtype_rule, without_x
 from ..linalg.precision import WIDE
 from ..low_rank_manifold import LowRankManifold, Rank, low_rank_manifold_of
 from ..manifolds import LowRankStiefel, LowRankUnitary
-from .gru import OrthogonalGRU, OrthogonalGRUCell
+from .holders import assert_matrices, assert_one_matrix, uses_of
 from .keeping import keep_manifolds
 from .placing import put_on
 from .starting import check_init, initial, manifold_for
@@ -79,7 +77,8 @@ def orthogonalize_(
     ValueError
         If its shape or its values do not fit, an argument is out of range, ``blocks`` is needed
         and not given, or it is of an embedding with ``max_norm`` or ``padding_idx``.
-        After any of these, the module is as it was.
+        These hold for every module that shares the weight. After any of them, the module is as it
+        was.
 
     Notes
     -----
@@ -119,10 +118,14 @@ def orthogonalize_(
     owner, leaf = _owner(module, name)
     weight = owner._parameters[leaf]
     assert weight is not None
+    uses = uses_of(module, owner, leaf, name)
+    for use in uses:
+        assert_matrices(use)
     _assert_plain(name, weight)
     now = low_rank_manifold_of(weight)
     if blocks is None and now is None:
-        _assert_one_matrix(name, owner, leaf, weight)
+        for use in uses:
+            assert_one_matrix(use, weight)
     now = now or LowRankUnitary()
     options: dict[str, Any] = {
         "retraction": now.retraction if retraction is None else retraction,
@@ -147,26 +150,9 @@ def orthogonalize_(
         value = initial(manifold, weight.shape, init, dtype=weight.dtype, device=weight.device)
     weight.copy_(value)
     put_on(weight, manifold)
-    paths = {holder: path for path, holder in module.named_modules()}
-    for holder in _holders(weight, list(paths)):
-        path = paths.get(holder, "")
-        keep_manifolds(holder, f"{path}." if path else "")
+    for use in uses:
+        keep_manifolds(use.holder, f"{use.path}." if use.path else "")
     return weight
-
-
-def _holders(weight: torch.nn.Parameter, modules: list[torch.nn.Module]) -> list[torch.nn.Module]:
-    """Return the modules that a parameter belongs to, among the given ones and all others."""
-    inside = [module for module in modules if _holds(module, weight)]
-    known = {id(module._parameters) for module in inside}
-    if any(isinstance(d, dict) and id(d) not in known for d in gc.get_referrers(weight)):
-        # A parameter does not know its modules. type(), since isinstance runs code of proxies.
-        everything = (o for o in gc.get_objects() if issubclass(type(o), torch.nn.Module))
-        return [module for module in everything if _holds(module, weight)]
-    return inside
-
-
-def _holds(module: torch.nn.Module, weight: torch.nn.Parameter) -> bool:
-    return any(p is weight for p in module.__dict__.get("_parameters", {}).values())
 
 
 def _owner(module: torch.nn.Module, name: str) -> tuple[torch.nn.Module, str]:
@@ -188,55 +174,7 @@ def _owner(module: torch.nn.Module, name: str) -> tuple[torch.nn.Module, str]:
         raise AttributeError(
             f"{type(module).__name__} has no parameter `{name}`. Its parameters are {known}."
         )
-    if isinstance(owner, _ConvNd) and leaf == "weight":
-        raise TypeError(
-            f"`{name}` must hold matrices, but is the kernel of a {type(owner).__name__}: "
-            "orthogonal matrices in it would not make the convolution orthogonal. Use "
-            "BlockOrthogonalConv1d or BlockOrthogonalConv2d of geoopt_projunn.nn, or "
-            "OrthogonalConv1d, OrthogonalConv2d or OrthogonalConv3d."
-        )
-    if isinstance(owner, torch.nn.Embedding | torch.nn.EmbeddingBag) and leaf == "weight":
-        _assert_rows_are_free(name, owner)
     return owner, leaf
-
-
-def _assert_rows_are_free(name: str, owner: torch.nn.Embedding | torch.nn.EmbeddingBag) -> None:
-    for option, why in (
-        ("max_norm", "shortens rows in each forward pass"),
-        ("padding_idx", "leaves one row as it is, while steps turn all of them"),
-    ):
-        value = getattr(owner, option)
-        if value is not None:
-            raise ValueError(
-                f"`{name}` of {type(owner).__name__} cannot be orthogonal with `{option}`, which "
-                f"{why}, got {option}={value}; make the module without `{option}`."
-            )
-
-
-# How many matrices the weights of modules hold, and the size of each.
-_STACKS: tuple[tuple[tuple[type, ...], str, int, str], ...] = (
-    ((torch.nn.LSTM, torch.nn.LSTMCell), "weight_hh weight_ih", 4, "hidden_size"),
-    ((torch.nn.GRU, torch.nn.GRUCell), "weight_hh weight_ih", 3, "hidden_size"),
-    ((torch.nn.MultiheadAttention,), "in_proj_weight", 3, "embed_dim"),
-    ((OrthogonalGRU, OrthogonalGRUCell), "weight_gates", 2, "hidden_size"),
-)
-
-
-def _assert_one_matrix(
-    name: str, owner: torch.nn.Module, leaf: str, weight: torch.nn.Parameter
-) -> None:
-    for kinds, names, count, size in _STACKS:
-        if (
-            isinstance(owner, kinds)
-            and leaf.startswith(tuple(names.split()))
-            and weight.ndim == 2
-            and weight.shape[0] == count * getattr(owner, size)
-        ):
-            raise ValueError(
-                f"`{name}` of {type(owner).__name__}, of shape {tuple(weight.shape)}, holds "
-                f"{count} matrices, one above the other; give `blocks={count}` to make each of "
-                "them orthogonal."
-            )
 
 
 def _assert_plain(name: str, weight: torch.nn.Parameter) -> None:

@@ -1,7 +1,7 @@
 """Which calls must consist of torch's own operations, without our own backward functions."""
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
 import torch
@@ -32,6 +32,20 @@ def is_exported() -> bool:
     """Return whether torch.export or torch.jit.trace makes a program of the call."""
     tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     return tracing or torch.compiler.is_exporting()
+
+
+def bound_to(x: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return x, whose last axes have these sizes.
+
+    torch.jit.trace records operations and no checks. In a program, operations stand here that
+    raise for other sizes, and for another number of axes.
+    """
+    if not is_exported():
+        return x
+    x = x.permute([*range(x.dim())])
+    for axis, n in zip(range(x.dim() - len(sizes), x.dim()), sizes, strict=True):
+        (x,) = x.split([n], axis)
+    return x
 
 
 def constant(function: Callable[..., T]) -> Callable[..., T]:

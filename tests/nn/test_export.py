@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from geoopt_projunn import nn
 from geoopt_projunn.nn import OrthogonalRNN, UnitaryRNN
 from tests._asserts import assert_within
 from tests.nn._modules import CONVOLUTIONS, LAYERS, MODULES, build, inputs, output
@@ -90,6 +91,47 @@ def test_a_traced_layer_takes_sequences_of_one_length(name):
     for shape in ((2, 3, 3), (1, 6, 3), (6, 1, 3), (4, 2, 3)):
         with pytest.raises(RuntimeError, match="split_sizes to sum exactly"):
             program(torch.randn(shape, dtype=dtype))
+
+
+# Options, the shapes of an input and of a state, and of the same for another batch.
+STATES = {
+    "layer": ({"num_layers": 2}, (3, 2, 3), (2, 2, 4), (3, 5, 3), (2, 5, 4)),
+    "bidirectional": (
+        {"bidirectional": True, "batch_first": True},
+        *((2, 3, 3), (2, 2, 4), (5, 3, 3), (2, 5, 4)),
+    ),
+    "layer, no batch": ({}, (3, 3), (1, 4), (3, 3), (1, 4)),
+    "cell": ({}, (2, 3), (2, 4), (5, 3), (5, 4)),
+    "cell, no batch": ({}, (3,), (4,), (3,), (4,)),
+}
+
+
+@traced
+@pytest.mark.parametrize("form", STATES)
+@pytest.mark.parametrize("field", ["OrthogonalRNN", "UnitaryRNN", "OrthogonalGRU"])
+def test_a_traced_program_takes_no_state_of_another_shape(field, form):
+    """Nor does the module."""
+    options, shape, own, *others = STATES[form]
+    module = getattr(nn, f"{field}Cell" if "cell" in form else field)(3, 4, **options)
+    dtype = module.weight_hh.dtype if "cell" in form else module.weight_hh_l0.dtype
+    x = torch.randn(shape, dtype=dtype)
+    program = torch.jit.trace(module, (x, torch.zeros(own, dtype=dtype)))
+    for sizes in (others, (shape, own), others):  # torch optimizes the program after two calls
+        right = [torch.randn(size, dtype=dtype) for size in sizes]
+        for actual, expected in zip(program(*right), module(*right), strict=True):
+            assert_within(actual, expected, 1e-5)
+    changed = [
+        (*own[:axis], size, *own[axis + 1 :])
+        for axis, right in enumerate(own)
+        for size in {1, right + 1, 2 * right} - {right}
+    ]
+    more = [(1, *own), (*own, 1), (*own, 4), own[1:]]
+    for wrong in (*changed, *more):
+        h = torch.randn(wrong, dtype=dtype)
+        with pytest.raises((RuntimeError, ValueError), match=r"hx|hidden|Expected"):
+            module(x, h)
+        with pytest.raises(RuntimeError, match=r"split_sizes to sum exactly|number of dimensions"):
+            program(x, h)
 
 
 @traced

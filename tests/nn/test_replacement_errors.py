@@ -162,6 +162,43 @@ def test_loading_half_precision_is_refused_and_nothing_changes(name):
     assert_kept(module, names)
 
 
+REAL = {name: MODULES[name][0] for name in OWN if "unitary" not in name} | {
+    "small kernel": lambda: geoopt_projunn.nn.BlockOrthogonalConv2d(4, 4, 3)
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.usefixtures("swap")
+def test_loading_complex_values_for_real_ones_is_refused_and_nothing_changes(name, assign):
+    model = torch.nn.ModuleDict({"a": REAL[name](), "b": torch.nn.Linear(3, 2)})
+    layer = model["a"]
+    before, kept = parameters(layer), values(layer)
+    names = [n for n, p in before.items() if hasattr(p, "manifold") and not p.is_complex()]
+    state = {n: value * (1 + 1j) for n, value in REAL[name]().state_dict().items()}
+    source = {n: value.clone() for n, value in state.items()}
+    whole = {f"a.{n}": value for n, value in state.items()}
+    whole |= {"b.weight": torch.ones(2, 3), "b.bias": torch.ones(2)}
+    kind = type(layer).__name__
+    has_counterpart = kind.startswith(("OrthogonalRNN", "OrthogonalConv"))
+    remedy = f"; for complex weights use {kind.replace('Orthogonal', 'Unitary')}"
+    words = rf"of {kind} must be real, got torch.complex64{remedy if has_counterpart else ''}\."
+    with pytest.raises(RuntimeError, match=words) as raised:
+        model.load_state_dict(whole, assign=assign)
+    for n in names:
+        assert str(raised.value).count(f"`a.{n}` of") == 1
+    assert_as_before(layer, before, kept)
+    assert all(torch.equal(state[n], value) for n, value in source.items())
+    assert torch.equal(model["b"].weight, torch.ones(2, 3))
+
+
+def test_copying_real_values_into_a_unitary_layer_loses_nothing():
+    layer, source = UnitaryRNN(3, 8), OrthogonalRNN(3, 8)
+    layer.load_state_dict(source.state_dict())
+    for n, p in layer.state_dict().items():
+        assert torch.equal(p, source.state_dict()[n].to(p.dtype))
+
+
 @pytest.mark.parametrize("name", OWN)
 @pytest.mark.usefixtures("swap")
 def test_errors_of_all_modules_are_listed(name):
