@@ -136,7 +136,7 @@ class StepTensors {
  private:
   bool read(Index list, Index i, Layout* found) {
     PyObject* tensor = PyList_GetItem(lists_[list], i);
-    return tensor != nullptr && reader_.read(tensor, found);
+    return tensor != nullptr && reader_.read(tensor, found, list > 2);
   }
 
   // Whether matrices are stored by rows, or by columns.

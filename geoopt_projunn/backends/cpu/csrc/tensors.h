@@ -91,12 +91,14 @@ class Reader {
     return unknown_kind;
   }
 
-  // False with an exception of Python, or without one for what needs torch's dispatcher.
-  bool read(PyObject* tensor, Layout* found) {
+  // False with an exception of Python, or without one for what needs torch's dispatcher. To ask
+  // whether a tensor is negated lazily takes as long as to read it: nobody does that to counters.
+  bool read(PyObject* tensor, Layout* found, bool is_counter = false) {
     static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
     static PyObject* const is_conj = PyUnicode_InternFromString("is_conj");
     if (Py_TYPE(tensor) != type_ && !know(Py_TYPE(tensor))) return false;
-    if (dispatch_ != nullptr && (!is_bare_ || is_true(tensor, is_neg))) return false;
+    if (dispatch_ != nullptr && (!is_bare_ || (!is_counter && is_true(tensor, is_neg))))
+      return false;
     if (!(exchange_ == nullptr ? by_attributes(tensor, found) : packed(tensor, found)))
       return false;
     if (dispatch_ != nullptr && !found->on_cpu) return false;
