@@ -4,6 +4,9 @@ USES_THREADS: bool
 
 class Refused(ValueError): ...
 
+def use_vectors(bytes: int, /) -> int:
+    """Make use of vectors of 16, 32 or 64 bytes, for tests; return those of before."""
+
 # What each number is stands in csrc/module.cpp.
 def both_sides(*numbers: int) -> None: ...
 def add_product(*numbers: int) -> None: ...

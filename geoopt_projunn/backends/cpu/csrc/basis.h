@@ -17,10 +17,11 @@ constexpr double dependent = 1e-10;
 constexpr double cancelled = 0.7;
 constexpr int most_projections = 3;
 
-template <typename T>
-INLINE double sum_squared(const T* numbers, Index count) {
-  using Wide = Lanes<double>::Aligned;
-  constexpr Index lanes = Lanes<double>::count;
+// The sum of the squares of numbers, in double precision.
+template <int W, typename T>
+INLINE double square_of_by(const T* numbers, Index count) {
+  using Wide = typename Lanes<W, double>::Aligned;
+  constexpr Index lanes = Lanes<W, double>::count;
   typedef T Part __attribute__((vector_size(lanes * sizeof(T)), aligned(sizeof(T)), may_alias));
   // Two sums at once: one alone would wait for itself.
   Wide sum[2] = {};
@@ -32,19 +33,13 @@ INLINE double sum_squared(const T* numbers, Index count) {
       sum[i] += value * value;
     }
   sum[0] += sum[1];
-  double total = total_of(reinterpret_cast<const double*>(sum));
+  double total = total_of<W>(reinterpret_cast<const double*>(sum));
   for (; j < count; ++j) total += static_cast<double>(numbers[j]) * static_cast<double>(numbers[j]);
   return total;
 }
 
-// The sum of the squares of numbers, in double precision.
-#define FOR_TYPE(T)                                              \
-  FOR_EACH_CPU double square_of(const T* numbers, Index count) { \
-    return sum_squared(numbers, count);                          \
-  }
-FOR_TYPE(float)
-FOR_TYPE(double)
-#undef FOR_TYPE
+FOR_EACH_WIDTH(double, square_of, (const float* numbers, Index count), (numbers, count))
+FOR_EACH_WIDTH(double, square_of, (const double* numbers, Index count), (numbers, count))
 
 // Squares in this range are far from the limits of a double.
 constexpr double least_square = 1e-200;

@@ -1,4 +1,4 @@
-// Vectors of numbers, in the widest registers of the processor that runs.
+// Vectors of numbers, and functions compiled for each width of them that processors have.
 
 #pragma once
 
@@ -6,39 +6,76 @@
 #include <cstring>
 #include <type_traits>
 
-// Registers wider than those that every processor has are chosen when the library is loaded.
+#define INLINE inline __attribute__((always_inline))
+
+// Loops over single numbers are left to the compiler, once for each kind of processor.
 #if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12
 #define FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#elif defined(__x86_64__) && !defined(__AVX2__)
-#error "With vectors of 16 bytes BLAS is faster: the package does without the kernels."
 #else
 #define FOR_EACH_CPU
 #endif
-#define INLINE inline __attribute__((always_inline))
 
 namespace {
 
 using Index = std::int64_t;
 
-// One vector: the widest register there is, made of narrower ones where it is not.
-template <typename T>
+// One vector of W bytes.
+template <int W, typename T>
 struct Lanes {
-  static constexpr Index count = 64 / sizeof(T);
-  typedef T Aligned __attribute__((vector_size(64)));
-  typedef T Vector __attribute__((vector_size(64), aligned(sizeof(T)), may_alias));
+  static constexpr Index count = W / sizeof(T);
+  typedef T Aligned __attribute__((vector_size(W)));
+  typedef T Vector __attribute__((vector_size(W), aligned(sizeof(T)), may_alias));
 };
 
-template <typename T>
-INLINE typename Lanes<T>::Vector& vector_at(T* p) {
-  return *reinterpret_cast<typename Lanes<T>::Vector*>(p);
+template <int W, typename T>
+INLINE typename Lanes<W, T>::Vector& vector_at(T* p) {
+  return *reinterpret_cast<typename Lanes<W, T>::Vector*>(p);
 }
 
-template <typename T>
-INLINE const typename Lanes<T>::Vector& vector_at(const T* p) {
-  return *reinterpret_cast<const typename Lanes<T>::Vector*>(p);
+template <int W, typename T>
+INLINE const typename Lanes<W, T>::Vector& vector_at(const T* p) {
+  return *reinterpret_cast<const typename Lanes<W, T>::Vector*>(p);
 }
 
-// The narrowest register there is.
+// A function that is made of vectors has a template `NAME_by` with their width first.
+// FOR_EACH_WIDTH defines NAME, which calls the one for the widest vectors of this processor.
+#if defined(__x86_64__)
+enum : int { without_avx = 16, with_avx2 = 32, with_avx512 = 64 };
+
+inline int widest_vectors() {
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    return with_avx512;
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? with_avx2 : without_avx;
+}
+int vector_bytes = widest_vectors();
+
+#define FOR_EACH_WIDTH(RESULT, NAME, PARAMETERS, ARGUMENTS)                                    \
+  __attribute__((                                                                              \
+      target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))) RESULT NAME##_of_64 PARAMETERS { \
+    return NAME##_by<64> ARGUMENTS;                                                            \
+  }                                                                                            \
+  __attribute__((target("avx2,fma"))) RESULT NAME##_of_32 PARAMETERS {                         \
+    return NAME##_by<32> ARGUMENTS;                                                            \
+  }                                                                                            \
+  RESULT NAME##_of_16 PARAMETERS { return NAME##_by<16> ARGUMENTS; }                           \
+  inline RESULT NAME PARAMETERS {                                                              \
+    return vector_bytes == with_avx512 ? NAME##_of_64 ARGUMENTS                                \
+           : vector_bytes == with_avx2 ? NAME##_of_32 ARGUMENTS                                \
+                                       : NAME##_of_16 ARGUMENTS;                               \
+  }
+// How many registers there are for them.
+constexpr int registers_of(int width) { return width == with_avx512 ? 32 : 16; }
+#else
+#define FOR_EACH_WIDTH(RESULT, NAME, PARAMETERS, ARGUMENTS) \
+  inline RESULT NAME PARAMETERS { return NAME##_by<16> ARGUMENTS; }
+constexpr int registers_of(int) { return 32; }
+inline int widest_vectors() { return 16; }
+int vector_bytes = 16;
+#endif
+
+// The narrowest vectors.
 template <typename T>
 struct Narrow {
   typedef T Vector __attribute__((vector_size(16)));
@@ -54,52 +91,64 @@ struct Narrow {
 #endif
 
 // A vector folded by halves, the upper one added to the lower, to a narrow one.
-template <typename T, int bytes = 64>
+template <int W, typename T>
 INLINE typename Narrow<T>::Vector folded(const T* lane) {
-  typedef T Half __attribute__((vector_size(bytes / 2)));
-  constexpr Index half = bytes / 2 / sizeof(T);
-  Half low, high;
-  std::memcpy(&low, lane, sizeof low);
-  std::memcpy(&high, lane + half, sizeof high);
-  low += high;
-  if constexpr (bytes == 32) {
-    return low;
+  if constexpr (W == 16) {
+    typename Narrow<T>::Vector all;
+    std::memcpy(&all, lane, sizeof all);
+    return all;
   } else {
+    typedef T Half __attribute__((vector_size(W / 2)));
+    constexpr Index half = W / 2 / sizeof(T);
+    Half low, high;
+    std::memcpy(&low, lane, sizeof low);
+    std::memcpy(&high, lane + half, sizeof high);
+    low += high;
     T sum[half];
     std::memcpy(sum, &low, sizeof sum);
-    return folded<T, bytes / 2>(sum);
+    return folded<W / 2, T>(sum);
   }
 }
 
 // The sum of a vector, by halves.
-template <typename T>
+template <int W, typename T>
 INLINE T total_of(const T* lane) {
-  const typename Narrow<T>::Vector sum = folded(lane);
+  const typename Narrow<T>::Vector sum = folded<W>(lane);
   if constexpr (sizeof(T) == 8)
     return sum[0] + sum[1];
   else
     return (sum[0] + sum[2]) + (sum[1] + sum[3]);
 }
 
-// The sums of four vectors: the same bits, in fewer operations. With short rows, sums like these
-// are a third of the work.
-INLINE void totals_of(const float* a, const float* b, const float* c, const float* d, float* to) {
-  using Vector = Narrow<float>::Vector;
-  const Vector u = folded(a), v = folded(b), w = folded(c), x = folded(d);
-  const Vector uv = SHUFFLED(float, u, v, 0, 1, 4, 5) + SHUFFLED(float, u, v, 2, 3, 6, 7);
-  const Vector wx = SHUFFLED(float, w, x, 0, 1, 4, 5) + SHUFFLED(float, w, x, 2, 3, 6, 7);
-  const Vector sums = SHUFFLED(float, uv, wx, 0, 2, 4, 6) + SHUFFLED(float, uv, wx, 1, 3, 5, 7);
+// The sums of four vectors that lie one after the other: the same bits, in fewer operations. With
+// short rows, sums like these are a third of the work.
+template <int W>
+INLINE void totals_of(const float* four, float* to) {
+  constexpr Index lanes = Lanes<W, float>::count;
+  const auto u = folded<W>(four), v = folded<W>(four + lanes);
+  const auto w = folded<W>(four + 2 * lanes), x = folded<W>(four + 3 * lanes);
+  const auto uv = SHUFFLED(float, u, v, 0, 1, 4, 5) + SHUFFLED(float, u, v, 2, 3, 6, 7);
+  const auto wx = SHUFFLED(float, w, x, 0, 1, 4, 5) + SHUFFLED(float, w, x, 2, 3, 6, 7);
+  const auto sums = SHUFFLED(float, uv, wx, 0, 2, 4, 6) + SHUFFLED(float, uv, wx, 1, 3, 5, 7);
   std::memcpy(to, &sums, sizeof sums);
 }
 
-INLINE void totals_of(const double* a, const double* b, const double* c, const double* d,
-                      double* to) {
-  using Vector = Narrow<double>::Vector;
-  const Vector u = folded(a), v = folded(b), w = folded(c), x = folded(d);
-  const Vector uv = SHUFFLED(double, u, v, 0, 2) + SHUFFLED(double, u, v, 1, 3);
-  const Vector wx = SHUFFLED(double, w, x, 0, 2) + SHUFFLED(double, w, x, 1, 3);
-  std::memcpy(to, &uv, sizeof uv);
-  std::memcpy(to + 2, &wx, sizeof wx);
+template <int W>
+INLINE void totals_of(const double* four, double* to) {
+  constexpr Index lanes = Lanes<W, double>::count;
+  for (int pair = 0; pair < 4; pair += 2) {
+    const auto u = folded<W>(four + pair * lanes), v = folded<W>(four + (pair + 1) * lanes);
+    const auto sums = SHUFFLED(double, u, v, 0, 2) + SHUFFLED(double, u, v, 1, 3);
+    std::memcpy(to + pair, &sums, sizeof sums);
+  }
+}
+
+// The sums of `count` vectors that lie one after the other.
+template <int W, int count, typename T>
+INLINE void totals(const T* vectors, T* to) {
+  int q = 0;
+  for (; q + 4 <= count; q += 4) totals_of<W>(vectors + q * Lanes<W, T>::count, to + q);
+  for (; q < count; ++q) to[q] = total_of<W>(vectors + q * Lanes<W, T>::count);
 }
 
 }  // namespace

@@ -209,13 +209,27 @@ PyObject* py_address(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return nullptr;
 }
 
+// bytes; of the widest vectors to be made use of from now on. Those before.
+PyObject* py_use_vectors(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Index bytes;
+  if (!parse(args, count, 1, &bytes)) return nullptr;
+  const int before = vector_bytes;
+  if ((bytes != 16 && bytes != 32 && bytes != 64) || bytes > widest_vectors())
+    return PyErr_Format(PyExc_ValueError,
+                        "vectors must have 16, 32 or 64 bytes, and at most the %d of this "
+                        "processor, got %lld",
+                        widest_vectors(), static_cast<long long>(bytes));
+  vector_bytes = static_cast<int>(bytes);
+  return PyLong_FromLong(before);
+}
+
 #define METHOD(name)                                                                             \
   {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(py_##name)), METH_FASTCALL, \
    nullptr}
 
-PyMethodDef methods[] = {
-    METHOD(both_sides), METHOD(add_product), METHOD(sketch),  METHOD(retract),
-    METHOD(turn),       METHOD(step),        METHOD(address), {nullptr, nullptr, 0, nullptr}};
+PyMethodDef methods[] = {METHOD(both_sides), METHOD(add_product), METHOD(sketch),
+                         METHOD(retract),    METHOD(turn),        METHOD(step),
+                         METHOD(address),    METHOD(use_vectors), {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef module = {
     PyModuleDef_HEAD_INIT, "_kernels", nullptr, 0, methods, nullptr, nullptr, nullptr, nullptr};

@@ -11,17 +11,18 @@
 namespace {
 
 // B rows of out = a b from `row` on, (n, n) all, in the columns of one vector from `j` on.
-template <int B>
+template <int W, int B>
 INLINE void some_of_product(Index n, const double* a, const double* b, double* out, Index row,
                             Index j) {
-  Lanes<double>::Aligned sum[B] = {};
+  using Vector = typename Lanes<W, double>::Aligned;
+  Vector sum[B] = {};
   for (Index l = 0; l < n; ++l) {
-    const Lanes<double>::Aligned value = vector_at(b + l * n + j);
+    const Vector value = vector_at<W>(b + l * n + j);
 #pragma GCC unroll 8
     for (int i = 0; i < B; ++i) sum[i] += a[(row + i) * n + l] * value;
   }
 #pragma GCC unroll 8
-  for (int i = 0; i < B; ++i) vector_at(out + (row + i) * n + j) = sum[i];
+  for (int i = 0; i < B; ++i) vector_at<W>(out + (row + i) * n + j) = sum[i];
 }
 
 // The smallest, of rank one and two, are all that most steps need: without loops.
@@ -38,15 +39,16 @@ INLINE void small_product(const double* a, const double* b, double* out) {
 }
 
 // out = a b, all (n, n)
-FOR_EACH_CPU void square_product(Index n, const double* a, const double* b, double* out) {
+template <int W>
+INLINE void square_product_by(Index n, const double* a, const double* b, double* out) {
   if (n == 2) return small_product<2>(a, b, out);
   if (n == 4) return small_product<4>(a, b, out);
-  constexpr Index lanes = Lanes<double>::count;
+  constexpr Index lanes = Lanes<W, double>::count;
   Index j = 0;
   for (; j + lanes <= n; j += lanes) {
     Index row = 0;
-    for (; row + 8 <= n; row += 8) some_of_product<8>(n, a, b, out, row, j);
-    for (; row < n; ++row) some_of_product<1>(n, a, b, out, row, j);
+    for (; row + 8 <= n; row += 8) some_of_product<W, 8>(n, a, b, out, row, j);
+    for (; row < n; ++row) some_of_product<W, 1>(n, a, b, out, row, j);
   }
   for (Index row = 0; row < n && j < n; ++row) {
     std::fill(out + row * n + j, out + (row + 1) * n, 0.0);
@@ -55,6 +57,9 @@ FOR_EACH_CPU void square_product(Index n, const double* a, const double* b, doub
         out[row * n + rest] += a[row * n + l] * b[l * n + rest];
   }
 }
+
+FOR_EACH_WIDTH(void, square_product, (Index n, const double* a, const double* b, double* out),
+               (n, a, b, out))
 
 // b = a^-1 b, all (n, n), by elimination with partial pivoting; a is overwritten.
 FOR_EACH_CPU void solve_square(Index n, double* a, double* b) {

@@ -31,8 +31,9 @@ bool is_finite(const U* entries, Index count) {
   return std::isfinite(total[0]);
 }
 
-// Rows of a matrix that are still in the innermost cache when they are read again.
-constexpr Index updated_bytes = 16 * 1024;
+// Rows of a matrix that are still in the innermost cache when they are read again, as many as a
+// tile has.
+constexpr Index updated_bytes = 16 * 1024, updated_rows = 8;
 
 template <typename T>
 class Turner {
@@ -145,8 +146,8 @@ class Turner {
       factor = real_factor_.data();
       right = right_.data();
     }
-    const Index step =
-        std::max<Index>(4, updated_bytes / static_cast<Index>(sizeof(T)) / row_ / 4 * 4);
+    const Index bytes = row_ * static_cast<Index>(sizeof(T));
+    const Index step = updated_rows * std::max<Index>(1, updated_bytes / bytes / updated_rows);
     in_parts(chunks_of(n_), threads_, [&](Index chunk, Index last_chunk) {
       for (; chunk < last_chunk; ++chunk) {
         const Index end = std::min(n_, (chunk + 1) * chunk_rows);
