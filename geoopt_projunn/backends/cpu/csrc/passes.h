@@ -78,15 +78,16 @@ INLINE void all_rows(const T* a, Index first, Index last, Index n, Index m, cons
     some_rows<W, L, R, 1>(a, first, n, m, left, right, out_left, out_right);
 }
 
-// Any number of rows. Many are taken by tiles, from one side after the other; of the last ones,
+// Any number of rows. Many are taken by tiles, from one side after the other; of the last few,
 // reading is the work: they are taken from both sides at once.
 template <int W, typename T>
 INLINE void sides_of_by(const T* a, Index first, Index last, Index n, Index m, Index l, Index r,
                         const T* left, const T* right, T* out_left, T* out_right) {
+  constexpr Index many = registers_of(W) == 32 ? 8 : 4;
   const Index panel = panel_rows<T>(m);
   for (Index begin = first; begin < last; begin += panel) {
     const Index end = std::min(last, begin + panel);
-    Index i = l / 4 * 4, j = r / 4 * 4;
+    Index i = l / many * many, j = r / many * many;
     if (j > 0) all_dots<W>(a + begin * m, end - begin, m, right, j, out_right + begin, n);
     if (i > 0) add_terms<W>(out_left, m, i, m, {end - begin, left + begin, n, 1, a + begin * m, m});
 #define TAKE(L, R)                                                                        \
@@ -97,8 +98,11 @@ INLINE void sides_of_by(const T* a, Index first, Index last, Index n, Index m, I
     j += R;                                                                               \
   }
     // clang-format off
+    if constexpr (many > 4) { TAKE(4, 4) }
     TAKE(2, 2) TAKE(1, 1)
+    if constexpr (many > 4) { TAKE(4, 0) }
     TAKE(2, 0) TAKE(1, 0)
+    if constexpr (many > 4) { TAKE(0, 4) }
     TAKE(0, 2) TAKE(0, 1)
     // clang-format on
 #undef TAKE
