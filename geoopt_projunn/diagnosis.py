@@ -46,9 +46,9 @@ def kept_fraction(
     Returns
     -------
     dict
-        the share for each k; NaN if the tangent part of the gradient is only rounding, or if x or
-        the gradient holds NaN or infinity. The sketches "lsi" and "column" are not projections, so
-        their shares may exceed 1.
+        the share for each k, of a batch the mean; NaN if the tangent part of the gradient is only
+        rounding in all matrices, or if x or the gradient holds NaN or infinity anywhere. The
+        sketches "lsi" and "column" are not projections, so their shares may exceed 1.
 
     Raises
     ------
@@ -62,6 +62,8 @@ def kept_fraction(
     manifold = low_rank_manifold_of(x) or LowRankUnitary(k=None)
     points, grads, _ = _batches(manifold, x, grad)
     whole = _squared_length(points, grads)
+    if not _is_finite(points):
+        whole = torch.full_like(whole, math.nan)
     shares = {}
     for i, rank in enumerate(ks):
         k = checked_integer(f"ks[{i}]", rank, remedy="pass ranks, as in ks=(1, 2, 4)")
@@ -175,7 +177,7 @@ def _diagnosed(name: str, p: torch.Tensor, lr: float) -> ParameterDiagnosis:
     if p.grad is None:
         return empty._replace(note="no gradient")
     points, grads, largest_entry = _batches(manifold, p, p.grad)
-    if not math.isfinite(error):
+    if not _is_finite(points):
         return empty._replace(note="parameter not finite")
     if not math.isfinite(largest_entry):
         return empty._replace(note="gradient not finite")
@@ -221,6 +223,10 @@ def _batches(
     points, grads = (t.reshape(-1, *t.shape[-2:]) for t in (points, grads))
     largest_entry = float(largest(grads.abs()))
     return points, grads / (largest_entry or 1.0), largest_entry
+
+
+def _is_finite(points: torch.Tensor) -> bool:
+    return bool(points.isfinite().all())
 
 
 def _spec(manifold: LowRankManifold, points: torch.Tensor, k: int | None) -> StepSpec:

@@ -193,3 +193,19 @@ def test_without_gradients_or_orthogonal_parameters_there_is_nothing_to_tell():
         diagnose(Model())
     with pytest.raises(ValueError, match=r"a parameter on LowRankUnitary.*but has none"):
         diagnose(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_one_matrix_that_is_not_finite_makes_all_shares_nan(value):
+    x, grad = LowRankUnitary().random(2, 8, 8), torch.randn(2, 8, 8)
+    x.data[0, 0, 0] = value
+    assert all(math.isnan(share) for share in kept_fraction(x, grad, ks=(1, 4)).values())
+
+
+def test_a_large_parameter_is_finite():
+    weight = geoopt.ManifoldParameter(1e20 * LowRankUnitary().random(8, 8).data)
+    weight.manifold, weight.grad = LowRankUnitary(), torch.randn(8, 8)
+    module = torch.nn.Module()
+    module.weight = weight
+    (row,) = diagnose(module)
+    assert row.note != "parameter not finite"

@@ -75,7 +75,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         """Probe all points at their next step, as at the first, and warn anew."""
         groups = self.__dict__.get("param_groups", ())
         to_probe = {p for group in groups for p in group["params"] if p in self.state}
-        self._lost = LostManifolds(groups)
+        self._lost = LostManifolds()
         self._watch = Watch()
         self._preparation = Preparation(self._rule, self._takes_sparse, self._watch, to_probe)
 
@@ -137,7 +137,6 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         group["stabilize"] = checked_stabilize(group["stabilize"])
-        self._lost.add(group)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, as torch does.
@@ -281,7 +280,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
                 self._preparation.sort(group, self.state, prepared)
         parts, fresh, _ = prepared
         check_captured(self.param_groups, parts, self.state, fresh, self._state_of_others)
-        self._lost.look()
+        self._lost.look(self.param_groups, parts)
         return prepared
 
     @functools.cached_property

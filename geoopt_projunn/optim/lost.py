@@ -1,14 +1,14 @@
 """Plain parameters that look as if something had dropped their manifold."""
 
+import weakref
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 
 from ..backends.distributed import is_dtensor
 from ..geometry.checks import upright
 from ..linalg.precision import WIDE
-from .kinds import manifold_of
+from .kinds import Groups, Parts
 from .messages import capitalized, described, warn
 from .state import OFF_MANIFOLD, relative_error
 
@@ -17,22 +17,15 @@ class LostManifolds:
     """Warn, once each, of plain parameters that are orthogonal to rounding as they begin to move.
 
     With orthonormal columns or rows, or squares of that kind one above the other: steps will not
-    keep them so. One or two probes of :math:`O(np)` for each when it has its first gradient, for
-    which the host waits. Diagonal matrices are left out: the identity is a usual start of plain
-    weights.
+    keep them so. One or two probes of :math:`O(np)` for each at its first step, for which the host
+    waits. Diagonal matrices are left out: the identity is a usual start of plain weights.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
-        self._waiting: list[tuple[torch.Tensor, dict[str, Any]]] = []
-        for group in groups:
-            self.add(group)
+    def __init__(self) -> None:
+        self._seen: dict[int, weakref.ref[torch.Tensor]] = {}
 
-    def add(self, group: dict[str, Any]) -> None:
-        """Wait for the gradients of a group."""
-        self._waiting += [(p, group) for p in group["params"]]
-
-    def look(self) -> None:
-        """Look at those that have a gradient now.
+    def look(self, groups: Groups, parts: Iterable[Parts]) -> None:
+        """Look at plain parameters that are about to take their first step.
 
         Raises
         ------
@@ -40,22 +33,25 @@ class LostManifolds:
             If torch.distributed.fsdp.FullyShardedDataParallel has flattened a matrix on a manifold
             into a vector.
         """
-        still = []
-        for p, group in self._waiting:
-            _assert_not_flattened(p)
-            if p.grad is None:
-                still.append((p, group))
-            elif manifold_of(p) is None and _is_unitary(p):
-                warn(
-                    f"{capitalized(described(p, group))} is orthogonal to rounding, but a plain "
-                    "parameter: steps will not keep it so. If it was on LowRankUnitary or "
-                    "LowRankStiefel, a conversion, a load or a wrapper has dropped its manifold: "
-                    "call `geoopt_projunn.nn.orthogonalize_` for it, or make it a "
-                    "`geoopt.ManifoldParameter`, before the optimizer is made. If it is a plain "
-                    "weight with an orthogonal start, ignore this."
-                )
+        begun = []
+        for group, part in zip(groups, parts, strict=True):
+            for p in part.plain:
+                seen = self._seen.get(id(p))
+                if p.grad is None or (seen is not None and seen() is p):
+                    continue
+                begun.append(p)
+                _assert_not_flattened(p)
+                if _is_unitary(p):
+                    warn(
+                        f"{capitalized(described(p, group))} is orthogonal to rounding, but a "
+                        "plain parameter: steps will not keep it so. If it was on LowRankUnitary "
+                        "or LowRankStiefel, a conversion, a load or a wrapper has dropped its "
+                        "manifold: call `geoopt_projunn.nn.orthogonalize_` for it, or make it a "
+                        "`geoopt.ManifoldParameter`, before the optimizer is made. If it is a "
+                        "plain weight with an orthogonal start, ignore this."
+                    )
         # Not before: an error that a warning has become comes again.
-        self._waiting = still
+        self._seen.update((id(p), weakref.ref(p)) for p in begun)
 
 
 def _assert_not_flattened(p: torch.Tensor) -> None:

@@ -70,7 +70,7 @@ def test_steps_are_those_of_the_reference(width, shape, method, dtype):
         assert_unitary(p)
 
 
-def test_widths_that_the_processor_has_not_are_refused():
+def test_other_widths_are_refused():
     for bytes_ in (8, 48, 128):
         with pytest.raises(ValueError, match=f"vectors must have 16, 32 or 64 bytes.*got {bytes_}"):
             kernels.kernels.use_vectors(bytes_)

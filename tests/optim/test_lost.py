@@ -1,6 +1,8 @@
 """Plain parameters that look as if they had lost their manifold."""
 
+import gc
 import warnings
+import weakref
 
 import geoopt
 import pytest
@@ -140,6 +142,20 @@ def test_a_parameter_of_a_group_that_comes_later_is_named(kind):
     )
     with pytest.warns(UserWarning, match=LOST):
         optimizer.step()
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_parameters_that_take_the_place_of_others_are_looked_at(kind):
+    first, second = (with_gradient(torch.nn.Parameter(rotation(6, 6))) for _ in range(2))
+    optimizer = kind([first], lr=0.1)
+    optimizer.param_groups[0]["params"] = [second]  # as wrappers do
+    with pytest.warns(UserWarning, match="plain parameter") as record:
+        optimizer.step()
+    assert len(record) == 1
+    gone = weakref.ref(first)
+    del first
+    gc.collect()
+    assert gone() is None
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)

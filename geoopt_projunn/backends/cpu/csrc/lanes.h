@@ -8,7 +8,8 @@
 
 #define INLINE inline __attribute__((always_inline))
 
-// Loops over single numbers are left to the compiler, once for each kind of processor.
+// Loops over single numbers are left to the compiler, once for each kind of processor where it can
+// do that.
 #if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12
 #define FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else

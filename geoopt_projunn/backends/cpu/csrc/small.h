@@ -25,7 +25,7 @@ INLINE void some_of_product(Index n, const double* a, const double* b, double* o
   for (int i = 0; i < B; ++i) vector_at<W>(out + (row + i) * n + j) = sum[i];
 }
 
-// The smallest, of rank one and two, are all that most steps need: without loops.
+// The smallest, of real matrices of rank one and two and complex ones of rank one: without loops.
 template <int n>
 INLINE void small_product(const double* a, const double* b, double* out) {
   double sum[n * n] = {};

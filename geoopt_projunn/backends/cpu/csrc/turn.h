@@ -31,8 +31,7 @@ bool is_finite(const U* entries, Index count) {
   return std::isfinite(total[0]);
 }
 
-// Rows of a matrix that are still in the innermost cache when they are read again, as many as a
-// tile has.
+// About what stays of a matrix in the innermost cache, in multiples of the rows of a large tile.
 constexpr Index updated_bytes = 16 * 1024, updated_rows = 8;
 
 template <typename T>
