@@ -35,10 +35,7 @@ def _flops(x: list[torch.Size], *rest: object, **__: object) -> int:
 
 
 def _take(lists: tuple[Pieces, ...], options: tuple[Any, ...], *dispatch: Any) -> bool | None:
-    """Take a step, and return whether no matrix skipped it.
-
-    None, and nothing has happened, if torch's dispatcher has to be asked.
-    """
+    """Take a step: whether no matrix skipped it, or None if that is left to the dispatcher."""
     rule, numbers, k, sketch, retraction, length, sweep, normalize = options
     integers = (
         *(k, check_choice("sketch", sketch, kernels.SKETCHES)),
