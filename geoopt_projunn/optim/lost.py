@@ -8,6 +8,7 @@ import torch
 from ..backends.distributed import is_dtensor
 from ..geometry.checks import upright
 from ..linalg.precision import WIDE
+from .capture import is_capturing
 from .kinds import Groups, Parts
 from .messages import capitalized, described, warn
 from .state import OFF_MANIFOLD, relative_error
@@ -27,12 +28,16 @@ class LostManifolds:
     def look(self, groups: Groups, parts: Iterable[Parts]) -> None:
         """Look at plain parameters that are about to take their first step.
 
+        Those that take it while a CUDA graph is captured have their turn later: a look waits.
+
         Raises
         ------
         TypeError
             If torch.distributed.fsdp.FullyShardedDataParallel has flattened a matrix on a manifold
             into a vector.
         """
+        if is_capturing():
+            return
         begun = []
         for group, part in zip(groups, parts, strict=True):
             for p in part.plain:

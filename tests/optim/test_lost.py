@@ -11,6 +11,7 @@ from torch import distributed
 
 from geoopt_projunn import LowRankUnitary
 from geoopt_projunn.nn import OrthogonalRNN
+from geoopt_projunn.optim import lost as looking
 
 from ._helpers import OPTIMIZERS, Snapshot, rotation, unitary_parameter
 
@@ -156,6 +157,17 @@ def test_parameters_that_take_the_place_of_others_are_looked_at(kind):
     del first
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_nobody_waits_while_a_graph_is_captured(kind, monkeypatch):
+    optimizer = kind([("w", with_gradient(torch.nn.Parameter(rotation(6, 6))))], lr=0.0)
+    with warnings.catch_warnings(), monkeypatch.context() as patched:
+        warnings.simplefilter("error")
+        patched.setattr(looking, "is_capturing", lambda: True)
+        optimizer.step()
+    with pytest.warns(UserWarning, match=LOST):
+        optimizer.step()
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
