@@ -7,6 +7,7 @@ from importlib.metadata import version
 import pytest
 
 from geoopt_projunn import backends
+from tests._benchmarks import load
 from tests._update import (
     METHODS,
     OPTIONAL,
@@ -128,3 +129,12 @@ def test_every_method_is_measured_on_a_gpu(tmp_path):
     report = update.main(["--smoke", "--device", "cuda", "--output", str(tmp_path)])
     assert f"{update_methods.OURS}, in a CUDA graph" in {r.method for r in report.results}
     assert all(math.isfinite(r.ms) for r in report.results)
+
+
+@pytest.mark.skipif("cpu" not in backends.available(), reason="the kernels were not built")
+def test_the_table_of_vectors(capsys):
+    load("vectors").main(["--smoke"])
+    head, _, *rows = capsys.readouterr().out.splitlines()
+    assert head.endswith("| torch's operations |")
+    assert [row.split(" | ")[0] for row in rows] == ["| 32, 1", "| 32, 8", "| 32, 16"]
+    assert all(float(cell) > 0 for row in rows for cell in row.strip("| ").split(" | ")[1:])

@@ -121,8 +121,7 @@ INLINE T total_of(const T* lane) {
     return (sum[0] + sum[2]) + (sum[1] + sum[3]);
 }
 
-// The sums of four vectors that lie one after the other: the same bits, in fewer operations. With
-// short rows, sums like these are a third of the work.
+// The sums of four vectors that lie one after the other: the same bits, in fewer operations.
 template <int W>
 INLINE void totals_of(const float* four, float* to) {
   constexpr Index lanes = Lanes<W, float>::count;
