@@ -19,6 +19,13 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _quick_collections():
+    """Leave modules and tens of thousands of tests out of what each collection looks through."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
@@ -49,9 +56,3 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
-
-
-def pytest_collection_finish():
-    """Leave tens of thousands of tests out of what each garbage collection looks through."""
-    gc.collect()
-    gc.freeze()
