@@ -122,8 +122,8 @@ def test_a_core_that_is_not_finite_shows_in_its_own_result_only(name, retraction
 
 
 # From what rounding leaves to what is too far to be mended by a sweep.
-@pytest.mark.parametrize("off", [0.0, 1e-4, 1e-3, 1.0])
-@pytest.mark.parametrize("sweep", [0, 1, 3, 7])
+@pytest.mark.parametrize("off", [0.0, 1e-3, 1.0])
+@pytest.mark.parametrize("sweep", [0, 1, 7])
 @pytest.mark.parametrize(
     ("n", "p", "r"), [(2, 2, 2), (7, 7, 3), (24, 24, 2), (260, 260, 6), (24, 9, 4), (260, 33, 6)]
 )
@@ -146,7 +146,7 @@ def test_points_are_turned_and_swept_as_by_the_reference(name, dtype, layout, n,
     assert_within(x, other, 30 * eps(dtype) * (1 + off))
     assert_bit_equal(x[2:], before[2:])
     assert not torch.equal(x[:2], before[:2])
-    if sweep and off in (1e-4, 1e-3) and n > 7:
+    if sweep and off == 1e-3 and n > 7:
         # The columns whose turn it was are orthonormal to second order.
         turn = torch.arange(sweep) % p
         error = x[0].mH @ x[0][:, turn] - torch.eye(p, dtype=dtype)[:, turn]

@@ -30,8 +30,10 @@ def wander(steps, dtype, retraction, sweep):
     return worst
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
-@pytest.mark.parametrize("retraction", RETRACTIONS)
+@pytest.mark.parametrize(
+    ("retraction", "dtype"),
+    [*((name, torch.float32) for name in RETRACTIONS), ("exponential", torch.complex64)],
+)
 def test_ten_thousand_random_steps_stay_on_the_manifold(retraction, dtype):
     assert wander(10_000, dtype, retraction, sweep=1) < 1e-5
 
@@ -77,7 +79,7 @@ def test_a_step_of_any_length_does_not_amplify_an_error():
 
 
 @pytest.mark.parametrize("by_columns", [False, True])
-@pytest.mark.parametrize("k", [1, 4, 16, 32])
+@pytest.mark.parametrize("k", [1, 32])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
 def test_rounding_does_not_grow_with_the_rank_of_a_step(dtype, k, by_columns):
     n = 256

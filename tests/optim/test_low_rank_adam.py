@@ -169,8 +169,7 @@ def test_a_unit_of_learning_rate_is_a_direction_of_the_length_that_is_promised(
     assert length * (1 - 1 / 16) <= moved <= length * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
-@pytest.mark.parametrize("k", [1, 4])
+@pytest.mark.parametrize(("dtype", "k"), [(torch.float32, 1), (torch.complex64, 4)])
 @pytest.mark.parametrize("second_moment", SECOND_MOMENTS)
 @pytest.mark.parametrize(
     ("retraction", "sketch"),
