@@ -11,7 +11,7 @@ from ..low_rank_manifold import LowRankManifold, Rank
 from .arguments import assert_dtype_of_layer, checked_bias, checked_dtype, positive_tuple
 from .block_kernels import alternating_axes, block_kernel
 from .circular import fold, pad, padding_before, paddings, plain_convolution
-from .keeping import KeepsManifolds, keep_manifolds
+from .keeping import KeepsManifolds, record_manifolds
 from .remembered import Remembered, are_comparable
 from .starting import RECTANGULAR, manifold_for, start_at, steps_of
 from .transforms import is_exported
@@ -78,7 +78,7 @@ class BlockConv(KeepsManifolds):
         offset = torch.empty(self.out_channels, dtype=dtype, device=device) if has_bias else None
         self.register_parameter("bias", None if offset is None else torch.nn.Parameter(offset))
         self._remembered = Remembered()
-        keep_manifolds(self)
+        record_manifolds(self)
         self.reset_parameters()
 
     @property

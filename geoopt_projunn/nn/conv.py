@@ -159,7 +159,7 @@ class UnitaryConv2d(_ComplexConv):
 
     Like :class:`OrthogonalConv2d`, with one complex matrix for each frequency: ``weight`` has shape
     (P, n, n), P the number of output pixels in the order of :func:`torch.fft.fftn`, and there is
-    no ``weight_real``. It takes twice the memory and twice the time of the real layer.
+    no ``weight_real``. It takes twice the memory of the real layer, and more time.
     """
 
     _dims = 2

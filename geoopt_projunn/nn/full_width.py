@@ -15,7 +15,7 @@ from ..manifolds import LowRankUnitary
 from .arguments import assert_dtype_of_layer, checked_bias, checked_dtype, positive_tuple
 from .channels import channels_to_pixels, pixels_to_channels
 from .circular import padding_before, plain_convolution
-from .keeping import KeepsManifolds, keep_manifolds
+from .keeping import KeepsManifolds, record_manifolds
 from .starting import assert_fits, start_at, steps_of
 from .transforms import bound_to, needs_plain_operations
 
@@ -95,7 +95,7 @@ class FullWidthConv(KeepsManifolds):
             setattr(self, name, geoopt.ManifoldParameter(empty, manifold=manifold))
         offset = torch.empty(self.out_channels, dtype=dtype, device=device) if has_bias else None
         self.register_parameter("bias", None if offset is None else torch.nn.Parameter(offset))
-        keep_manifolds(self)
+        record_manifolds(self)
         self.reset_parameters()
 
     @property

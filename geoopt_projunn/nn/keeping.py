@@ -20,7 +20,7 @@ from .placing import dtype_misfit
 from .record import Record
 
 
-def keep_manifolds(module: torch.nn.Module, path: str = "") -> Record | None:
+def record_manifolds(module: torch.nn.Module, path: str = "") -> Record | None:
     """Put parameters of any module back on their manifolds whenever they are replaced.
 
     Parameters
@@ -68,7 +68,7 @@ def _register(module: torch.nn.Module, name: str, p: torch.nn.Parameter) -> None
             raise
         return
     if isinstance(p, geoopt.ManifoldTensor) and low_rank_manifold_of(p) is not None:
-        keep_manifolds(module)
+        record_manifolds(module)
 
 
 register_module_parameter_registration_hook(_register)
@@ -76,7 +76,7 @@ register_module_parameter_registration_hook(_register)
 
 def _after_load(module: torch.nn.Module, _: Any) -> None:
     """Put back what a load has swapped."""
-    record = keep_manifolds(module)
+    record = record_manifolds(module)
     if record is not None:
         record.restore_all()
 
@@ -115,10 +115,10 @@ class KeepsManifolds(torch.nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         # A file that was written before modules kept a record has none.
-        keep_manifolds(self)
+        record_manifolds(self)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        record = keep_manifolds(self)
+        record = record_manifolds(self)
         if record is not None:
             _assert_convertible(record, fn, self._counterpart())
         return super()._apply(lambda t: _convert(fn, t), recurse)  # type: ignore[no-untyped-call]
@@ -133,7 +133,7 @@ class KeepsManifolds(torch.nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        record = keep_manifolds(self)
+        record = record_manifolds(self)
         if record is not None:
             assign = local_metadata.get("assign_to_params_buffers", False)
             refusals = _refusals(record, state_dict, prefix, assign)

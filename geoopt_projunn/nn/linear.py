@@ -6,7 +6,7 @@ import torch
 
 from ..low_rank_manifold import Rank
 from .arguments import checked_dtype, integers
-from .keeping import KeepsManifolds, keep_manifolds
+from .keeping import KeepsManifolds, record_manifolds
 from .placing import put_on
 from .starting import assert_fits, check_init, manifold_for, start_at, steps_of
 
@@ -83,7 +83,7 @@ class OrthogonalLinear(KeepsManifolds, torch.nn.Linear):
         super().__init__(in_features, out_features, bias, device, dtype)
         self.init = init
         put_on(self.weight, manifold)
-        keep_manifolds(self)
+        record_manifolds(self)
         self.reset_parameters()
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ from ..linalg.precision import WIDE
 from ..low_rank_manifold import LowRankManifold, Rank, low_rank_manifold_of
 from ..manifolds import LowRankStiefel, LowRankUnitary
 from .holders import assert_matrices, assert_one_matrix, uses_of
-from .keeping import keep_manifolds
+from .keeping import record_manifolds
 from .placing import put_on
 from .starting import check_init, initial, manifold_for
 
@@ -151,7 +151,7 @@ def orthogonalize_(
     weight.copy_(value)
     put_on(weight, manifold)
     for use in uses:
-        keep_manifolds(use.holder, f"{use.path}." if use.path else "")
+        record_manifolds(use.holder, f"{use.path}." if use.path else "")
     return weight
 
 

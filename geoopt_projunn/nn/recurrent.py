@@ -10,7 +10,7 @@ from ..init import INITS
 from ..low_rank_manifold import low_rank_manifold_of
 from ..manifolds import LowRankUnitary
 from .arguments import checked_dtype
-from .keeping import KeepsManifolds, keep_manifolds
+from .keeping import KeepsManifolds, record_manifolds
 from .placing import put_on
 from .pointwise import parts
 from .starting import assert_fits, start_at, steps_of
@@ -62,7 +62,7 @@ class Recurrent(KeepsManifolds):
                 self.register_parameter(
                     name.replace("weight_hh", "offset"), torch.nn.Parameter(offset)
                 )
-        keep_manifolds(self)
+        record_manifolds(self)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -127,8 +127,8 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         Decay of the moments; (0, α) is the paper's RMSprop with smoothing α, with Adam's bias
         correction.
     eps : float
-        Added to the denominator. With "mean", as with "scalar", it is added to the norm, before
-        this is divided by the root of the number of entries.
+        Added to the denominator. With "mean" and "scalar" it is added to the norm of the matrix,
+        which "mean" then divides by the root of the number of entries.
     weight_decay : float
         L2 penalty, or with ``decoupled_weight_decay`` AdamW's. It has no effect on LowRankUnitary,
         where the norm is constant.
@@ -144,7 +144,7 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         geoopt. "elementwise": one number for each entry, as in torch's Adam and the paper's
         RMSprop. An elementwise direction, projected on the tangent space, need not descend, and
         some runs end where the Riemannian gradient does not vanish; with one number for each
-        matrix no such run was seen. Learning rates differ. With "mean" and "elementwise" the
+        matrix no such run was seen. Learning rates mean different lengths. With "mean" and "elementwise" the
         direction has entries of size one, :math:`\lVert D \rVert_F \approx n`; with "scalar" it has
         length one. At n = 512, lr = 1e-3 turns by up to half a radian with the former two, and by
         1e-3 radian with "scalar". For complex parameters the square is :math:`|g|^2`, real.

@@ -31,8 +31,14 @@ def wander(steps, dtype, retraction, sweep):
 
 
 @pytest.mark.parametrize(
-    ("retraction", "dtype"),
-    [*((name, torch.float32) for name in RETRACTIONS), ("exponential", torch.complex64)],
+    ("each_way", "retraction", "dtype"),
+    [
+        *(("cpu", name, torch.float32) for name in RETRACTIONS),
+        ("cpu", "exponential", torch.complex64),
+        ("reference", "exponential", torch.float32),
+        ("reference", "exponential", torch.complex64),
+    ],
+    indirect=["each_way"],
 )
 def test_ten_thousand_random_steps_stay_on_the_manifold(retraction, dtype):
     assert wander(10_000, dtype, retraction, sweep=1) < 1e-5
