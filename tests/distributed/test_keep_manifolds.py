@@ -8,6 +8,7 @@ import torch
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import (
     DTensor,
+    Shard,
     distribute_module,
 )
 from torch.distributed.tensor.parallel import (
@@ -199,3 +200,39 @@ def tensor_parallel():
 
 def test_tensor_parallel_layers_are_trained_as_whole_ones(world):
     assert max(world.run(tensor_parallel)) < 1e-5
+
+
+def by_columns():
+    """Stacked matrices, as the documentation splits them."""
+    model, whole = (torch.nn.LSTM(3, 8) for _ in range(2))
+    whole.load_state_dict(model.state_dict())
+    for one in (model, whole):
+        orthogonalize_(one, "weight_hh_l0", k=2, blocks=4)
+    whole.load_state_dict(model.state_dict())
+    with keep_manifolds(model):
+        fully_shard(
+            model,
+            mesh=mesh_of((4,)),
+            shard_placement_fn=lambda p: Shard(1 if p.ndim > 1 else 0),
+            ignored_params={model.weight_ih_l0},
+        )
+    optimizers = [ProjUNNRiemannianSGD(m.parameters(), lr=0.1) for m in (model, whole)]
+    for _ in range(3):
+        x = torch.randn(5, 2, 3)
+        for one, optimizer in zip((model, whole), optimizers, strict=True):
+            optimizer.zero_grad()
+            one(x)[0].square().sum().backward()
+            optimizer.step()
+    placed = model.weight_hh_l0.placements
+    off = orthogonality_errors(model, exact=True)["weight_hh_l0"]
+    far = (model.weight_hh_l0.full_tensor() - whole.weight_hh_l0).abs().max().item()
+    return placed == (Shard(1),), off, far
+
+
+def test_stacked_matrices_are_split_by_columns(world):
+    if not all(world.run(averages)):
+        pytest.skip("fully_shard of this torch adds gradients up by gloo, without their average")
+    for is_split, off, far in world.run(by_columns):
+        assert is_split
+        assert off < 1e-5
+        assert far < 1e-5
