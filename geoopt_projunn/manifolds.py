@@ -38,8 +38,8 @@ class LowRankUnitary(LowRankManifold, UnitaryGeometry):
         Which part of a gradient a step follows. "tangent", the default: a projection of its
         tangent part. "lsi" and "column": the paper's rank-k approximations of the gradient itself.
         "coordinates": the part that turns 2k coordinates, which a hash of the step's number
-        chooses, see :func:`geoopt_projunn.sketches.coordinates.coordinates`. With sweep=0 and without momentum
-        such a step reads only 2k rows of the point and of the gradient and costs
+        chooses, see :func:`geoopt_projunn.sketches.coordinates.coordinates`. With sweep=0 and
+        without momentum such a step reads only 2k rows of the point and of the gradient and costs
         :math:`O(k^2 n)`, but it keeps only :math:`4k^2/n^2` of a gradient. It is for huge n, where
         rows of the gradient are computed one by one. No effect with k=None.
     sweep : int

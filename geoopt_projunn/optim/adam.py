@@ -145,8 +145,9 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         RMSprop. An elementwise direction, projected on the tangent space, need not descend, and
         some runs end where the Riemannian gradient does not vanish; with one number for each
         matrix no such run was seen. With "mean" and "elementwise" the direction has entries of size
-        one, :math:`\lVert D \rVert_F \approx n`; with "scalar" it has length one. At n = 512, lr = 1e-3 turns by up to half a radian with the former two, and by
-        1e-3 radian with "scalar". For complex parameters the square is :math:`|g|^2`, real.
+        one, :math:`\lVert D \rVert_F \approx n`; with "scalar" it has length one. At n = 512,
+        lr = 1e-3 turns by up to half a radian with the former two, and by 1e-3 radian with
+        "scalar". For complex parameters the square is :math:`|g|^2`, real.
     maximize : bool
         ascend instead of descend
     decoupled_weight_decay : bool
