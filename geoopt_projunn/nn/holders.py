@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize
 
 from .gru import OrthogonalGRU, OrthogonalGRUCell
 
@@ -18,6 +19,10 @@ class Use(NamedTuple):
     leaf: str
     path: str
     """Of the holder in the user's module; "" if it lies outside."""
+    user: torch.nn.Module
+    """The module that computes with it: of a list of parametrizations, the one that has them."""
+    of_user: str
+    """What the weight is called there, or what is computed of it."""
 
 
 def uses_of(module: torch.nn.Module, owner: torch.nn.Module, leaf: str, name: str) -> list[Use]:
@@ -27,35 +32,45 @@ def uses_of(module: torch.nn.Module, owner: torch.nn.Module, leaf: str, name: st
     """
     paths = {holder: path for path, holder in module.named_modules()}
     weight = owner._parameters[leaf]
-    uses = [Use(f"`{name}` of {type(owner).__name__}", owner, leaf, paths.get(owner, ""))]
+    parametrized = {
+        part: (user, of_user)
+        for user in paths
+        if parametrize.is_parametrized(user)
+        for of_user, part in user.parametrizations.items()
+    }
+    user, of_user = parametrized.get(owner, (owner, leaf))
+    what = f"`{name}` of {type(user).__name__}"
+    uses = [Use(what, owner, leaf, paths.get(owner, ""), user, of_user)]
     for holder in _holders(weight, list(paths)):
         path = paths.get(holder, "")
         for other, p in _own(holder).items():
             if p is weight and (holder is not owner or other != leaf):
                 place = f"`{path}.{other}`" if path else f"`{other}`"
                 what = f"`{name}` (also {place} of {type(holder).__name__})"
-                uses.append(Use(what, holder, other, path))
+                own = parametrized.get(holder, (holder, other))
+                uses.append(Use(what, holder, other, path, *own))
     return uses
+
+
+_EMBEDDINGS = (torch.nn.Embedding, torch.nn.EmbeddingBag)
 
 
 def assert_matrices(use: Use) -> None:
     """Refuse kernels of convolutions, and embeddings that change single rows."""
-    if use.leaf != "weight":
-        return
-    if isinstance(use.holder, _ConvNd):
+    if isinstance(use.user, _ConvNd) and use.of_user.startswith("weight"):
         raise TypeError(
             f"{use.what} must hold matrices, but is the kernel of a convolution: "
             "orthogonal matrices in it would not make the convolution orthogonal. Use "
             "BlockOrthogonalConv1d or BlockOrthogonalConv2d of geoopt_projunn.nn, or "
             "OrthogonalConv1d, OrthogonalConv2d or OrthogonalConv3d."
         )
-    if not isinstance(use.holder, torch.nn.Embedding | torch.nn.EmbeddingBag):
+    if use.of_user != "weight" or not isinstance(use.user, _EMBEDDINGS):
         return
     for option, why in (
         ("max_norm", "shortens rows in each forward pass"),
         ("padding_idx", "leaves one row as it is, while steps turn all of them"),
     ):
-        value = getattr(use.holder, option)
+        value = getattr(use.user, option)
         if value is not None:
             raise ValueError(
                 f"{use.what} cannot be orthogonal with `{option}`, which {why}, got "
@@ -76,10 +91,10 @@ def assert_one_matrix(use: Use, weight: torch.nn.Parameter) -> None:
     """Refuse weights that stack several matrices."""
     for kinds, names, count, size in _STACKS:
         if (
-            isinstance(use.holder, kinds)
-            and use.leaf.startswith(tuple(names.split()))
+            isinstance(use.user, kinds)
+            and use.of_user.startswith(tuple(names.split()))
             and weight.ndim == 2
-            and weight.shape[0] == count * getattr(use.holder, size)
+            and weight.shape[0] == count * getattr(use.user, size)
         ):
             raise ValueError(
                 f"{use.what}, of shape {tuple(weight.shape)}, holds {count} matrices, one above "

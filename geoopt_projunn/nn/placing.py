@@ -80,6 +80,8 @@ def misfit(
     if counterpart is None and (p.is_floating_point() or p.is_complex()):
         p = torch.empty(p.shape, dtype=torch.float32, device="meta")
     fits, reason = manifold.check_point(p, explain=True)
+    if fits and old is not None and old.shape != p.shape:
+        fits, reason = False, f"it must have shape {tuple(old.shape)}, got {tuple(p.shape)}."
     if fits:
         return None
     start = f"{what} is on the {manifold} and does not fit: {without_x(reason)}"

@@ -61,10 +61,14 @@ class Watch:
     def see_angles(
         self, params: Iterable[torch.Tensor], group: Mapping[str, Any], described: Described
     ) -> None:
-        """Warn if a plane might turn by more than half a turn; a tensor of a rate is not read."""
+        """Warn if a plane might turn by more than half a turn; a rate on a GPU is not read."""
         lr, name = group["lr"], group["normalize"]
-        if name is None or self._warned_of_angle or isinstance(lr, torch.Tensor):
+        if name is None or self._warned_of_angle:
             return
+        if isinstance(lr, torch.Tensor):
+            if not reads_at_once(lr):
+                return
+            lr = lr.item()
         for p in params:
             # Without a rank the gradient is spread over many planes, unless it is of low rank.
             k = low_rank_of(p).rank(p) or 1

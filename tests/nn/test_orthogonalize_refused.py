@@ -222,6 +222,27 @@ def test_the_kernel_of_a_convolution_is_refused(kind, size):
     assert not hasattr(module[0].weight, "manifold")
 
 
+@pytest.mark.parametrize(
+    ("normalized", "part"),
+    [
+        (parametrizations.weight_norm, "parametrizations.weight.original1"),
+        (torch.nn.utils.weight_norm, "weight_v"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_so_is_a_part_from_which_a_kernel_is_computed(normalized, part):
+    module = torch.nn.Sequential(normalized(torch.nn.Conv2d(4, 4, 3)))
+    with pytest.raises(TypeError, match=rf"`0.{part}` of .*Conv2d .* the kernel of a convolution"):
+        orthogonalize_(module, f"0.{part}")
+
+
+def test_a_part_of_which_stacked_matrices_are_computed_needs_blocks():
+    lstm = parametrizations.weight_norm(torch.nn.LSTM(8, 8), "weight_hh_l0")
+    part = "parametrizations.weight_hh_l0.original1"
+    with pytest.raises(ValueError, match=rf"`{part}` of .*LSTM.* give `blocks=4`"):
+        orthogonalize_(lstm, part)
+
+
 def test_another_weight_of_a_convolution_is_not_its_kernel():
     module = torch.nn.Conv2d(4, 4, 3)
     module.mix = torch.nn.Parameter(torch.randn(4, 4))

@@ -2,6 +2,7 @@
 
 import copy
 
+import geoopt
 import pytest
 import torch
 
@@ -207,3 +208,14 @@ def test_errors_of_the_layer(case):
     call, error, words = LAYER_ERRORS[case]
     with pytest.raises(error, match=words):
         call()
+
+
+def test_a_rectangle_of_another_shape_does_not_take_its_place():
+    layer = nn.OrthogonalLinear(8, 4, k=2)
+    words = (
+        r"`weight` of OrthogonalLinear .* must have shape \(4, 8\), got \(5, 3\). To take it off"
+    )
+    with pytest.raises(ValueError, match=words):
+        layer.weight = torch.nn.Parameter(torch.ones(5, 3))
+    assert layer.weight.shape == (4, 8)
+    assert isinstance(layer.weight, geoopt.ManifoldParameter)

@@ -28,6 +28,10 @@ class Parameter(torch.nn.Parameter):
 FLAT = {
     "rectangular": (lambda p: p.detach()[..., :-1], r"it must have shape .*got"),
     "vector": (lambda p: p.detach().flatten(), "it must have|at least 2 dimensions"),
+    "of another size": (
+        lambda p: torch.nn.functional.pad(p.detach(), (0, 1, 0, 1)),
+        r"it must have shape \(.*\), got \(",
+    ),
     "too small for the rank": (lambda p: p.detach()[..., :2, :2], "`k` must satisfy"),
 }
 NUMBERS = {

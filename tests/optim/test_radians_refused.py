@@ -25,6 +25,7 @@ pytestmark = pytest.mark.usefixtures("each_way")
     ("normalize", "lr", "k", "dtype"),
     [
         ("angle", 1.0, 16, torch.float32),
+        ("angle", torch.tensor(1.0), 16, torch.float32),
         # One eigenvalue of a complex generator may have all of it.
         ("angle", 0.6, 16, torch.complex64),
         ("spectral", 3.2, 2, torch.float32),
