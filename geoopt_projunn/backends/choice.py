@@ -83,7 +83,7 @@ def products_for(x: torch.Tensor) -> Products:
 
 def available() -> list[str]:
     """Return the names of the backends that can serve on this machine."""
-    return [name for name, backend in _BACKENDS.items() if backend.is_available()]
+    return [name for name, backend in _BACKENDS.items() if backend.lack() is None]
 
 
 @contextmanager
@@ -104,8 +104,9 @@ def use(name: str) -> Iterator[None]:
     """
     if name not in available():
         known = ", ".join(map(repr, available()))
+        lack = f": {_BACKENDS[name].lack()}" if name in _BACKENDS else ""
         raise ValueError(
-            f"`name` must be one of {known}, the backends of this machine, got {name!r}."
+            f"`name` must be one of {known}, the backends of this machine, got {name!r}{lack}."
         )
     own = [name]
     _asked_for.append(own)

@@ -29,9 +29,9 @@ class Reference:
     products: Products = IN_TORCH
     """How it multiplies a few rows with large matrices."""
 
-    def is_available(self) -> bool:
-        """Return whether this backend can serve on this machine."""
-        return True
+    def lack(self) -> str | None:
+        """Return why this backend cannot serve on this machine, None if it can."""
+        return None
 
     def refusal(self, x: torch.Tensor) -> str | None:
         """Return why this backend cannot serve tensors like ``x`` now, None if it can."""

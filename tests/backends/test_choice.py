@@ -193,3 +193,10 @@ def test_a_step_is_one_operator():
         optimizer.step()
     assert "step_" in recorder.operations
     assert not recorder.operations & {"bmm", "mm", "baddbmm"}
+
+
+@pytest.mark.usefixtures("without_kernels")
+def test_use_says_why_a_backend_is_not_one_of_this_machine():
+    words = r"the backends of this machine, got 'cpu': the C\+\+ kernels are missing: they were not"
+    with pytest.raises(ValueError, match=words), backends.use("cpu"):
+        pass

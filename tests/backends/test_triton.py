@@ -131,3 +131,20 @@ def test_forced_it_refuses_by_name_what_it_cannot_serve(gpu):
                 choose(wrong)
         with torch.enable_grad(), pytest.raises(RuntimeError, match="gradients are recorded"):
             choose(x)
+
+
+@pytest.mark.parametrize(
+    ("devices", "version", "why"),
+    [
+        (0, support.OLDEST_TRITON, "there is no GPU"),
+        (0, None, "Triton is not installed"),
+        (1, support.OLDEST_TRITON, r"the compute capability of cuda:0 is 7\.5"),
+    ],
+)
+@pytest.mark.skipif(support.INTERPRETED, reason="it is available here")
+def test_use_says_why_it_is_not_available(monkeypatch, gpu, devices, version, why):
+    gpu((7, 5))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    monkeypatch.setattr(support, "version", lambda: version)
+    with pytest.raises(ValueError, match=f"got 'triton': {why}"), backends.use("triton"):
+        pass

@@ -24,9 +24,9 @@ class CPU(Reference):
     name = "cpu"
     products = StreamedProducts()
 
-    def is_available(self) -> bool:
-        """Return whether the kernels were built."""
-        return kernels.LACK is None
+    def lack(self) -> str | None:
+        """Return why there are no kernels, None if they were built."""
+        return None if kernels.LACK is None else f"the C++ kernels are missing: {kernels.LACK}"
 
     refusal = staticmethod(kernels.refusal)
 

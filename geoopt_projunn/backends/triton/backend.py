@@ -35,10 +35,15 @@ class Triton(Reference):
 
     name = "triton"
 
-    def is_available(self) -> bool:
-        """Return whether there is Triton, and a GPU for it or its interpreter."""
+    def lack(self) -> str | None:
+        """Return what is missing: Triton, a GPU for it, or its interpreter; None if nothing is."""
+        if support.INTERPRETED:
+            return None
         devices = (torch.device("cuda", index) for index in range(torch.cuda.device_count()))
-        return support.INTERPRETED or any(support.lack(device) is None for device in devices)
+        reasons = [support.lack(device) for device in devices]
+        if None in reasons:
+            return None
+        return next(iter(reasons), support.lack_of_triton() or "there is no GPU")
 
     def refusal(self, x: torch.Tensor) -> str | None:
         """Return why the kernels cannot serve tensors like ``x``."""
