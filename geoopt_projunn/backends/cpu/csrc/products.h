@@ -157,6 +157,15 @@ struct View {
   const Maker<std::remove_const_t<T>>* maker = nullptr;
 };
 
+// Some numbers of the stored matrix.
+template <typename T>
+void read(View<const T> d, Index begin, Index count, T* to) {
+  if (d.maker != nullptr)
+    d.maker->make(begin, count, to);
+  else
+    std::copy_n(d.data + begin, count, to);
+}
+
 // left (l, n) @ a and right (r, p) @ a^H for a (n, p), whichever way a is stored.
 template <typename T>
 class Sides {

@@ -5,12 +5,11 @@
 #include <algorithm>
 #include <cmath>
 #include <complex>
-#include <limits>
-#include <numeric>
 #include <vector>
 
 #include "basis.h"
 #include "buffers.h"
+#include "columns.h"
 #include "hashing.h"
 #include "interleaved.h"
 #include "products.h"
@@ -51,6 +50,7 @@ class Sketcher {
         other_(k * width_),
         dots_(parts * 2 * k * k),
         more_(dots_.size()),
+        columns_(n, p, parts, threads),
         basis_(width_, parts, 2 * k),
         sides_(n, p, parts, threads) {}
 
@@ -116,8 +116,8 @@ class Sketcher {
   }
 
   void column(View<const T> x, View<const T> d, Index counter, double* rows, double* core) {
-    draw_columns(d, counter);
-    for (Index row = 0; row < k_; ++row) read_adjoint_column(d, drawn_[row], &back_[row * width_]);
+    const std::vector<Index>& drawn = columns_(d, k_, draw(counter, p_));
+    for (Index row = 0; row < k_; ++row) read_adjoint_column(d, drawn[row], &back_[row * width_]);
     basis_.clear(width_);
     add_to_basis(back_);
     narrow_basis(&back_);
@@ -147,48 +147,6 @@ class Sketcher {
       }
     seen_ = length_of(core, parts_ * r * r);
     write_basis(rows);
-  }
-
-  // Draw k columns without replacement, with probabilities proportional to their squared norms.
-  void draw_columns(View<const T> d, Index counter) {
-    keys_.resize(p_);
-    drawn_.resize(p_);
-    std::iota(drawn_.begin(), drawn_.end(), Index(0));
-    in_parts(p_, is_large() ? threads_ : 1, [&](Index first, Index last) {
-      d.transposed ? square_rows(d, first, last) : square_columns(d, first, last);
-    });
-    const double* const uniform = draw(counter, p_);
-    for (Index j = 0; j < p_; ++j) {
-      keys_[j] = std::log(keys_[j]) - std::log(-std::log((uniform[j] + 1) / 2));
-      // First, for what is not finite has to show.
-      if (std::isnan(keys_[j])) keys_[j] = std::numeric_limits<double>::infinity();
-    }
-    std::partial_sort(drawn_.begin(), drawn_.begin() + k_, drawn_.end(), [&](Index i, Index j) {
-      return keys_[i] > keys_[j] || (keys_[i] == keys_[j] && i < j);
-    });
-  }
-  bool is_large() const { return n_ * row_ * static_cast<Index>(sizeof(T)) > bytes_for_a_thread; }
-
-  // keys_: squared norms of some rows, or columns, of the stored matrix. The columns are those of
-  // one thread, so that the threads change no bit.
-  void square_rows(View<const T> d, Index first, Index last) {
-    Buffer<T> row(width_);
-    for (Index i = first; i < last; ++i) {
-      read(d, i * width_, width_, row.data());
-      keys_[i] = square_of(row.data(), width_);
-    }
-  }
-  void square_columns(View<const T> d, Index first, Index last) {
-    Buffer<T> part(parts_ * (last - first));
-    std::fill(keys_.begin() + first, keys_.begin() + last, 0.0);
-    for (Index i = 0; i < n_; ++i) {
-      read(d, i * row_ + parts_ * first, parts_ * (last - first), part.data());
-      for (Index j = 0; j < last - first; ++j)
-        for (Index l = 0; l < parts_; ++l) {
-          const double value = part[parts_ * j + l];
-          keys_[first + j] += value * value;
-        }
-    }
   }
 
   // A column, conjugated: a row of the adjoint.
@@ -268,14 +226,6 @@ class Sketcher {
                  mixed_.data(), &scratch_);
   }
 
-  // Some numbers of the stored matrix.
-  static void read(View<const T> d, Index begin, Index count, T* to) {
-    if (d.maker != nullptr)
-      d.maker->make(begin, count, to);
-    else
-      std::copy_n(d.data + begin, count, to);
-  }
-
   void add_to_basis(const Buffer<T>& rows) {
     const Index width = basis_.width();
     for (Index row = 0; row < k_; ++row) {
@@ -319,8 +269,8 @@ class Sketcher {
   // them test vectors are made of.
   Index number_, length_, count_;
   Buffer<T> some_, few_, mixed_, along_, moved_, back_, last_;
-  Buffer<double> wide_, other_, dots_, more_, keys_, uniform_;
-  std::vector<Index> drawn_;
+  Buffer<double> wide_, other_, dots_, more_, uniform_;
+  ColumnDraw<T> columns_;
   double seen_ = 0;
   Basis basis_;
   Sides<T> sides_;
