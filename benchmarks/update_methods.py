@@ -91,6 +91,8 @@ def methods(device: str, compile: bool = False) -> Iterator[Method]:
         yield Method(name, "ours", _projunn(sgd, k), TANGENT, 2, rectangular=True)
     for k in RANKS:
         yield Method(f"SGD, lsi, k = {k}", "ours", _projunn(sgd, k, sketch="lsi"), LSI, 2)
+    few = _projunn(sgd, 8, sketch="coordinates", sweep=0)
+    yield Method("SGD, coordinates, k = 8", "ours", few, order=1)
     has_kernels = ("cpu" in backends.available()) and device == "cpu"
     if has_kernels:
         for k in RANKS:
@@ -125,7 +127,7 @@ def optimizer_for(
     second_moment: str = "elementwise",
     momentum: float = 0.0,
     compile: bool = False,
-    **manifold: str,
+    **manifold: Any,
 ) -> torch.optim.Optimizer:
     """Return an optimizer of this package over copies of some points, gradients set."""
     parameters = []

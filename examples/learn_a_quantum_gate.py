@@ -1,13 +1,12 @@
 """Learn a gate of seven qubits from what it does to random states.
 
-Each step sees 32 random states x and what an unknown gate U makes of them, and lowers ‖Wx − Ux‖².
+Each step sees 32 random states x and Ux, U unknown, and lowers ‖Wx − Ux‖².
 
 - "whole": W is a 128 x 128 unitary matrix, and U is drawn from the Haar measure.
-- "brickwork": W is a circuit of gates on pairs of neighbours, one batch of 4 x 4 matrices, and U is
-  one of the same form. Its loss has local minima: from some starts a method ends in one.
+- "brickwork": W is a circuit of gates on pairs of neighbours, a batch of 4 x 4 matrices; U as well.
+  Its loss has local minima: from some starts a method ends in one.
 
-LowRankUnitary with steps in radians stands beside Adam on torch's parametrizations. The table
-gives the infidelity 1 − |tr(UᴴW)|² / n², which is 0 where W is U up to a phase.
+The table compares with Adam on torch's parametrizations, by the infidelity 1 − |tr(UᴴW)|² / n².
 """
 
 import argparse

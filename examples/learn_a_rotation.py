@@ -1,15 +1,13 @@
 """Learn a large rotation from examples, in the same time by three methods.
 
-Each example is a vector x and the answer Qx, with a hidden orthogonal matrix Q. A layer Wx, with W
-orthogonal, learns Q from batches of 32:
+Each example is a vector x and Qx, Q orthogonal and hidden. A layer Wx learns it, 32 at a time:
 
 - this package: OrthogonalLinear and ProjUNNRiemannianSGD, which turns W in k = 8 planes a step;
 - geoopt: a parameter on EuclideanStiefel, by geoopt's RiemannianSGD;
 - torch: torch.nn.utils.parametrizations.orthogonal, Cayley's, by torch's SGD.
 
 All have momentum 0.9 and a rate that falls to zero as the time runs out. Those of geoopt and torch
-are the best of four, at the default size. The more steps a method takes in the
-time, the further it gets.
+are the best of four, at the default size.
 """
 
 import argparse

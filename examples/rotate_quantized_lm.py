@@ -2,10 +2,9 @@
 
 A transformer learns characters from Python's own help texts (pydoc_data.topics). Large models have
 channels far larger than the rest, which spoil quantization; here the embedding starts with eight.
-Layers that read the stream then compute Q(WRᵀ) Q(Rx), in few bits, instead of Wx. One orthogonal R
-serves all of them: the identity, a Hadamard matrix, or learned from there on the training text,
-with gradients straight through the rounding. Their normal part stays large, so ours goes without
-momentum. The table gives the perplexity of characters in a text that was kept apart.
+Layers that read the stream compute Q(WRᵀ) Q(Rx), in few bits, instead of Wx. One R serves all of
+them: the identity, a Hadamard matrix, or learned from there, by gradients straight through
+the rounding, without momentum. The table gives the perplexity of a text that was kept apart.
 """
 
 import argparse
