@@ -92,7 +92,7 @@ def methods(device: str, compile: bool = False) -> Iterator[Method]:
     for k in RANKS:
         yield Method(f"SGD, lsi, k = {k}", "ours", _projunn(sgd, k, sketch="lsi"), LSI, 2)
     few = _projunn(sgd, 8, sketch="coordinates", sweep=0)
-    yield Method("SGD, coordinates, k = 8", "ours", few, order=1)
+    yield Method("SGD, coordinates, sweep = 0, k = 8", "ours", few, order=1)
     has_kernels = ("cpu" in backends.available()) and device == "cpu"
     if has_kernels:
         for k in RANKS:

@@ -21,8 +21,6 @@ class Use(NamedTuple):
     """Of the holder in the user's module; "" if it lies outside."""
     user: torch.nn.Module
     """The module that computes with it: of a list of parametrizations, the one that has them."""
-    of_user: str
-    """What the weight is called there, or what is computed of it."""
 
 
 def uses_of(module: torch.nn.Module, owner: torch.nn.Module, leaf: str, name: str) -> list[Use]:
@@ -32,50 +30,59 @@ def uses_of(module: torch.nn.Module, owner: torch.nn.Module, leaf: str, name: st
     """
     paths = {holder: path for path, holder in module.named_modules()}
     weight = owner._parameters[leaf]
-    parametrized = {
-        part: (user, of_user)
+    users = {
+        part: user
         for user in paths
         if parametrize.is_parametrized(user)
-        for of_user, part in user.parametrizations.items()
+        for part in user.parametrizations.values()
     }
-    user, of_user = parametrized.get(owner, (owner, leaf))
-    what = f"`{name}` of {type(user).__name__}"
-    uses = [Use(what, owner, leaf, paths.get(owner, ""), user, of_user)]
+    user = users.get(owner, owner)
+    uses = [Use(f"`{name}` of {type(user).__name__}", owner, leaf, paths.get(owner, ""), user)]
     for holder in _holders(weight, list(paths)):
         path = paths.get(holder, "")
         for other, p in _own(holder).items():
             if p is weight and (holder is not owner or other != leaf):
                 place = f"`{path}.{other}`" if path else f"`{other}`"
                 what = f"`{name}` (also {place} of {type(holder).__name__})"
-                own = parametrized.get(holder, (holder, other))
-                uses.append(Use(what, holder, other, path, *own))
+                uses.append(Use(what, holder, other, path, users.get(holder, holder)))
     return uses
-
-
-_EMBEDDINGS = (torch.nn.Embedding, torch.nn.EmbeddingBag)
 
 
 def assert_matrices(use: Use) -> None:
     """Refuse kernels of convolutions, and embeddings that change single rows."""
-    if isinstance(use.user, _ConvNd) and use.of_user.startswith("weight"):
+    if _is_kernel(use):
         raise TypeError(
             f"{use.what} must hold matrices, but is the kernel of a convolution: "
             "orthogonal matrices in it would not make the convolution orthogonal. Use "
             "BlockOrthogonalConv1d or BlockOrthogonalConv2d of geoopt_projunn.nn, or "
             "OrthogonalConv1d, OrthogonalConv2d or OrthogonalConv3d."
         )
-    if use.of_user != "weight" or not isinstance(use.user, _EMBEDDINGS):
+    if use.leaf != "weight" or not isinstance(
+        use.holder, torch.nn.Embedding | torch.nn.EmbeddingBag
+    ):
         return
     for option, why in (
         ("max_norm", "shortens rows in each forward pass"),
         ("padding_idx", "leaves one row as it is, while steps turn all of them"),
     ):
-        value = getattr(use.user, option)
+        value = getattr(use.holder, option)
         if value is not None:
             raise ValueError(
                 f"{use.what} cannot be orthogonal with `{option}`, which {why}, got "
                 f"{option}={value}; make the embedding without `{option}`."
             )
+
+
+def _is_kernel(use: Use) -> bool:
+    """Return whether a weight is a kernel, or what one is computed of entry by entry."""
+    if not isinstance(use.user, _ConvNd):
+        return False
+    if use.holder is use.user:
+        # The latter two are of `torch.nn.utils.weight_norm` and of pruning.
+        return use.leaf in ("weight", "weight_v", "weight_orig")
+    # A matrix may be a factor of a kernel.
+    part = use.holder._parameters[use.leaf]
+    return part is not None and part.ndim > 2
 
 
 # How many matrices the weights of modules hold, and the size of each.
@@ -91,10 +98,10 @@ def assert_one_matrix(use: Use, weight: torch.nn.Parameter) -> None:
     """Refuse weights that stack several matrices."""
     for kinds, names, count, size in _STACKS:
         if (
-            isinstance(use.user, kinds)
-            and use.of_user.startswith(tuple(names.split()))
+            isinstance(use.holder, kinds)
+            and use.leaf.startswith(tuple(names.split()))
             and weight.ndim == 2
-            and weight.shape[0] == count * getattr(use.user, size)
+            and weight.shape[0] == count * getattr(use.holder, size)
         ):
             raise ValueError(
                 f"{use.what}, of shape {tuple(weight.shape)}, holds {count} matrices, one above "

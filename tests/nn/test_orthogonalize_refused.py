@@ -236,18 +236,28 @@ def test_so_is_a_part_from_which_a_kernel_is_computed(normalized, part):
         orthogonalize_(module, f"0.{part}")
 
 
-def test_a_part_of_which_stacked_matrices_are_computed_needs_blocks():
-    lstm = parametrizations.weight_norm(torch.nn.LSTM(8, 8), "weight_hh_l0")
-    part = "parametrizations.weight_hh_l0.original1"
-    with pytest.raises(ValueError, match=rf"`{part}` of .*LSTM.* give `blocks=4`"):
-        orthogonalize_(lstm, part)
+class Product(torch.nn.Module):
+    """A kernel as a product of two matrices."""
+
+    def forward(self, left, right):
+        return (left @ right).view(4, 4, 3, 3)
+
+    def right_inverse(self, kernel):
+        return torch.eye(4), kernel.flatten(1)
+
+
+def test_a_matrix_of_which_a_kernel_is_a_product_is_not_refused():
+    module = torch.nn.Conv2d(4, 4, 3)
+    torch.nn.utils.parametrize.register_parametrization(module, "weight", Product())
+    orthogonalize_(module, "parametrizations.weight.original0")
+    assert_unitary(module.parametrizations.weight.original0.detach())
 
 
 def test_another_weight_of_a_convolution_is_not_its_kernel():
     module = torch.nn.Conv2d(4, 4, 3)
-    module.mix = torch.nn.Parameter(torch.randn(4, 4))
-    orthogonalize_(module, "mix")
-    assert_unitary(module.mix.detach())
+    module.weight_mix = torch.nn.Parameter(torch.randn(4, 4))
+    orthogonalize_(module, "weight_mix")
+    assert_unitary(module.weight_mix.detach())
 
 
 @pytest.mark.parametrize("case", BAD)

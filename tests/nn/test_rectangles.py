@@ -212,10 +212,21 @@ def test_errors_of_the_layer(case):
 
 def test_a_rectangle_of_another_shape_does_not_take_its_place():
     layer = nn.OrthogonalLinear(8, 4, k=2)
-    words = (
-        r"`weight` of OrthogonalLinear .* must have shape \(4, 8\), got \(5, 3\). To take it off"
-    )
+    words = r"`weight` of OrthogonalLinear .* must have shape \(4, 8\), got \(5, 3\). For another"
     with pytest.raises(ValueError, match=words):
         layer.weight = torch.nn.Parameter(torch.ones(5, 3))
     assert layer.weight.shape == (4, 8)
     assert isinstance(layer.weight, geoopt.ManifoldParameter)
+    other = geoopt.ManifoldParameter(LowRankStiefel(k=1).random(5, 3))
+    layer.weight = other
+    assert layer.weight is other
+
+
+def test_what_was_offloaded_may_come_back():
+    layer = nn.OrthogonalLinear(8, 4, k=2)
+    value = layer.weight.detach().clone()
+    for put in (setattr, lambda m, name, p: m._parameters.update({name: p})):
+        layer.weight.data = torch.empty(0)
+        put(layer, "weight", torch.nn.Parameter(value.as_subclass(torch.Tensor)))
+        assert isinstance(layer.weight, geoopt.ManifoldParameter)
+        assert layer.weight.shape == (4, 8)

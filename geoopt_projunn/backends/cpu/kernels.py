@@ -57,7 +57,7 @@ def warn_of_lack() -> None:
     """Say once that steps on a CPU are slower than they could be."""
     if LACK is not None:
         warnings.warn(
-            "Steps on the CPU are right but slow, up to eight times as long for small matrices, "
+            "Steps on the CPU are right but slow, up to nine times as long for small matrices, "
             f"because the C++ kernels are missing: {LACK}. {REMEDY}",
             stacklevel=2,
         )
