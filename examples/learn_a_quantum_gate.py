@@ -6,7 +6,7 @@ Each step sees 32 random states x and Ux, U unknown, and lowers ‖Wx − Ux‖�
 - "brickwork": W is a circuit of gates on pairs of neighbours, a batch of 4 x 4 matrices; U as well.
   Its loss has local minima: from some starts a method ends in one.
 
-The table compares with Adam on torch's parametrizations, by the infidelity 1 − |tr(UᴴW)|² / n².
+Steps in radians and Adam on torch's parametrizations, by the infidelity 1 − |tr(UᴴW)|² / n².
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Learn a large rotation from examples, in the same time by three methods.
 
-Each example is a vector x and Qx, Q orthogonal and hidden. A layer Wx learns it, 32 at a time:
+Each example is a vector x and Qx, Q orthogonal and hidden. Wx learns Q from batches of 32:
 
 - this package: OrthogonalLinear and ProjUNNRiemannianSGD, which turns W in k = 8 planes a step;
 - geoopt: a parameter on EuclideanStiefel, by geoopt's RiemannianSGD;

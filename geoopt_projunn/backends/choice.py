@@ -104,7 +104,7 @@ def use(name: str) -> Iterator[None]:
     """
     if name not in available():
         known = ", ".join(map(repr, available()))
-        lack = f": {_BACKENDS[name].lack()}" if isinstance(name, str) and name in _BACKENDS else ""
+        lack = f": {_BACKENDS[name].lack()}" if name in tuple(_BACKENDS) else ""
         raise ValueError(
             f"`name` must be one of {known}, the backends of this machine, got {name!r}{lack}."
         )

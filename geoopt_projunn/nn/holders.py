@@ -39,12 +39,12 @@ def uses_of(module: torch.nn.Module, owner: torch.nn.Module, leaf: str, name: st
     user = users.get(owner, owner)
     uses = [Use(f"`{name}` of {type(user).__name__}", owner, leaf, paths.get(owner, ""), user)]
     for holder in _holders(weight, list(paths)):
-        path = paths.get(holder, "")
+        path, user = paths.get(holder, ""), users.get(holder, holder)
         for other, p in _own(holder).items():
             if p is weight and (holder is not owner or other != leaf):
                 place = f"`{path}.{other}`" if path else f"`{other}`"
-                what = f"`{name}` (also {place} of {type(holder).__name__})"
-                uses.append(Use(what, holder, other, path, users.get(holder, holder)))
+                what = f"`{name}` (also {place} of {type(user).__name__})"
+                uses.append(Use(what, holder, other, path, user))
     return uses
 
 
@@ -57,9 +57,8 @@ def assert_matrices(use: Use) -> None:
             "BlockOrthogonalConv1d or BlockOrthogonalConv2d of geoopt_projunn.nn, or "
             "OrthogonalConv1d, OrthogonalConv2d or OrthogonalConv3d."
         )
-    if use.leaf != "weight" or not isinstance(
-        use.holder, torch.nn.Embedding | torch.nn.EmbeddingBag
-    ):
+    is_embedding = isinstance(use.holder, torch.nn.Embedding | torch.nn.EmbeddingBag)
+    if use.leaf != "weight" or not is_embedding:
         return
     for option, why in (
         ("max_norm", "shortens rows in each forward pass"),

@@ -80,22 +80,14 @@ def misfit(
     if counterpart is None and (p.is_floating_point() or p.is_complex()):
         p = torch.empty(p.shape, dtype=torch.float32, device="meta")
     fits, reason = manifold.check_point(p, explain=True)
-    if fits and old is not None and old.shape != p.shape and _has_values(old, manifold):
-        return ValueError(
-            f"{what} is on the {manifold} and does not fit: it must have shape "
-            f"{tuple(old.shape)}, got {tuple(p.shape)}. For another shape set a "
-            f"geoopt.ManifoldParameter. {_REMEDY}"
-        )
+    # What was offloaded has no numbers, and no shape to compare with.
+    if fits and old is not None and old.numel() and old.shape != p.shape:
+        size = tuple(old.shape)
+        fits, reason = False, f"it must have shape {size}, got {tuple(p.shape)}; {_OR_ANOTHER}."
     if fits:
         return None
     start = f"{what} is on the {manifold} and does not fit: {without_x(reason)}"
     return ValueError(f"{start} {_REMEDY}") if p.dtype in WIDE else TypeError(start)
-
-
-def _has_values(p: torch.Tensor, manifold: Manifold) -> bool:
-    """Return whether a parameter has a shape of its manifold, which offloading may have taken."""
-    fits: bool = manifold._check_shape(p.shape, "x")[0]
-    return fits and p.numel() > 0
 
 
 def dtype_misfit(
@@ -170,4 +162,5 @@ def sharding() -> Iterator[None]:
         _sharding.pop()
 
 
+_OR_ANOTHER = "for another one set a geoopt.ManifoldParameter"
 _REMEDY = "To take it off the manifold, delete the attribute before you set it."

@@ -212,7 +212,7 @@ def test_errors_of_the_layer(case):
 
 def test_a_rectangle_of_another_shape_does_not_take_its_place():
     layer = nn.OrthogonalLinear(8, 4, k=2)
-    words = r"`weight` of OrthogonalLinear .* must have shape \(4, 8\), got \(5, 3\). For another"
+    words = r"`weight` of OrthogonalLinear .* must have shape \(4, 8\), got \(5, 3\); for another"
     with pytest.raises(ValueError, match=words):
         layer.weight = torch.nn.Parameter(torch.ones(5, 3))
     assert layer.weight.shape == (4, 8)

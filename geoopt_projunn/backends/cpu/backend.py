@@ -24,10 +24,7 @@ class CPU(Reference):
     name = "cpu"
     products = StreamedProducts()
 
-    def lack(self) -> str | None:
-        """Return why there are no kernels, None if they were built."""
-        return None if kernels.LACK is None else f"the C++ kernels are missing: {kernels.LACK}"
-
+    lack = staticmethod(kernels.lack)
     refusal = staticmethod(kernels.refusal)
 
     def sketch(

@@ -35,10 +35,15 @@ Refused: type[ValueError] = ValueError if LACK else _kernels.Refused
 """What they raise for tensors that they cannot take, when nothing has changed."""
 
 
+def lack() -> str | None:
+    """Return that there are no kernels, and why; None if they were built."""
+    return None if LACK is None else f"the C++ kernels are missing: {LACK}"
+
+
 def refusal(x: torch.Tensor) -> str | None:
     """Return why the kernels cannot serve a tensor, however it lies in memory, or None."""
-    if LACK is not None:
-        return f"the C++ kernels are missing: {LACK}"
+    if reason := lack():
+        return reason
     if not x.is_cpu:
         return f"the tensors are on {x.device}"
     if x.dtype not in KINDS:
@@ -55,10 +60,10 @@ def refusal(x: torch.Tensor) -> str | None:
 @functools.cache
 def warn_of_lack() -> None:
     """Say once that steps on a CPU are slower than they could be."""
-    if LACK is not None:
+    if reason := lack():
         warnings.warn(
             "Steps on the CPU are right but slow, up to nine times as long for small matrices, "
-            f"because the C++ kernels are missing: {LACK}. {REMEDY}",
+            f"because {reason}. {REMEDY}",
             stacklevel=2,
         )
 
