@@ -22,6 +22,7 @@ import gpu_layers
 import gpu_report
 import gpu_steps
 import gpu_tests
+import gpu_variants
 from gpu_timing import Cases
 
 
@@ -37,13 +38,13 @@ PARTS = {
     "times": Part(50, gpu_steps.times),
     "launches": Part(25, gpu_steps.launches),
     "compared": Part(30, gpu_steps.compared),
-    "overlapping": Part(30, gpu_steps.overlapping),
+    "batches": Part(40, gpu_variants.batches),
+    "overlapping": Part(30, gpu_variants.overlapping),
     "host": Part(20, gpu_steps.host),
     "peers": Part(45, gpu_steps.peers),
     "tf32": Part(15, gpu_steps.tf32),
     "recurrences": Part(45, gpu_layers.recurrences),
     "convolutions": Part(25, gpu_layers.convolutions),
-    "batches": Part(25, gpu_steps.batches),
     "tests": Part(120, gpu_tests.tests),
 }
 TOTAL = 420

@@ -6,7 +6,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from functools import lru_cache
 from importlib.util import find_spec
 from unittest.mock import patch
@@ -19,7 +18,6 @@ from update_methods import ADAM, TANGENT, optimizer_for
 from update_problem import Problem, draw
 
 from geoopt_projunn import ProjUNNRiemannianAdam, ProjUNNRiemannianSGD, backends
-from geoopt_projunn.backends.triton import support
 from geoopt_projunn.linalg.dense import estimate_orthogonality_error
 
 RULES = {"SGD": (ProjUNNRiemannianSGD, TANGENT), "Adam": (ProjUNNRiemannianAdam, ADAM)}
@@ -28,8 +26,6 @@ SIZES = (4096, 512, 16384, 1024, 256, 2048, 8192, 32768)
 """Most important first: a part that runs out of time ends where it is."""
 SMALL = (32,)
 _TRITON = "geoopt_projunn.backends.triton"
-BATCHES = ((544, 64), (136, 256))
-"""Complex matrices of convolutions: how many, and their size."""
 
 
 def environment(device: str) -> Cases:
@@ -55,7 +51,9 @@ def compiling(device: str) -> Cases:
     Triton keeps on disk what it has compiled: what follows finds it there.
     """
     kinds = [(rule, {"k": k}) for rule in RULES for k in (1, 4, 8, 16)] + _SETTINGS
-    jobs = [(rule, options, batch) for rule, options in kinds for batch in ((), (4,))]
+    # One matrix, matrices of convolutions, and those of which one kernel takes the whole step.
+    sizes = (512, ()), (256, (4,)), (64, (4,))
+    jobs = [(rule, options, *size) for rule, options in kinds for size in sizes]
     yield "steps", lambda: _compile(device, jobs if device == "cuda" else jobs[:1])
 
 
@@ -67,9 +65,9 @@ def _compile(device: str, jobs: list[tuple]) -> str:
     return OK
 
 
-def _one_step(device: str, rule: str, options: dict, batch: tuple[int, ...]) -> None:
+def _one_step(device: str, rule: str, options: dict, n: int, batch: tuple[int, ...]) -> None:
     dtype = torch.complex64 if batch else torch.float32
-    _step(draw(64, batch, dtype, device=device), rule, **options)()
+    step_of(draw(n, batch, dtype, device=device), rule, **options)()
 
 
 _SETTINGS: list[tuple[str, dict]] = [
@@ -92,7 +90,7 @@ def waiting(device: str) -> Cases:
 def _without_waiting(device: str, batch: tuple[int, ...], rule: str, options: dict) -> Callable:
     def step_twice() -> str:
         n = 256 if device == "cuda" else SMALL[0]
-        step = _step(draw(n, batch, device=device), rule, **options)
+        step = step_of(draw(n, batch, device=device), rule, **options)
         step()  # makes the state, and may wait
         if device == "cuda":
             torch.cuda.set_sync_debug_mode("error")
@@ -109,7 +107,7 @@ def _without_waiting(device: str, batch: tuple[int, ...], rule: str, options: di
 def times(device: str) -> Cases:
     """Time steps over the floor, the passes of each at the speed of a copy of its matrix."""
     for n in SIZES if device == "cuda" else SMALL:
-        yield f"n={n} copy, GB/s", lambda n=n: bandwidth(_problem(n, device).x) / 1e9
+        yield f"n={n} copy, GB/s", lambda n=n: bandwidth(drawn(n, device).x) / 1e9
         for rule, k in _TIMED:
             yield f"n={n} {rule} k={k}", lambda n=n, rule=rule, k=k: _over_floor(n, device, rule, k)
 
@@ -118,9 +116,9 @@ _TIMED = (("SGD", 1), ("SGD", 8), ("Adam", 1), ("Adam", 8), ("SGD", 4), ("SGD", 
 
 
 def _over_floor(n: int, device: str, rule: str, k: int) -> dict[str, float]:
-    problem = _problem(n, device)
+    problem = drawn(n, device)
     _, passes = RULES[rule]
-    found = eager_and_graph(_step(problem, rule, k), device)
+    found = eager_and_graph(step_of(problem, rule, k), device)
     found["floor"] = 1e3 * passes * problem.bytes_of_pass / bandwidth(problem.x)
     found["over floor"] = min(found["eager"], found.get("graph", found["eager"])) / found["floor"]
     return found
@@ -132,13 +130,13 @@ def launches(device: str) -> Cases:
         for rule, k in (("SGD", 1), ("SGD", 4), ("SGD", 16), ("Adam", 1)):
 
             def count(n: int = n, rule: str = rule, k: int = k) -> dict[str, object]:
-                return _kernels(_problem(n, device), device, rule, k)
+                return _kernels(drawn(n, device), device, rule, k)
 
             yield f"n={n} {rule} k={k}", count
 
 
 def _kernels(problem: Problem, device: str, rule: str, k: int) -> dict[str, object]:
-    step = _step(problem, rule, k)
+    step = step_of(problem, rule, k)
     for _ in range(3):
         step()
     kind = torch.profiler.ProfilerActivity
@@ -167,30 +165,9 @@ def compared(device: str) -> Cases:
 
                 def measure(n: int = n, rule: str = rule, k: int = k, name: str = name) -> object:
                     with backends.use(name):
-                        return eager_and_graph(_step(_problem(n, device), rule, k), device)
+                        return eager_and_graph(step_of(drawn(n, device), rule, k), device)
 
                 yield f"n={n} {rule} k={k} {name}", measure
-
-
-def overlapping(device: str) -> Cases:
-    """Take steps whose kernels overlap, and the same ones with kernels that wait for the ends."""
-    for n in (512, 256, 1024) if device == "cuda" else SMALL:
-        for rule, k in (("SGD", 1), ("SGD", 8), ("Adam", 1)):
-            for how in (True, False):
-
-                def measure(n: int = n, rule: str = rule, k: int = k, how: bool = how) -> object:
-                    return _overlapping(_problem(n, device), device, rule, k, how)
-
-                yield f"n={n} {rule} k={k}{'' if how else ', kernels that do not overlap'}", measure
-
-
-def _overlapping(problem: Problem, device: str, rule: str, k: int, how: bool) -> dict[str, float]:
-    with ExitStack() as patched:
-        if support.version() is not None:
-            patched.enter_context(patch(f"{_TRITON}.passing.overlaps", lambda *_: how))
-            # Launches that are recorded overlap as those of the first step did.
-            patched.enter_context(patch.dict(f"{_TRITON}.programs._programs", clear=True))
-        return eager_and_graph(_step(problem, rule, k), device)
 
 
 def host(device: str) -> Cases:
@@ -198,11 +175,11 @@ def host(device: str) -> Cases:
     n = 512 if device == "cuda" else SMALL[0]
     for rule in RULES:
         for k in (1, 8):
-            yield f"{rule} k={k}", lambda rule=rule, k=k: _on_host(_problem(n, device), rule, k)
+            yield f"{rule} k={k}", lambda rule=rule, k=k: _on_host(drawn(n, device), rule, k)
     for kind in (torch.optim.SGD, torch.optim.Adam):
 
         def step(kind: type[torch.optim.Optimizer] = kind) -> float:
-            p = torch.nn.Parameter(_problem(n, device).x.clone())
+            p = torch.nn.Parameter(drawn(n, device).x.clone())
             p.grad = torch.zeros_like(p)
             return milliseconds(kind([p], lr=1e-3).step)
 
@@ -210,7 +187,7 @@ def host(device: str) -> Cases:
 
 
 def _on_host(problem: Problem, rule: str, k: int) -> dict[str, float]:
-    step = _step(problem, rule, k)
+    step = step_of(problem, rule, k)
     found = {"a step": milliseconds(step)}
     if problem.x.is_cuda:
         with patch(f"{_TRITON}.launches.Launches.start", lambda *_: None):
@@ -240,14 +217,14 @@ def tf32(device: str) -> Cases:
     n = 512 if device == "cuda" else SMALL[0]
 
     def probe() -> float:
-        return float(estimate_orthogonality_error(_problem(n, device).x)) / n**0.5
+        return float(estimate_orthogonality_error(drawn(n, device).x)) / n**0.5
 
     def product() -> float:
-        x = _problem(n, device).x
+        x = drawn(n, device).x
         return float(torch.linalg.matrix_norm(x.mT @ x - torch.eye(n, device=device)))
 
     def steps() -> float:
-        optimizer = _optimizer(_problem(n, device), "SGD", 4)
+        optimizer = _optimizer(drawn(n, device), "SGD", 4)
         for _ in range(100):
             optimizer.step()
         (p,) = optimizer.param_groups[0]["params"]
@@ -272,22 +249,9 @@ def tf32(device: str) -> Cases:
             yield f"{precision}: {name}", lambda f=function, within=within: within(f)
 
 
-def batches(device: str) -> Cases:
-    """Step the matrices of convolutions, over the floor of their bytes."""
-    for count, n in BATCHES if device == "cuda" else ((3, 32),):
-        for rule, (_, passes) in RULES.items():
-
-            def measure(count: int = count, n: int = n, rule: str = rule, passes: int = passes):  # noqa: ANN202
-                problem = draw(n, (count,), torch.complex64, device)
-                found = eager_and_graph(_step(problem, rule, 1), device)
-                found["floor"] = 1e3 * passes * problem.bytes_of_pass / bandwidth(problem.x)
-                return found
-
-            yield f"{count} complex of {n} x {n}, {rule} k=1", measure
-
-
 @lru_cache(maxsize=1)
-def _problem(n: int, device: str) -> Problem:
+def drawn(n: int, device: str) -> Problem:
+    """Draw one real matrix; the last one is kept."""
     return draw(n, device=device)
 
 
@@ -295,5 +259,6 @@ def _optimizer(problem: Problem, rule: str, k: int, **options: object) -> torch.
     return optimizer_for([problem.x], [problem.d], RULES[rule][0], k, **options)
 
 
-def _step(problem: Problem, rule: str, k: int, **options: object) -> Callable[[], object]:
+def step_of(problem: Problem, rule: str, k: int, **options: object) -> Callable[[], object]:
+    """Return what takes a step."""
     return _optimizer(problem, rule, k, **options).step

@@ -28,6 +28,7 @@ from geoopt_projunn.linalg.dense import orthogonality_error
 
 THREE_TF32 = {"kernels.layout PRECISION": "tf32x3"}
 IN_FLIGHT = {f"kernels.{module} IN_FLIGHT_OF_MANY": 4096 for module in ("layout", "gram")}
+SMALL = "small"
 VARIANTS: dict[str, dict[str, Any]] = {
     "as it is": {},
     "3 x TF32": THREE_TF32,
@@ -36,11 +37,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "3 x TF32, tl.dot from k = 3 on": {**THREE_TF32, "launching _MOST_BY_ENTRY": 2},
     "k = 8 by entry": {"launching _MOST_BY_ENTRY": 8},
     "more programs of bases": {**THREE_TF32, **IN_FLIGHT, "sizes _SMALL": 16},
+    f"{SMALL}: any registers": {"launching _FEW_REGISTERS": 255},
+    f"{SMALL}: many kernels": {"launching _FEW_ROWS": 0},
 }
 """Constants of modules of the backend, and their other values."""
-CASES = {"cuda": ((512, 8), (1024, 8), (4096, 8), (512, 16), (4096, 16), (512, 4), (4096, 4))}
+LARGE = ((512, 8), (1024, 8), (4096, 8), (512, 16), (4096, 16), (512, 4), (4096, 4))
+FEW = ((64, 1, 544), (64, 8, 544), (64, 1, 1), (64, 8, 1), (128, 1, 1), (128, 8, 1), (128, 16, 1))
+"""Size and rank, and how many: one matrix is real, several are complex."""
 STEPS = {"cuda": ((1024, 8), (4096, 16))}
-SMALL = ((32, 2),)
+TINY = ((32, 2),)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -75,13 +80,13 @@ def measure(name: str, device: str) -> dict[str, Any]:
     try:
         for place, value in VARIANTS[name].items():
             patch(*place.split(), value)
-        steps = {f"n={n} k={k}": tried(taken, n, k, device) for n, k in CASES.get(device, SMALL)}
+        steps = {label(*case): tried(taken, device, *case) for case in cases(name, device)}
     finally:
         _compiled.wait()
     with _alone:
         found = {label: tried(timed, step, device) for label, step in steps.items()}
         if "PRECISION" in str(VARIANTS[name]) or not VARIANTS[name]:
-            for n, k in STEPS.get(device, SMALL):
+            for n, k in STEPS.get(device, TINY):
                 found[f"errors n={n} k={k}"] = tried(errors, n, k, device)
     return found
 
@@ -94,9 +99,23 @@ def tried(function: Callable[..., Any], *args: Any) -> Any:
         return f"{type(error).__name__}: {str(error)[:80]}"
 
 
-def taken(n: int, k: int, device: str) -> Callable[[], object]:
+def cases(name: str, device: str) -> tuple[tuple[int, ...], ...]:
+    """Return what is timed of a variant: what it changes."""
+    if device != "cuda":
+        return TINY
+    if not VARIANTS[name]:
+        return LARGE + FEW
+    return FEW if name.startswith(SMALL) else LARGE
+
+
+def label(n: int, k: int, count: int = 1) -> str:
+    return f"n={n} k={k}" if count == 1 else f"{count} of n={n} k={k}"
+
+
+def taken(device: str, n: int, k: int, count: int = 1) -> Callable[[], object]:
     """Take a step, which compiles its kernels; return what takes more of them."""
-    problem = draw(n, device=device)
+    batch, dtype = ((), torch.float32) if count == 1 else ((count,), torch.complex64)
+    problem = draw(n, batch, dtype, device)
     step = optimizer_for([problem.x], [problem.d], ProjUNNRiemannianSGD, k).step
     step()
     return step

@@ -18,7 +18,7 @@ from tests._triton import needs_triton
 for name in (
     *("timing", "memory", "update_problem", "update_methods", "update_peers", "update_report"),
     *("update_figure", "update_extras", "update", "gpu_timing", "gpu_report", "gpu_steps"),
-    *("gpu_layers", "gpu_tests"),
+    *("gpu_layers", "gpu_tests", "gpu_variants"),
 ):
     load(name)
 gpu = load("gpu")

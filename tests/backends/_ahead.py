@@ -16,9 +16,9 @@ _TYPES = {
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
+_HOW = ("num_warps", "maxnreg")
 OVERLAPPING = 90
 """From this architecture on, kernels begin before those before them have ended."""
-_BITS = ("length", "first", "second", "third", "anywhere", "floor")
 RULES = {
     "gradient": NativeRule("gradient", (), ()),
     "momentum": NativeRule("momentum", ("m",), (0.9, 0.3, False)),
@@ -65,14 +65,16 @@ def spec(k, sketch="tangent", retraction="exponential", sweep=1, normalize=None)
 def source(launch, *, overlaps=False):
     """Return a kernel with its arguments' types, as Triton makes it of them."""
     options = {**launch.options, "OVERLAPS": overlaps}
-    names = launch.kernel.arg_names
+    names, bits = launch.kernel.arg_names, launch.kernel.do_not_specialize
     types, constants, attributes = {}, {}, {}
     for index, (name, value) in enumerate(zip(names, launch.args, strict=False)):
         if isinstance(value, torch.Tensor):
             types[name] = _TYPES[value.dtype]
+        elif name not in bits and value == 1:
+            types[name], constants[(index,)] = "constexpr", value
         else:
-            types[name] = "i64" if name in _BITS else "i32"
-        if isinstance(value, torch.Tensor) or (name not in _BITS and value % 16 == 0):
+            types[name] = "i64" if name in bits else "i32"
+        if isinstance(value, torch.Tensor) or (name not in bits and value % 16 == 0):
             attributes[(index,)] = [["tt.divisibility", 16]]
     for name in names[len(launch.args) :]:
         value = options[name]
@@ -84,13 +86,20 @@ def source(launch, *, overlaps=False):
 def key(launch):
     """Return what launches have in common that are compiled to the same."""
     made = source(launch)
-    warps = launch.options.get("num_warps", 4)
-    return launch.kernel.__name__, str(made.signature), str(made.constants), str(made.attrs), warps
+    # Of whole steps the names are alike.
+    name = launch.kernel.src
+    how = [launch.options.get(option) for option in _HOW]
+    return name, str(made.signature), str(made.constants), str(made.attrs), *how
 
 
 def compiled(launch, architecture):
     """Compile a kernel as it would be launched."""
-    warps = launch.options.get("num_warps", 4)
-    overlaps = architecture >= OVERLAPPING
+    how = {name: launch.options[name] for name in _HOW if name in launch.options}
+    overlaps = may_overlap(launch, architecture)
     made = source(launch, overlaps=overlaps)
-    return compile_ahead(made, architecture, num_warps=warps, launch_pdl=overlaps)
+    return compile_ahead(made, architecture, launch_pdl=overlaps, **how)
+
+
+def may_overlap(launch, architecture):
+    """Return whether a kernel begins before the one before it has ended."""
+    return architecture >= OVERLAPPING and "OVERLAPS" in launch.options

@@ -15,17 +15,23 @@ if support.INTERPRETED:
 
 from tests._triton import ARCHITECTURES, assert_runs
 
-from ._ahead import OVERLAPPING, RULES, compiled, key, launches, spec
+from ._ahead import RULES, compiled, key, launches, may_overlap, spec
 
 # All kernels, rules, sketches and retractions, in all dtypes; the first of each that is new.
 STEPS = {
     "k = 1": ("gradient", spec(1), (1, 512, 512), torch.float32),
     "LSI": ("adam", spec(4, "lsi", "polar", 2), (1, 512, 512), torch.float32),
-    "complex": ("amsgrad", spec(4, normalize="spectral"), (3, 96, 64), torch.complex64),
+    "complex": ("amsgrad", spec(4, normalize="spectral"), (3, 144, 64), torch.complex64),
     "scalar": ("scalar amsgrad", spec(2, "tangent", "cayley"), (2, 65, 33), torch.complex128),
     "float64": ("nesterov", spec(3, sweep=0, normalize="angle"), (1, 80, 80), torch.float64),
     "k = 16": ("momentum", spec(16), (1, 512, 512), torch.float32),
     "complex, k = 16": ("adam", spec(16, retraction="polar"), (1, 96, 96), torch.complex128),
+    # Small matrices, by one kernel.
+    "small": ("gradient", spec(1), (544, 64, 64), torch.complex64),
+    "small, AMSGrad": ("amsgrad", spec(1), (1, 64, 64), torch.complex64),
+    "small, LSI": ("scalar", spec(4, "lsi", "polar", 2), (1, 64, 64), torch.float32),
+    "small, float64": ("nesterov", spec(2, "tangent", "cayley"), (2, 33, 33), torch.float64),
+    "small, k = 16": ("adam", spec(16, normalize="angle"), (9, 128, 128), torch.float32),
 }
 SPILT_BY_OTHERS = 64
 """Bytes of a thread, at small ranks, by Triton before and after 3.7."""
@@ -44,7 +50,7 @@ def test_two_generations_of_gpus_could_run_the_kernels(monkeypatch, step):
         for architecture in ARCHITECTURES:
             made, name = compiled(launch, architecture), launch.kernel.__name__
             assert_runs(made, architecture, name)
-            if architecture >= OVERLAPPING:
+            if may_overlap(launch, architecture):
                 assert_waits(made.ptx, name, lets_go=launch is not last)
             else:
                 assert "griddepcontrol" not in made.ptx, name
@@ -75,20 +81,21 @@ def assert_waits(ptx, name, *, lets_go):
 def test_all_but_the_first_kernel_of_a_step_start_early_where_they_overlap(monkeypatch, overlaps):
     monkeypatch.setattr(passing, "overlaps", lambda device, programs: overlaps)
     for sketch, count in (("tangent", 14), ("lsi", 11)):
-        found = launches(monkeypatch, "gradient", spec(2, sketch), (1, 64, 64), torch.float32)
+        found = launches(monkeypatch, "gradient", spec(2, sketch), (1, 640, 64), torch.float32)
         assert [one.options["OVERLAPS"] for one in found] == [overlaps] * count
         early = [one.options["starts_early"] for one in found]
         assert early == [False] + [overlaps] * (count - 1)
 
 
-@pytest.mark.parametrize("n", [2, 64, 4096, 65536])
+@pytest.mark.parametrize("n", [2, 64, 128, 129, 4096, 65536])
 @pytest.mark.parametrize("k", [1, 2, 16])
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
 def test_a_step_is_fourteen_launches_whatever_its_size(monkeypatch, dtype, rule, k, n):
+    """And one launch where a program has room for a matrix."""
     how = spec(min(k, n // 2))
     found = launches(monkeypatch, rule, how, (2, n, n), dtype)
-    assert len(found) == 14
+    assert len(found) == (1 if n <= (64 if dtype.is_complex else 128) else 14)
     for launch in found:
         # What CUDA allows.
         assert all(size < 2**16 for size in launch.grid[1:])

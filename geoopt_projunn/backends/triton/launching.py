@@ -14,6 +14,10 @@ BM = 16
 """Rows of a tile."""
 MOST_IN_GRID = 2**16 - 1
 """Programs along all axes of a grid but the first, as CUDA allows them."""
+# Of a small matrix: at most so many rows.
+_FEW_ROWS = 128
+# Of a thread, so that a multiprocessor has room for five programs of four warps.
+_FEW_REGISTERS = 96
 # From this size on, where registers have room, the row of a tile is twice as long.
 _LARGE = 2**24
 # Of these nothing is fetched ahead: they are in work at once. In float64 tiles are shorter.
@@ -64,24 +68,14 @@ def by_dot(count: int) -> bool:
     return padded(count) >= _LEAST_FOR_DOT
 
 
+def registers(rows: int) -> dict[str, Any]:
+    """Return the option that limits the registers of a program of a whole step, if any does."""
+    return {"maxnreg": _FEW_REGISTERS} if rows <= _MOST_BY_ENTRY else {}
+
+
 def warps(rows: int) -> int:
     """Return how many warps a program needs for some padded rows in float64."""
     return 4 if rows <= BM else MANY_WARPS
-
-
-def rows_of_tile(dtype: torch.dtype, *, by_dot: bool, is_plain: bool) -> int:
-    """Return as many rows as there is room for beside sums and what a rule makes of a gradient."""
-    is_double = dtype == torch.float64
-    if not by_dot:
-        return BM // 4 if is_double else BM
-    return 2 * BM if is_plain and not is_double else BM
-
-
-def stages(rows: int, dtype: torch.dtype, *, is_plain: bool) -> int:
-    """Return how many tiles a program of so many rows has in work: it fetches the next ahead."""
-    if rows <= _FEW_TILES * BM and dtype == torch.float32:
-        return 1
-    return 3 if is_plain else 2
 
 
 @overload
@@ -102,6 +96,8 @@ class Tiles(NamedTuple):
     rows_each: int
     """Rows of a program."""
     splits: int
+    is_small: bool
+    """Whether one program takes the whole step of a matrix."""
 
     @classmethod
     def of(cls, n: int, width: int, itemsize: int, *, has_room: bool) -> "Tiles":
@@ -110,9 +106,30 @@ class Tiles(NamedTuple):
         longest = TILE_BYTES * (1 + is_large) // itemsize
         block = min(longest, max(_LEAST_FOR_DOT, power_of_two(width)))
         blocks = -(-width // block)
-        splits = max(1, min(_MOST_SPLITS, _PROGRAMS // blocks))
+        is_small = n <= _FEW_ROWS and blocks == 1
+        splits = 1 if is_small else max(1, min(_MOST_SPLITS, _PROGRAMS // blocks))
         rows_each = max(_FEWEST_ROWS, -(-n // (splits * _FEWEST_ROWS)) * _FEWEST_ROWS)
-        return cls(block, blocks, rows_each, -(-n // rows_each))
+        return cls(block, blocks, rows_each, -(-n // rows_each), is_small)
+
+
+def rows_of_tile(tiles: Tiles, dtype: torch.dtype, *, by_dot: bool, is_plain: bool) -> int:
+    """Return as many rows as there is room for beside sums and what a rule makes of a gradient."""
+    is_double = dtype == torch.float64
+    if by_dot:
+        return 2 * BM if is_plain and not is_double else BM
+    if tiles.is_small:
+        # With fewer registers more programs run at once.
+        return BM // 2 if is_plain and not is_double else BM // 4
+    return BM // 4 if is_double else BM
+
+
+def stages(tiles: Tiles, rows: int, dtype: torch.dtype, *, is_plain: bool) -> int:
+    """Return how many tiles a program of so many rows has in work: it fetches the next ahead."""
+    if tiles.is_small:
+        return 2
+    if rows <= _FEW_TILES * BM and dtype == torch.float32:
+        return 1
+    return 3 if is_plain else 2
 
 
 class Share(NamedTuple):

@@ -8,10 +8,11 @@ from ...linalg.rows import as_real
 from ..spec import StepSpec
 from .direction import Direction
 from .kernels import directions, passes
-from .launching import MANY_WARPS, by_dot, launch, padded, rows_of_tile, stages
+from .launching import MANY_WARPS, by_dot, launch, padded, registers, rows_of_tile, stages, warps
 from .programs import Number
 from .sizes import Sizes
 from .support import overlaps
+from .whole_steps import Part, as_one
 
 
 class Passes:
@@ -56,13 +57,28 @@ class Passes:
         self.wide = self.sizes.wide_memory(x.device)
         self.flags = self.sizes.flags(x.device)
         self._has_begun = False
+        self._parts: list[Part] = []
         tiles = self.sizes.tiles
         self.overlaps = overlaps(x.device, self.sizes.b * tiles.blocks * tiles.splits)
 
     def launch(self, kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-        """Launch a kernel of the step; the first one waits for all kernels of others."""
+        """Launch a kernel of the step, or note that it is to be a part of the only one.
+
+        The first one waits for all kernels of others.
+        """
+        if self.sizes.tiles.is_small:
+            options.pop("num_warps", None)
+            self._parts.append(Part(kernel, args, {**options, "OVERLAPS": False}))
+            return
         early, self._has_begun = self.overlaps and self._has_begun, True
         launch(kernel, grid, *args, starts_early=early, OVERLAPS=self.overlaps, **options)
+
+    def end(self) -> None:
+        """Launch what is to be launched as one."""
+        if self._parts:
+            kernel, args = as_one(self._parts)
+            rows = padded(2 * self.sizes.count)
+            launch(kernel, (self.sizes.b,), *args, num_warps=warps(rows), **registers(rows))
 
     def options(self, source: tuple[torch.Tensor, ...]) -> dict[str, Any]:
         """Return what kernels are told of a matrix to read: it may be what a rule makes."""
@@ -115,8 +131,8 @@ class Passes:
             **{f"{name}_BY_DOT": by_dot(count) for name, count in counts.items()},
             IS_CHECKED=is_checked,
             **options,
-            BM=rows_of_tile(self.x.dtype, by_dot=not is_short, is_plain=is_plain),
+            BM=rows_of_tile(tiles, self.x.dtype, by_dot=not is_short, is_plain=is_plain),
             BN=tiles.block,
-            STAGES=stages(tiles.rows_each, self.x.dtype, is_plain=True),
+            STAGES=stages(tiles, tiles.rows_each, self.x.dtype, is_plain=True),
             num_warps=MANY_WARPS if is_wide else 4,
         )

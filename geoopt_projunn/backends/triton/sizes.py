@@ -57,10 +57,10 @@ class Sizes:
         of_rows = is_tangent and spec.k == 1
         itemsize = x.element_size() // parts
         block = _OF_A_VECTOR if of_rows else _OF_VECTORS[itemsize]
-        mixing = Share.of(width if of_rows else n, block, MOST_THAT_MIX.value)
+        tiles = Tiles.of(n, width, itemsize, has_room=count == 1 and itemsize == 4)
         # One program reads the small matrices of all: fewer where these are not small.
         most = MOST_PROGRAMS.value if count <= _SMALL else MOST_PROGRAMS.value // 2
-        tiles = Tiles.of(n, width, itemsize, has_room=count == 1 and itemsize == 4)
+        most, most_that_mix = (1, 1) if tiles.is_small else (most, MOST_THAT_MIX.value)
         return cls(
             b,
             n,
@@ -71,7 +71,7 @@ class Sizes:
             width,
             count,
             parts * min(spec.sweep, p),
-            mixing,
+            Share.of(width if of_rows else n, block, most_that_mix),
             Share.of(n if is_tangent else p, _OF_BASIS[padded(count)], most),
             Share.of(n, _OF_BASIS[padded(2 * count)], most),
         )

@@ -111,9 +111,10 @@ class SketchLaunches(Passes):
         sizes = self.sizes
         rows = BM if sizes.n >= _TALL else BM // 4
         rows = max(rows, power_of_two(-(-sizes.n // MOST_IN_GRID)))
+        programs = 1 if sizes.tiles.is_small else -(-sizes.n // rows)
         self.launch(
             vectors.row_sums_kernel,
-            (sizes.b, -(-sizes.n // rows)),
+            (sizes.b, programs),
             self.x,
             self.kind["mixed"],
             self.wide["sums"],
@@ -126,9 +127,10 @@ class SketchLaunches(Passes):
             sizes.width,
             self.few(),
             PARTS=sizes.parts,
+            HAS_ALL=sizes.tiles.is_small,
             BM=rows,
             BN=sizes.tiles.block,
-            STAGES=stages(sizes.width, self.x.dtype, is_plain=True),
+            STAGES=stages(sizes.tiles, sizes.width, self.x.dtype, is_plain=True),
         )
 
     def _column_sums(self) -> None:
@@ -152,9 +154,9 @@ class SketchLaunches(Passes):
             PADDED=padded(sizes.count),
             BY_DOT=by_dot(sizes.count),
             PARTS=sizes.parts,
-            BM=rows_of_tile(self.x.dtype, by_dot=by_dot(sizes.count), is_plain=True),
+            BM=rows_of_tile(sizes.tiles, self.x.dtype, by_dot=by_dot(sizes.count), is_plain=True),
             BN=sizes.tiles.block,
-            STAGES=stages(sizes.tiles.rows_each, self.x.dtype, is_plain=True),
+            STAGES=stages(sizes.tiles, sizes.tiles.rows_each, self.x.dtype, is_plain=True),
         )
 
     def _basis(self, plus: torch.Tensor, minus: torch.Tensor) -> None:

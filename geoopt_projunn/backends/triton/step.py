@@ -39,6 +39,7 @@ class Step(SketchLaunches):
         self._turn()
         if self.sizes.sweep:
             self._sweep()
+        self.end()
 
     def _core(self) -> None:
         name, sizes, share, wide = self.spec.normalize, self.sizes, self.sizes.core, self.wide
@@ -103,6 +104,9 @@ class Step(SketchLaunches):
         kind, tiles, count = self.kind, self.sizes.tiles, 2 * self.sizes.count
         options = self.options(self.of_d)
         is_plain = options["RULE"] == directions.GRADIENT
+        rows = BM
+        if by_dot(count) or tiles.is_small:
+            rows = rows_of_tile(tiles, self.x.dtype, by_dot=by_dot(count), is_plain=is_plain)
         self.pass_over(
             self.of_x,
             left=kind["basis"],
@@ -137,15 +141,16 @@ class Step(SketchLaunches):
             SWEEP_PADDED=padded(self.sizes.sweep),
             SWEEP_BY_DOT=by_dot(self.sizes.sweep),
             **options,
-            BM=rows_of_tile(self.x.dtype, by_dot=True, is_plain=is_plain) if by_dot(count) else BM,
+            BM=rows,
             BN=tiles.block,
-            STAGES=stages(tiles.rows_each, self.x.dtype, is_plain=is_plain),
+            STAGES=stages(tiles, tiles.rows_each, self.x.dtype, is_plain=is_plain),
         )
 
     def _sweep(self) -> None:
+        rows = power_of_two(self.sizes.n) if self.sizes.tiles.is_small else _ROWS
         self.launch(
             turning.sweep_kernel,
-            (self.sizes.b * -(-self.sizes.n // _ROWS),),
+            (self.sizes.b * -(-self.sizes.n // rows),),
             self.x,
             self.wide["numbers"],
             self.flags["finite"],
@@ -159,7 +164,7 @@ class Step(SketchLaunches):
             SWEEP_PADDED=padded(self.sizes.sweep),
             SWEEP_BY_DOT=by_dot(self.sizes.sweep),
             PARTS=self.sizes.parts,
-            BM=_ROWS,
+            BM=rows,
             BLOCK=_BLOCK,
         )
 

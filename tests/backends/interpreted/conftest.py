@@ -10,7 +10,7 @@ import itertools
 import pytest
 import torch
 
-from geoopt_projunn.backends.triton import sizes, support
+from geoopt_projunn.backends.triton import launching, sizes, support
 
 
 def pytest_collect_file():
@@ -20,6 +20,14 @@ def pytest_collect_file():
 
 # Entries around each piece of memory.
 _AROUND = 64
+
+
+@pytest.fixture(params=["one kernel", "many kernels"])
+def small(request, monkeypatch):
+    """Take steps of small matrices by one kernel, and as those of large ones are taken."""
+    if request.param == "many kernels":
+        monkeypatch.setattr(launching, "_FEW_ROWS", 0)
+    return request.param == "one kernel"
 
 
 @pytest.fixture

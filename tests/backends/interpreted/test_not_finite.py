@@ -24,6 +24,7 @@ def test_gradients_that_vanish_skip_no_step():
     assert buffers["skipped"] == 0
 
 
+@pytest.mark.usefixtures("small")
 @pytest.mark.filterwarnings("ignore:A step of a parameter .* was skipped")
 @pytest.mark.parametrize(
     ("rule", "method", "bad"),

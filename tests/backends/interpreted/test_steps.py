@@ -38,6 +38,7 @@ pytestmark = [
         ("gradient", F32, "full rank"),
     ],
 )
+@pytest.mark.usefixtures("small")
 def test_steps_are_those_of_the_reference(rule, dtype, method):
     params = parameters(2, (24, 24), dtype, method)
     actual, expected = (run(name, params, rule, steps=2) for name in ("triton", "reference"))
@@ -51,6 +52,9 @@ def test_steps_are_those_of_the_reference(rule, dtype, method):
     ("shape", "dtype", "spec", "rule", "taken"),
     [
         ((2, 2), F64, StepSpec(1, "tangent", "exponential", 1), "gradient", 0),
+        ((3, 128, 64), C64, StepSpec(2, "tangent", "exponential", 8), "scalar", 7),
+        ((100, 61), F64, StepSpec(16, "tangent", "polar", 2), "nesterov", 0),
+        ((111, 37), F64, StepSpec(1, "tangent", "cayley", 2), "amsgrad", 2**40),
         ((7, 7), C128, StepSpec(3, "tangent", "polar", 7), "gradient", 2**40 + 1),
         ((2, 2, 5, 5), F64, StepSpec(2, "lsi", "cayley", 0), "gradient", 5),
         # Several columns and rows of tiles.
@@ -110,6 +114,7 @@ def test_so_they_are_for_zero_and_dependent_gradients(spoil, k):
         assert_unitary(p)
 
 
+@pytest.mark.usefixtures("small")
 def test_neither_repetition_nor_neighbours_change_a_bit():
     x, grad = unitary(3, 40, 40, dtype=F32), torch.randn(3, 40, 40)
     spec = StepSpec(2, "tangent", "cayley", 1)

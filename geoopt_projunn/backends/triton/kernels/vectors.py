@@ -33,6 +33,56 @@ def tested(mixed, length, noise, share):
     return (mixed.to(tl.float64) / length).to(kind) + noise.to(kind) * share
 
 
+@triton.jit
+def row_sums_at(
+    x,
+    mixed,
+    rows,
+    products,
+    taken,
+    length,
+    share,
+    first,
+    n,
+    width,
+    count,
+    PARTS: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Write BM row sums of a test vector, from the first on; with the first of all the vector."""
+    kind = x.dtype.element_ty
+    which = tl.arange(0, PARTS)
+    total = count + width // PARTS
+    at = first + tl.arange(0, BM)
+    in_rows = at < n
+    result = tl.zeros((PARTS, BM, BN), kind)
+    for start in tl.range(0, width, BN, num_stages=STAGES):
+        cols = start + tl.arange(0, BN)
+        inside = cols < width
+        offset = at.to(tl.int64)[:, None] * width + cols[None, :]
+        tile = tl.load(x + offset, mask=in_rows[:, None] & inside[None, :], other=0.0)
+        noise = uniform(taken, total, count + cols // PARTS)
+        row = tl.load(mixed + cols, mask=inside, other=0.0)
+        row = tested(row, length, tl.where(cols % PARTS == 0, noise, 0.0), share)
+        if first == 0:
+            tl.store(rows + cols, row, mask=inside)
+            if PARTS == 2:
+                tl.store(rows + width + cols, tl.zeros_like(row), mask=inside)
+        by = row[None, :]
+        if PARTS == 2:
+            # The vector times -i.
+            other = tl.load(mixed + (cols ^ 1), mask=inside, other=0.0)
+            other = tested(other, length, tl.where(cols % PARTS == 1, noise, 0.0), share)
+            turned = tl.where(cols % 2 == 0, other, -other)
+            by = tl.where(which[:, None] == 0, by, turned[None, :])
+        by = tl.where(inside[None, :], by, 0.0)
+        result += by[:, None, :] * tile[None, :, :]
+    to = products + which[:, None] * n + at[None, :]
+    tl.store(to, tl.sum(result, 2), mask=in_rows[None, :])
+
+
 @triton.jit(do_not_specialize=["anywhere"])
 def row_sums_kernel(
     x,
@@ -47,53 +97,46 @@ def row_sums_kernel(
     width,
     count,
     PARTS: tl.constexpr,
+    HAS_ALL: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     STAGES: tl.constexpr,
     OVERLAPS: tl.constexpr,
 ):
-    """Write one test vector of length p, and its row sums with x: a program has BM whole rows.
+    """Write one test vector of length p, and its row sums with x.
 
-    In memory a complex vector is the row of both its parts in turn and a row of zeros, as column
-    sums are. ``anywhere`` is the bits of a float64.
+    A program has BM whole rows, or all with HAS_ALL. In memory a complex vector is the row of both
+    its parts in turn and a row of zeros, as column sums are. ``anywhere`` is the bits of a float64.
     """
     begin(OVERLAPS)
     b, program = tl.program_id(0).to(tl.int64), tl.program_id(1)
     kind = x.dtype.element_ty
-    which = tl.arange(0, PARTS)
     x += b * n * width
     mixed += b * PARTS * width
     rows += b * PARTS * width
+    products += b * PARTS * n
     taken = tl.load(counter + b)
-    total = count + width // PARTS
     own = tl.arange(0, 1)
     length, share = lengths(sums + b * programs * 2, programs, own, number(anywhere), kind, 1)
-    at = program * BM + tl.arange(0, BM)
-    in_rows = at < n
-    result = tl.zeros((PARTS, BM, BN), kind)
-    for start in tl.range(0, width, BN, num_stages=STAGES):
-        cols = start + tl.arange(0, BN)
-        inside = cols < width
-        offset = at.to(tl.int64)[:, None] * width + cols[None, :]
-        tile = tl.load(x + offset, mask=in_rows[:, None] & inside[None, :], other=0.0)
-        noise = uniform(taken, total, count + cols // PARTS)
-        row = tl.load(mixed + cols, mask=inside, other=0.0)
-        row = tested(row, length, tl.where(cols % PARTS == 0, noise, 0.0), share)
-        if program == 0:
-            tl.store(rows + cols, row, mask=inside)
-            if PARTS == 2:
-                tl.store(rows + width + cols, tl.zeros_like(row), mask=inside)
-        by = row[None, :]
-        if PARTS == 2:
-            # The vector times -i.
-            other = tl.load(mixed + (cols ^ 1), mask=inside, other=0.0)
-            other = tested(other, length, tl.where(cols % PARTS == 1, noise, 0.0), share)
-            turned = tl.where(cols % 2 == 0, other, -other)
-            by = tl.where(which[:, None] == 0, by, turned[None, :])
-        by = tl.where(inside[None, :], by, 0.0)
-        result += by[:, None, :] * tile[None, :, :]
-    to = products + (b * PARTS + which[:, None]) * n + at[None, :]
-    tl.store(to, tl.sum(result, 2), mask=in_rows[None, :])
+    end = n if HAS_ALL else (program + 1) * BM
+    for first in range(program * BM, end, BM):
+        row_sums_at(
+            x,
+            mixed,
+            rows,
+            products,
+            taken,
+            length,
+            share,
+            first,
+            n,
+            width,
+            count,
+            PARTS,
+            BM,
+            BN,
+            STAGES,
+        )
 
 
 @triton.jit(do_not_specialize=["anywhere"])
