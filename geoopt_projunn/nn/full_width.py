@@ -98,6 +98,31 @@ class FullWidthConv(KeepsManifolds):
         record_manifolds(self)
         self.reset_parameters()
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # Beside the version of a module: as a key of its own it would be missed in old checkpoints.
+        metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])
+        if metadata is not None:
+            metadata["grid"] = self.grid
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any
+    ) -> None:
+        grid = tuple(local_metadata.get("grid", self.grid))
+        own = {prefix + name: p for name, p in self._parameters.items() if p is not None}
+        there = {key: p for key, p in own.items() if key in state_dict}
+        # torch reports what has another shape.
+        fits = all(getattr(state_dict[key], "shape", None) == p.shape for key, p in there.items())
+        if fits and grid != self.grid:
+            *_, error_msgs = args
+            error_msgs.append(
+                f"`{prefix}weight` has the matrices of an output of {_by(grid)}, and {self} needs "
+                f"those of an output of {_by(self.grid)}, which are as many; build the layer with "
+                "the `size` and the `stride` of the one that was saved."
+            )
+            state_dict.update(there)  # so that nothing is copied
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
     @property
     def grid(self) -> tuple[int, ...]:
         """The spatial size of the output, ``size / stride``."""
@@ -251,3 +276,7 @@ class FullWidthConv(KeepsManifolds):
             raise ValueError(f"`{name}` must not be empty, got {tuple(x.shape)}; skip the batch.")
         x = bound_to(x, size)
         return x if x.dim() > len(shape) else x.unsqueeze(0)
+
+
+def _by(grid: tuple[int, ...]) -> str:
+    return " x ".join(map(str, grid))

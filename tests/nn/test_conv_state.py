@@ -69,6 +69,40 @@ def test_a_state_dict_goes_to_a_file_and_back(kind, assign):
     assert_trains_on_the_manifold(other)
 
 
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "saved", "size"),
+    [
+        (nn.OrthogonalConv2d, (8, 4), (4, 8)),
+        (nn.OrthogonalConv2d, (8, 8), (16, 4)),
+        (nn.UnitaryConv3d, (2, 3, 4), (4, 3, 2)),
+    ],
+)
+def test_matrices_of_an_image_of_another_size_are_refused(kind, saved, size, assign):
+    """Shapes do not tell them apart."""
+    there = torch.nn.Sequential(kind(2, 3, saved, init="haar"), torch.nn.Linear(3, 3))
+    here = torch.nn.Sequential(kind(2, 3, size, init="haar"), torch.nn.Linear(3, 3))
+    file = io.BytesIO()
+    torch.save(there.state_dict(), file)
+    file.seek(0)
+    state, before = torch.load(file, weights_only=True), copy.deepcopy(here[0].state_dict())
+    message = rf"`0\.weight` has the matrices of .* {' x '.join(map(str, saved))}.*build the layer"
+    for strict in (True, False):
+        with pytest.raises(RuntimeError, match=message):
+            here.load_state_dict(state, assign=assign, strict=strict)
+    for name, value in here[0].state_dict().items():
+        assert_bit_equal(value, before[name])
+    # What does not say what it is of is taken.
+    here.load_state_dict(dict(state), assign=assign)
+    assert_bit_equal(here[0].weight.detach(), there[0].weight.detach())
+
+
+def test_another_number_of_matrices_is_reported_by_torch():
+    with pytest.raises(RuntimeError, match="size mismatch for weight") as error:
+        nn.OrthogonalConv2d(2, 3, 6).load_state_dict(nn.OrthogonalConv2d(2, 3, 4).state_dict())
+    assert "build the layer" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     "copied",
     [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))],
