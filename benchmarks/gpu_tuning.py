@@ -39,6 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "more programs of bases": {**THREE_TF32, **IN_FLIGHT, "sizes _SMALL": 16},
     f"{SMALL}: any registers": {"launching _FEW_REGISTERS": 255},
     f"{SMALL}: many kernels": {"launching _FEW_ROWS": 0},
+    f"{SMALL}: up to 128 rows": {"launching _FEW_ROWS": 128},
 }
 """Constants of modules of the backend, and their other values."""
 LARGE = ((512, 8), (1024, 8), (4096, 8), (512, 16), (4096, 16), (512, 4), (4096, 4))

@@ -24,7 +24,9 @@ _BATCHES = (
     (1, 128, torch.float32, 16),
     (136, 128, torch.float32, 8),
 )
-_FEW_SMALL = ((3, 32, torch.complex64, 1),)
+_TRIED = ((3, 32, torch.complex64, 1),)
+# What is timed beside the choice in force: up to which size, and how many rows a small matrix has.
+_OTHER_CHOICES = ((64, "by many kernels", 0), (128, "by one kernel", 128))
 
 
 def overlapping(device: str) -> Cases:
@@ -42,7 +44,7 @@ def overlapping(device: str) -> Cases:
 
 def batches(device: str) -> Cases:
     """Step the matrices of convolutions over the floor of their bytes; small ones in two ways."""
-    for count, n, dtype, k in _BATCHES if device == "cuda" else _FEW_SMALL:
+    for count, n, dtype, k in _BATCHES if device == "cuda" else _TRIED:
         for rule, (_, passes) in RULES.items():
             name = f"{count} x {n} x {n} {str(dtype)[6:]}, {rule} k={k}"
             problem = draw(n, (count,), dtype, device)
@@ -56,7 +58,10 @@ def batches(device: str) -> Cases:
                 return found
 
             yield name, measure
-            yield f"{name}, by many kernels", _chosen(device, step, "launching._FEW_ROWS", 0)
+            for most, how, rows in _OTHER_CHOICES:
+                if n <= most:
+                    yield f"{name}, {how}", _chosen(device, step, "launching._FEW_ROWS", rows)
+                    break
 
 
 def _chosen(

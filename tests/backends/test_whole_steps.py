@@ -37,12 +37,12 @@ def test_kernels_are_called_one_after_another_with_what_they_were_given():
     assert [id(arg) for arg in args[:3]] == [id(x), id(y), id(out)]
     assert args[3:] == [7, 7, 7]
     assert kernel.src.splitlines() == [
-        "def whole_step_kernel(x_0, y_0, out_0, n_0, n_1, n_2):",
-        "    first_kernel(x_0, y_0, out_0, n_0, SIZE=16, OVERLAPS=False, number=3, SHIFT=4)",
+        "def whole_step_kernel(x_1, x_2, out_2, n_0, n_1, n_2):",
+        "    first_kernel(x_1, x_2, out_2, n_0, SIZE=16, OVERLAPS=False, number=3, SHIFT=4)",
         "    tl.debug_barrier()",
-        "    second_kernel(out_0, x_0, n_1, SIZE=16, OVERLAPS=False)",
+        "    second_kernel(out_2, x_1, n_1, SIZE=16, OVERLAPS=False)",
         "    tl.debug_barrier()",
-        "    second_kernel(out_0, y_0, n_2, SIZE=16, OVERLAPS=False)",
+        "    second_kernel(out_2, x_2, n_2, SIZE=16, OVERLAPS=False)",
     ]
 
 

@@ -14,10 +14,12 @@ BM = 16
 """Rows of a tile."""
 MOST_IN_GRID = 2**16 - 1
 """Programs along all axes of a grid but the first, as CUDA allows them."""
-# Of a small matrix: at most so many rows.
-_FEW_ROWS = 128
-# Of a thread, so that a multiprocessor has room for five programs of four warps.
+# Of a small matrix, at most.
+_FEW_ROWS = 64
+# Of a thread, so that a multiprocessor has room for five programs of four warps, and up to how many
+# padded rows of a basis these suffice.
 _FEW_REGISTERS = 96
+_FEW_OF_BASIS = 4
 # From this size on, where registers have room, the row of a tile is twice as long.
 _LARGE = 2**24
 # Of these nothing is fetched ahead: they are in work at once. In float64 tiles are shorter.
@@ -70,7 +72,7 @@ def by_dot(count: int) -> bool:
 
 def registers(rows: int) -> dict[str, Any]:
     """Return the option that limits the registers of a program of a whole step, if any does."""
-    return {"maxnreg": _FEW_REGISTERS} if rows <= _MOST_BY_ENTRY else {}
+    return {"maxnreg": _FEW_REGISTERS} if rows <= _FEW_OF_BASIS else {}
 
 
 def warps(rows: int) -> int:

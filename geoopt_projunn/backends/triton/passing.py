@@ -67,6 +67,7 @@ class Passes:
         The first one waits for all kernels of others.
         """
         if self.sizes.tiles.is_small:
+            # All parts have the warps of the whole.
             options.pop("num_warps", None)
             self._parts.append(Part(kernel, args, {**options, "OVERLAPS": False}))
             return
@@ -74,7 +75,7 @@ class Passes:
         launch(kernel, grid, *args, starts_early=early, OVERLAPS=self.overlaps, **options)
 
     def end(self) -> None:
-        """Launch what is to be launched as one."""
+        """Launch what is to be launched as one; without this no step of small matrices is taken."""
         if self._parts:
             kernel, args = as_one(self._parts)
             rows = padded(2 * self.sizes.count)
@@ -131,6 +132,7 @@ class Passes:
             **{f"{name}_BY_DOT": by_dot(count) for name, count in counts.items()},
             IS_CHECKED=is_checked,
             **options,
+            IS_ALONE=tiles.is_small,
             BM=rows_of_tile(tiles, self.x.dtype, by_dot=not is_short, is_plain=is_plain),
             BN=tiles.block,
             STAGES=stages(tiles, tiles.rows_each, self.x.dtype, is_plain=True),

@@ -77,7 +77,11 @@ class Sizes:
         )
 
     def memory(self, dtype: torch.dtype, device: torch.device) -> Memory:
-        """Return the rows and their products, in the precision of the matrices."""
+        """Return the rows and their products, in the precision of the matrices.
+
+        In all memory each matrix has a part of its own, from the first kernel to the last: where
+        one program takes the whole step of a matrix, others may be kernels ahead.
+        """
         of_rows, of_columns = self.count * self.n, self.count * self.width
         longest = max(of_rows, of_columns)
         sizes = {
@@ -86,7 +90,8 @@ class Sizes:
             "test": longest,
             "narrow": longest,
             "basis": 2 * of_rows,
-            "sums": 2 * self.tiles.splits * of_columns,
+            "sums": self.tiles.splits * of_columns,
+            "turned_sums": 2 * self.tiles.splits * of_columns,
             "along": self.tiles.splits * of_columns,
             "back": self.tiles.blocks * of_rows,
             "last": self.tiles.blocks * of_rows,
@@ -99,21 +104,23 @@ class Sizes:
 
     def wide_memory(self, device: torch.device) -> Memory:
         """Return the numbers of each matrix, bases and rotations, in float64."""
-        longest = self.count * max(self.n, self.width)
         one, both = padded(self.count), padded(2 * self.count)
-        gram = max(self.basis.programs * one**2, self.core.programs * both**2)
         sizes = {
             "numbers": int(NUMBERS.value),
             "sums": self.mixing.programs * self.k * 2,
             "squares": self.tiles.blocks * self.tiles.splits,
             "q": self.count * self.n,
-            "rows": 2 * longest,
-            "gram": gram,
-            "products": gram,
-            "largest": max(self.basis.programs * one, self.core.programs * both),
+            "sketched": self.count * max(self.n, self.width),
+            "gram_of_sketched": self.basis.programs * one**2,
+            "largest_of_sketched": self.basis.programs * one,
             "seen": self.basis.programs,
-            "by": both**2,
+            "by_of_sketched": one**2,
             "again": one**2,
+            "rows": 2 * self.count * self.n,
+            "gram": self.core.programs * both**2,
+            "products": self.core.programs * both**2,
+            "largest": self.core.programs * both,
+            "by": both**2,
             "delta": (2 * self.count) ** 2,
             "norms": self.tiles.blocks,
         }

@@ -111,6 +111,8 @@ class SketchLaunches(Passes):
         sizes = self.sizes
         rows = BM if sizes.n >= _TALL else BM // 4
         rows = max(rows, power_of_two(-(-sizes.n // MOST_IN_GRID)))
+        if sizes.tiles.is_small:
+            rows = rows_of_tile(sizes.tiles, self.x.dtype, by_dot=False, is_plain=True)
         programs = 1 if sizes.tiles.is_small else -(-sizes.n // rows)
         self.launch(
             vectors.row_sums_kernel,
@@ -127,7 +129,7 @@ class SketchLaunches(Passes):
             sizes.width,
             self.few(),
             PARTS=sizes.parts,
-            HAS_ALL=sizes.tiles.is_small,
+            IS_ALONE=sizes.tiles.is_small,
             BM=rows,
             BN=sizes.tiles.block,
             STAGES=stages(sizes.tiles, sizes.width, self.x.dtype, is_plain=True),
@@ -154,6 +156,7 @@ class SketchLaunches(Passes):
             PADDED=padded(sizes.count),
             BY_DOT=by_dot(sizes.count),
             PARTS=sizes.parts,
+            IS_ALONE=sizes.tiles.is_small,
             BM=rows_of_tile(sizes.tiles, self.x.dtype, by_dot=by_dot(sizes.count), is_plain=True),
             BN=sizes.tiles.block,
             STAGES=stages(sizes.tiles, sizes.tiles.rows_each, self.x.dtype, is_plain=True),
@@ -168,6 +171,7 @@ class SketchLaunches(Passes):
             "PADDED": padded(sizes.count),
             "OF_COLUMN_SUMS": of_column_sums,
             "PARTS": sizes.parts,
+            "IS_ALONE": sizes.tiles.is_small,
             "BLOCK": share.block,
             "num_warps": warps(padded(sizes.count)),
         }
@@ -180,11 +184,11 @@ class SketchLaunches(Passes):
             self.flags["tickets"],
             wide["squares"],
             *self.of_d[2:],
-            wide["rows"],
-            wide["gram"],
-            wide["largest"],
+            wide["sketched"],
+            wide["gram_of_sketched"],
+            wide["largest_of_sketched"],
             wide["seen"],
-            wide["by"],
+            wide["by_of_sketched"],
             share.each,
             sizes.tiles.splits if of_column_sums else sizes.tiles.blocks,
             sizes.tiles.splits * sizes.tiles.blocks,
@@ -198,9 +202,9 @@ class SketchLaunches(Passes):
             bases.basis_kernel,
             (sizes.b, share.programs),
             self.flags["tickets"],
-            wide["rows"],
-            wide["by"],
-            wide["gram"],
+            wide["sketched"],
+            wide["by_of_sketched"],
+            wide["gram_of_sketched"],
             self.kind["narrow"],
             wide["q"],
             wide["again"],

@@ -48,6 +48,7 @@ class Step(SketchLaunches):
             "PADDED": padded(2 * sizes.count),
             "SKETCH": _SKETCHES[self.spec.sketch],
             "PARTS": sizes.parts,
+            "IS_ALONE": sizes.tiles.is_small,
             "BLOCK": share.block,
             "num_warps": warps(padded(2 * sizes.count)),
         }
@@ -111,7 +112,7 @@ class Step(SketchLaunches):
             self.of_x,
             left=kind["basis"],
             left_count=count,
-            left_sums=kind["sums"],
+            left_sums=kind["turned_sums"],
             more=kind["own"] if self.sizes.sweep else None,
         )
         self.launch(
@@ -123,7 +124,7 @@ class Step(SketchLaunches):
             self.flags["finite"],
             kind["basis"],
             self.wide["delta"],
-            kind["sums"],
+            kind["turned_sums"],
             kind["own_sums"],
             kind["errors"],
             self.wide["norms"],
@@ -141,6 +142,7 @@ class Step(SketchLaunches):
             SWEEP_PADDED=padded(self.sizes.sweep),
             SWEEP_BY_DOT=by_dot(self.sizes.sweep),
             **options,
+            IS_ALONE=tiles.is_small,
             BM=rows,
             BN=tiles.block,
             STAGES=stages(tiles, tiles.rows_each, self.x.dtype, is_plain=is_plain),

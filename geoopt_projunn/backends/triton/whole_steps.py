@@ -2,12 +2,16 @@
 
 The kernels of a step become functions that a single kernel calls in turn. Its source is made of the
 launches that it replaces, so that nothing about a step is written twice.
+
+Between kernels all programs of the one before have ended. Here only the threads of a program wait
+for each other: what one program writes no other may touch in the whole step.
 """
 
 import functools
 import itertools
 import linecache
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,9 +19,11 @@ import triton
 import triton.language as tl
 
 _NAME = "whole_step_kernel"
-# Between kernels: what one thread has written, others read.
+# Between parts: what one thread has written, others read.
 _BARRIER = "    tl.debug_barrier()\n"
 _counter = itertools.count()
+# Two threads would make two kernels of one source, of which only one is kept.
+_lock = threading.Lock()
 
 
 class Part(NamedTuple):
@@ -30,31 +36,30 @@ class Part(NamedTuple):
 
 def as_one(parts: Sequence[Part]) -> tuple[Any, list[Any]]:
     """Return one kernel that does what several would do, one after another; and its arguments."""
-    # Of tensors that several kernels are given one is passed.
-    given: dict[object, tuple[str, Any]] = {}
-    calls, numbers = [], []
-    for at, (kernel, args, constants) in enumerate(parts):
-        names = []
+    # A tensor is passed once, whatever its names are in the parts. Here it has that of the last.
+    given: dict[Hashable, Any] = {}
+    names: dict[Hashable, str] = {}
+    places: list[list[Hashable]] = []
+    numbers = []
+    for at, (kernel, args, _) in enumerate(parts):
+        places.append([])
         for name, value in zip(kernel.arg_names, args, strict=False):
             place = id(value) if isinstance(value, torch.Tensor) else (at, name)
-            own, _ = given.setdefault(place, (f"{name}_{at}", value))
-            if name in _numbers_of(kernel):
-                numbers.append(own)
-            names.append(own)
+            given[place], names[place] = value, f"{name}_{at}"
+            places[-1].append(place)
+            # Triton makes no kernels of their own for their values.
+            if name in (getattr(kernel, "do_not_specialize", None) or ()):
+                numbers.append(names[place])
+    calls = []
+    for (kernel, _, constants), own in zip(parts, places, strict=True):
         named = [f"{name}={getattr(v, 'value', v)!r}" for name, v in constants.items()]
-        calls.append(f"    {kernel.__name__}({', '.join((*names, *named))})\n")
-    parameters = ", ".join(name for name, _ in given.values())
-    text = f"def {_NAME}({parameters}):\n{_BARRIER.join(calls)}"
-    kernel = _compiled(text, tuple(part.kernel for part in parts), tuple(numbers))
-    return kernel, [value for _, value in given.values()]
-
-
-def _numbers_of(kernel: Any) -> Sequence[str]:
-    """Return which parameters Triton makes no kernel of their own for."""
-    if isinstance(kernel, triton.JITFunction):
-        return kernel.do_not_specialize
-    # Interpreted.
-    return kernel.kwargs["do_not_specialize"] or ()
+        calls.append(
+            f"    {kernel.__name__}({', '.join([*(names[place] for place in own), *named])})\n"
+        )
+    text = f"def {_NAME}({', '.join(names.values())}):\n{_BARRIER.join(calls)}"
+    with _lock:
+        whole = _compiled(text, tuple(part.kernel for part in parts), tuple(numbers))
+    return whole, list(given.values())
 
 
 @functools.cache

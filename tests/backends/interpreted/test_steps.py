@@ -52,9 +52,9 @@ def test_steps_are_those_of_the_reference(rule, dtype, method):
     ("shape", "dtype", "spec", "rule", "taken"),
     [
         ((2, 2), F64, StepSpec(1, "tangent", "exponential", 1), "gradient", 0),
-        ((3, 128, 64), C64, StepSpec(2, "tangent", "exponential", 8), "scalar", 7),
-        ((100, 61), F64, StepSpec(16, "tangent", "polar", 2), "nesterov", 0),
-        ((111, 37), F64, StepSpec(1, "tangent", "cayley", 2), "amsgrad", 2**40),
+        ((3, 64, 64), C64, StepSpec(2, "tangent", "exponential", 8), "scalar", 7),
+        ((64, 61), F64, StepSpec(16, "tangent", "polar", 2), "nesterov", 0),
+        ((61, 37), F64, StepSpec(1, "tangent", "cayley", 2), "amsgrad", 2**40),
         ((7, 7), C128, StepSpec(3, "tangent", "polar", 7), "gradient", 2**40 + 1),
         ((2, 2, 5, 5), F64, StepSpec(2, "lsi", "cayley", 0), "gradient", 5),
         # Several columns and rows of tiles.

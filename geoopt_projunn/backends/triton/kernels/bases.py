@@ -58,6 +58,7 @@ def gather_kernel(
     RULE: tl.constexpr,
     HAS_MOST: tl.constexpr,
     PARTS: tl.constexpr,
+    IS_ALONE: tl.constexpr,
     BLOCK: tl.constexpr,
     OVERLAPS: tl.constexpr,
 ):
@@ -95,13 +96,13 @@ def gather_kernel(
                 source += COUNT * width
         else:
             of_matrix = b * partial * COUNT * n
-            y = load_sum(plus + of_matrix, partial, which, at, inside, n, COUNT)
+            y = load_sum(plus + of_matrix, partial, which, at, inside, n, COUNT, IS_ALONE)
             before = longest
             longest = tl.maximum(before, tl.max(tl.abs(y), 1))
             scale = scale_of(longest)
             shorter, scaled = before * scale, y * scale[:, None]
             square = square * shorter * shorter + tl.sum(scaled * scaled, 1)
-            y -= load_sum(minus + of_matrix, partial, which, at, inside, n, COUNT)
+            y -= load_sum(minus + of_matrix, partial, which, at, inside, n, COUNT, IS_ALONE)
         most = tl.maximum(most, tl.max(tl.abs(y), 1))
         tl.store(rows + which[:, None] * n + at[None, :], y, mask=mask)
     tl.debug_barrier()
@@ -119,12 +120,12 @@ def gather_kernel(
         BLOCK,
     )
     tl.store(seen + program, norm_of_row(longest * tl.sqrt(square)))
-    if is_last(tickets + b * TICKETS, programs):
-        at = tl.arange(0, MOST_PROGRAMS)
+    if is_last(tickets + b * TICKETS, programs, IS_ALONE):
         numbers += b * NUMBERS
+        at = tl.arange(0, 1 if IS_ALONE else MOST_PROGRAMS)
         of_all = tl.load(seen + at, mask=at < programs, other=0.0)
         tl.store(numbers + SEEN, norm_of_row(of_all))
-        made = orthonormalizing(gram, largest, programs, COUNT, PADDED, PARTS)
+        made = orthonormalizing(gram, largest, programs, COUNT, PADDED, PARTS, IS_ALONE)
         store_square(by + b * PADDED * PADDED, made, PADDED)
         if RULE == ADAM_SCALAR:
             prepare_scalar(
@@ -154,6 +155,7 @@ def basis_kernel(
     PADDED: tl.constexpr,
     OF_COLUMN_SUMS: tl.constexpr,
     PARTS: tl.constexpr,
+    IS_ALONE: tl.constexpr,
     BLOCK: tl.constexpr,
     OVERLAPS: tl.constexpr,
 ):
@@ -186,7 +188,7 @@ def basis_kernel(
             tl.store(narrow + to, q.to(narrow.dtype.element_ty), mask=mask)
             tl.store(wide + to, q, mask=mask)
     store_square(gram + program * PADDED * PADDED, products, PADDED)
-    if is_last(tickets + b * TICKETS + 1, programs):
-        products = of_complex(total_of(gram, programs, PADDED), PARTS, PADDED)
+    if is_last(tickets + b * TICKETS + 1, programs, IS_ALONE):
+        products = of_complex(total_of(gram, programs, PADDED, IS_ALONE), PARTS, PADDED)
         made = gram_schmidt(products, HALF, COUNT, PADDED, PARTS)
         store_square(again + b * PADDED * PADDED, made, PADDED)

@@ -63,6 +63,7 @@ def collect_kernel(
     SWEEP: tl.constexpr,
     SWEEP_PADDED: tl.constexpr,
     PARTS: tl.constexpr,
+    IS_ALONE: tl.constexpr,
     BLOCK: tl.constexpr,
     OVERLAPS: tl.constexpr,
 ):
@@ -89,12 +90,12 @@ def collect_kernel(
         inside = at < end
         below = which - COUNT
         if SKETCH == TANGENT:
-            y = load_sum(plus + of_matrix, partial, below, at, inside, n, COUNT)
-            y -= load_sum(minus + of_matrix, partial, below, at, inside, n, COUNT)
+            y = load_sum(plus + of_matrix, partial, below, at, inside, n, COUNT, IS_ALONE)
+            y -= load_sum(minus + of_matrix, partial, below, at, inside, n, COUNT, IS_ALONE)
             y = 0.5 * y + load_left(above + b * COUNT * n, which, at, inside, n, COUNT)
         else:
-            y = load_sum(plus + of_matrix, partial, which, at, inside, n, COUNT)
-            y += load_sum(minus + of_matrix, partial, below, at, inside, n, COUNT)
+            y = load_sum(plus + of_matrix, partial, which, at, inside, n, COUNT, IS_ALONE)
+            y += load_sum(minus + of_matrix, partial, below, at, inside, n, COUNT, IS_ALONE)
         y = times(mending, y)
         most = tl.maximum(most, tl.max(tl.abs(y), 1))
         mask = (which < BOTH)[:, None] & inside[None, :]
@@ -126,8 +127,8 @@ def collect_kernel(
         PARTS,
         BLOCK,
     )
-    if is_last(tickets + b * TICKETS + 2, programs):
-        made = orthonormalizing(gram, largest, programs, BOTH, PADDED, PARTS)
+    if is_last(tickets + b * TICKETS + 2, programs, IS_ALONE):
+        made = orthonormalizing(gram, largest, programs, BOTH, PADDED, PARTS, IS_ALONE)
         store_square(by + b * PADDED * PADDED, made, PADDED)
 
 
@@ -155,6 +156,7 @@ def core_kernel(
     RETRACTION: tl.constexpr,
     RULE: tl.constexpr,
     PARTS: tl.constexpr,
+    IS_ALONE: tl.constexpr,
     BLOCK: tl.constexpr,
     OVERLAPS: tl.constexpr,
 ):
@@ -187,10 +189,10 @@ def core_kernel(
         tl.store(to, w.to(narrow.dtype.element_ty), mask=mask)
     store_square(gram + program * PADDED * PADDED, of_basis, PADDED)
     store_square(products + program * PADDED * PADDED, with_rows, PADDED)
-    if is_last(tickets + b * TICKETS + 3, programs):
-        of_basis = of_complex(total_of(gram, programs, PADDED), PARTS, PADDED)
+    if is_last(tickets + b * TICKETS + 3, programs, IS_ALONE):
+        of_basis = of_complex(total_of(gram, programs, PADDED, IS_ALONE), PARTS, PADDED)
         mending = gram_schmidt(of_basis, HALF, BOTH, PADDED, PARTS)
-        with_rows = of_complex(total_of(products, programs, PADDED), PARTS, PADDED)
+        with_rows = of_complex(total_of(products, programs, PADDED, IS_ALONE), PARTS, PADDED)
         core = core_of(times(mending, with_rows), SKETCH, COUNT, PADDED)
         numbers += b * NUMBERS
         if RULE == ADAM_SCALAR:

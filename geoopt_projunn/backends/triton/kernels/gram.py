@@ -77,9 +77,27 @@ def store_gram(
 
 @triton.jit
 def orthonormalizing(
-    gram, largest, programs, COUNT: tl.constexpr, PADDED: tl.constexpr, PARTS: tl.constexpr
+    gram,
+    largest,
+    programs,
+    COUNT: tl.constexpr,
+    PADDED: tl.constexpr,
+    PARTS: tl.constexpr,
+    IS_ALONE: tl.constexpr,
 ):
     """Return what makes rows orthonormal or zero, given what all programs have stored of them."""
+    which = tl.arange(0, PADDED)
+    if IS_ALONE:
+        scale, products = scale_of(tl.load(largest + which)), load_square(gram, PADDED)
+    else:
+        scale, products = products_of_all(gram, largest, programs, PADDED)
+    by = gram_schmidt(of_complex(products, PARTS, PADDED), 0.0, COUNT, PADDED, PARTS)
+    return by * scale[None, :]
+
+
+@triton.jit
+def products_of_all(gram, largest, programs, PADDED: tl.constexpr):
+    """Return what rows are multiplied by, and the inner products of these, of all programs."""
     which = tl.arange(0, PADDED)
     all_programs = tl.arange(0, MOST_PROGRAMS)
     of_all = largest + all_programs[:, None] * PADDED + which[None, :]
@@ -98,12 +116,11 @@ def orthonormalizing(
         own = largest + part[:, None] * PADDED + which[None, :]
         by = tl.load(own, mask=inside[:, None], other=0.0) * scale[None, :]
         products += tl.sum(value * by[:, :, None] * by[:, None, :], 0)
-    by = gram_schmidt(of_complex(products, PARTS, PADDED), 0.0, COUNT, PADDED, PARTS)
-    return by * scale[None, :]
+    return scale, products
 
 
 @triton.jit
-def total_of(squares, programs, PADDED: tl.constexpr):
+def total_of(squares, programs, PADDED: tl.constexpr, IS_ALONE: tl.constexpr):
     """Add up the (PADDED, PADDED) matrices of all programs."""
     index = square_index(PADDED)
-    return add_up(squares, programs, PADDED * PADDED, index, index >= 0, tl.float64)
+    return add_up(squares, programs, PADDED * PADDED, index, index >= 0, tl.float64, IS_ALONE)

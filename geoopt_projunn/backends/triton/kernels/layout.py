@@ -35,30 +35,46 @@ def load_left(rows, which, at, inside, n, COUNT: tl.constexpr):
 
 
 @triton.jit
-def load_right(sums, partial, which, cols, inside, width, COUNT: tl.constexpr, PARTS: tl.constexpr):
+def load_right(
+    sums,
+    partial,
+    which,
+    cols,
+    inside,
+    width,
+    COUNT: tl.constexpr,
+    PARTS: tl.constexpr,
+    IS_ALONE: tl.constexpr,
+):
     """Add up (partial, COUNT, width) column sums and make of them what multiplies an adjoint."""
     mask = (which < COUNT)[:, None] & inside[None, :]
     own = which[:, None] * width + cols[None, :]
-    total = add_up(sums, partial, COUNT * width, own, mask, sums.dtype.element_ty)
+    kind = sums.dtype.element_ty
+    total = add_up(sums, partial, COUNT * width, own, mask, kind, IS_ALONE)
     if PARTS == 2:
         other = (which ^ 1)[:, None] * width + (cols ^ 1)[None, :]
-        value = add_up(sums, partial, COUNT * width, other, mask, sums.dtype.element_ty)
+        value = add_up(sums, partial, COUNT * width, other, mask, kind, IS_ALONE)
         is_plus = ((which[:, None] + cols[None, :]) & 1) == 1
         total += tl.where(is_plus, value, -value)
     return total
 
 
 @triton.jit
-def load_sum(sums, partial, which, at, inside, n, COUNT: tl.constexpr):
+def load_sum(sums, partial, which, at, inside, n, COUNT: tl.constexpr, IS_ALONE: tl.constexpr):
     """Add up (partial, COUNT, n) row sums in float64."""
     mask = (which >= 0)[:, None] & (which < COUNT)[:, None] & inside[None, :]
     offset = which[:, None] * n + at[None, :]
-    return add_up(sums, partial, COUNT * n, offset, mask, tl.float64)
+    return add_up(sums, partial, COUNT * n, offset, mask, tl.float64, IS_ALONE)
 
 
 @triton.jit
-def add_up(sums, partial, stride, offset, mask, kind: tl.constexpr):
-    """Add up partial sums in a fixed order, several at once: each load takes its time."""
+def add_up(sums, partial, stride, offset, mask, kind: tl.constexpr, IS_ALONE: tl.constexpr):
+    """Add up partial sums in a fixed order, several at once: each load takes its time.
+
+    A program that is alone with its matrix has made the only one.
+    """
+    if IS_ALONE:
+        return tl.load(sums + offset, mask=mask, other=0.0).to(kind)
     entries: tl.constexpr = offset.shape[0] * offset.shape[1]
     room: tl.constexpr = IN_FLIGHT if entries < MANY else IN_FLIGHT_OF_MANY
     many: tl.constexpr = room // entries if entries < room else 1

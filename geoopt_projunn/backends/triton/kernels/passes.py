@@ -72,6 +72,7 @@ def pass_kernel(
     RULE: tl.constexpr,
     HAS_MOST: tl.constexpr,
     PARTS: tl.constexpr,
+    IS_ALONE: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     STAGES: tl.constexpr,
@@ -106,7 +107,7 @@ def pass_kernel(
         of_more = started(kind, MORE_PADDED, BM, BN, MORE_BY_DOT)
     if RIGHT > 0:
         right += b * partial * RIGHT * width
-        by = load_right(right, partial, which_right, cols, in_cols, width, RIGHT, PARTS)
+        by = load_right(right, partial, which_right, cols, in_cols, width, RIGHT, PARTS, IS_ALONE)
         right_sums += (b * blocks + block) * RIGHT * n
     if IS_CHECKED:
         found = tl.zeros((BM, BN), tl.int32)

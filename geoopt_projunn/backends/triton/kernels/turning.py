@@ -42,6 +42,7 @@ def turn_kernel(
     RULE: tl.constexpr,
     HAS_MOST: tl.constexpr,
     PARTS: tl.constexpr,
+    IS_ALONE: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     STAGES: tl.constexpr,
@@ -72,14 +73,15 @@ def turn_kernel(
         narrow += b * COUNT * n
         of_both = (which < COUNT)[:, None] & (col < COUNT)
         turn = tl.load(delta + (b * COUNT + which)[:, None] * COUNT + col, mask=of_both, other=0.0)
-        before = load_right(
-            sums + b * partial * COUNT * width, partial, which, cols, in_cols, width, COUNT, PARTS
-        )
+        sums += b * partial * COUNT * width
+        before = load_right(sums, partial, which, cols, in_cols, width, COUNT, PARTS, IS_ALONE)
         factor = product(turn, before.to(tl.float64), BY_DOT).to(kind)
         if SWEEP > 0:
             index = tl.arange(0, SWEEP_PADDED)
             own_sums += b * partial * SWEEP * width
-            error = load_right(own_sums, partial, index, cols, in_cols, width, SWEEP, PARTS)
+            error = load_right(
+                own_sums, partial, index, cols, in_cols, width, SWEEP, PARTS, IS_ALONE
+            )
             column = tl.load(numbers + COLUMN).to(tl.int32)
             entry = entry_of(column, index, width, PARTS)
             of_identity = tl.where((index % PARTS == 1), -1.0, 1.0).to(kind)[:, None]

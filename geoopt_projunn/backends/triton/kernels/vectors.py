@@ -15,9 +15,11 @@ MOST_PROGRAMS: tl.constexpr = tl.constexpr(64)
 
 
 @triton.jit
-def lengths(sums, programs, which, anywhere, kind: tl.constexpr, K: tl.constexpr):
+def lengths(
+    sums, programs, which, anywhere, kind: tl.constexpr, K: tl.constexpr, IS_ALONE: tl.constexpr
+):
     """Return the lengths of mixed vectors, and the share of noise that each gets."""
-    at = tl.arange(0, MOST_PROGRAMS)
+    at = tl.arange(0, 1 if IS_ALONE else MOST_PROGRAMS)
     mask = (which < K)[:, None] & (at < programs)[None, :]
     source = sums + 2 * (at[None, :] * K + which[:, None])
     square = tl.sum(tl.load(source, mask=mask, other=0.0), 1)
@@ -34,53 +36,26 @@ def tested(mixed, length, noise, share):
 
 
 @triton.jit
-def row_sums_at(
-    x,
-    mixed,
-    rows,
-    products,
-    taken,
-    length,
-    share,
-    first,
-    n,
-    width,
-    count,
-    PARTS: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    STAGES: tl.constexpr,
+def test_vector(
+    mixed, rows, taken, length, share, cols, inside, width, count, is_kept, PARTS: tl.constexpr
 ):
-    """Write BM row sums of a test vector, from the first on; with the first of all the vector."""
-    kind = x.dtype.element_ty
-    which = tl.arange(0, PARTS)
+    """Return a part of the test vector as row sums want it, (PARTS, cols); write it if asked."""
     total = count + width // PARTS
-    at = first + tl.arange(0, BM)
-    in_rows = at < n
-    result = tl.zeros((PARTS, BM, BN), kind)
-    for start in tl.range(0, width, BN, num_stages=STAGES):
-        cols = start + tl.arange(0, BN)
-        inside = cols < width
-        offset = at.to(tl.int64)[:, None] * width + cols[None, :]
-        tile = tl.load(x + offset, mask=in_rows[:, None] & inside[None, :], other=0.0)
-        noise = uniform(taken, total, count + cols // PARTS)
-        row = tl.load(mixed + cols, mask=inside, other=0.0)
-        row = tested(row, length, tl.where(cols % PARTS == 0, noise, 0.0), share)
-        if first == 0:
-            tl.store(rows + cols, row, mask=inside)
-            if PARTS == 2:
-                tl.store(rows + width + cols, tl.zeros_like(row), mask=inside)
-        by = row[None, :]
+    noise = uniform(taken, total, count + cols // PARTS)
+    row = tl.load(mixed + cols, mask=inside, other=0.0)
+    row = tested(row, length, tl.where(cols % PARTS == 0, noise, 0.0), share)
+    if is_kept:
+        tl.store(rows + cols, row, mask=inside)
         if PARTS == 2:
-            # The vector times -i.
-            other = tl.load(mixed + (cols ^ 1), mask=inside, other=0.0)
-            other = tested(other, length, tl.where(cols % PARTS == 1, noise, 0.0), share)
-            turned = tl.where(cols % 2 == 0, other, -other)
-            by = tl.where(which[:, None] == 0, by, turned[None, :])
-        by = tl.where(inside[None, :], by, 0.0)
-        result += by[:, None, :] * tile[None, :, :]
-    to = products + which[:, None] * n + at[None, :]
-    tl.store(to, tl.sum(result, 2), mask=in_rows[None, :])
+            tl.store(rows + width + cols, tl.zeros_like(row), mask=inside)
+    by = row[None, :]
+    if PARTS == 2:
+        # The vector times -i.
+        other = tl.load(mixed + (cols ^ 1), mask=inside, other=0.0)
+        other = tested(other, length, tl.where(cols % PARTS == 1, noise, 0.0), share)
+        turned = tl.where(cols % 2 == 0, other, -other)
+        by = tl.where(tl.arange(0, PARTS)[:, None] == 0, by, turned[None, :])
+    return tl.where(inside[None, :], by, 0.0)
 
 
 @triton.jit(do_not_specialize=["anywhere"])
@@ -97,7 +72,7 @@ def row_sums_kernel(
     width,
     count,
     PARTS: tl.constexpr,
-    HAS_ALL: tl.constexpr,
+    IS_ALONE: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     STAGES: tl.constexpr,
@@ -105,38 +80,49 @@ def row_sums_kernel(
 ):
     """Write one test vector of length p, and its row sums with x.
 
-    A program has BM whole rows, or all with HAS_ALL. In memory a complex vector is the row of both
-    its parts in turn and a row of zeros, as column sums are. ``anywhere`` is the bits of a float64.
+    A program has BM whole rows; with IS_ALONE it has all rows, of at most BN entries. In memory a
+    complex vector is the row of both its parts in turn and a row of zeros, as column sums are.
+    ``anywhere`` is the bits of a float64.
     """
     begin(OVERLAPS)
     b, program = tl.program_id(0).to(tl.int64), tl.program_id(1)
     kind = x.dtype.element_ty
+    which = tl.arange(0, PARTS)
     x += b * n * width
     mixed += b * PARTS * width
     rows += b * PARTS * width
     products += b * PARTS * n
     taken = tl.load(counter + b)
     own = tl.arange(0, 1)
-    length, share = lengths(sums + b * programs * 2, programs, own, number(anywhere), kind, 1)
-    end = n if HAS_ALL else (program + 1) * BM
-    for first in range(program * BM, end, BM):
-        row_sums_at(
-            x,
-            mixed,
-            rows,
-            products,
-            taken,
-            length,
-            share,
-            first,
-            n,
-            width,
-            count,
-            PARTS,
-            BM,
-            BN,
-            STAGES,
-        )
+    length, share = lengths(
+        sums + b * programs * 2, programs, own, number(anywhere), kind, 1, IS_ALONE
+    )
+    if IS_ALONE:
+        cols = tl.arange(0, BN)
+        inside = cols < width
+        by = test_vector(mixed, rows, taken, length, share, cols, inside, width, count, True, PARTS)
+        for start in tl.range(0, n, BM, num_stages=STAGES):
+            at = start + tl.arange(0, BM)
+            in_rows = at < n
+            offset = at[:, None] * width + cols[None, :]
+            tile = tl.load(x + offset, mask=in_rows[:, None] & inside[None, :], other=0.0)
+            result = tl.sum(by[:, None, :] * tile[None, :, :], 2)
+            tl.store(products + which[:, None] * n + at[None, :], result, mask=in_rows[None, :])
+    else:
+        at = program * BM + tl.arange(0, BM)
+        in_rows = at < n
+        result = tl.zeros((PARTS, BM, BN), kind)
+        for start in tl.range(0, width, BN, num_stages=STAGES):
+            cols = start + tl.arange(0, BN)
+            inside = cols < width
+            offset = at.to(tl.int64)[:, None] * width + cols[None, :]
+            tile = tl.load(x + offset, mask=in_rows[:, None] & inside[None, :], other=0.0)
+            by = test_vector(
+                mixed, rows, taken, length, share, cols, inside, width, count, program == 0, PARTS
+            )
+            result += by[:, None, :] * tile[None, :, :]
+        to = products + which[:, None] * n + at[None, :]
+        tl.store(to, tl.sum(result, 2), mask=in_rows[None, :])
 
 
 @triton.jit(do_not_specialize=["anywhere"])
@@ -157,6 +143,7 @@ def column_sums_kernel(
     PADDED: tl.constexpr,
     BY_DOT: tl.constexpr,
     PARTS: tl.constexpr,
+    IS_ALONE: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     STAGES: tl.constexpr,
@@ -176,7 +163,7 @@ def column_sums_kernel(
     taken = tl.load(counter + b)
     total = count + n
     length, share = lengths(
-        sums + b * programs * K * 2, programs, which // PARTS, number(anywhere), kind, K
+        sums + b * programs * K * 2, programs, which // PARTS, number(anywhere), kind, K, IS_ALONE
     )
     of_columns = started(kind, PADDED, BM, BN, BY_DOT)
     end = tl.minimum(n, (split + 1) * rows_each)
