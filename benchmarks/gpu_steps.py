@@ -46,28 +46,28 @@ def _device() -> str:
 
 
 def compiling(device: str) -> Cases:
-    """Take a step of each kind that is timed, in as many processes as there are processors.
+    """Take a step of each kind that is timed.
 
     Triton keeps on disk what it has compiled: what follows finds it there.
     """
     kinds = [(rule, {"k": k}) for rule in RULES for k in (1, 4, 8, 16)] + _SETTINGS
-    # One matrix, matrices of convolutions, and those of which one kernel takes the whole step.
-    sizes = (512, ()), (256, (4,)), (64, (4,))
-    jobs = [(rule, options, *size) for rule, options in kinds for size in sizes]
-    yield "steps", lambda: _compile(device, jobs if device == "cuda" else jobs[:1])
+    # Tiles of large matrices are longer.
+    sizes = (512, 4096) if device == "cuda" else SMALL
+    jobs = [(device, n, *kind) for kind in kinds for n in sizes]
+    yield "steps", lambda: in_processes(_one_step, jobs if device == "cuda" else jobs[:1])
 
 
-def _compile(device: str, jobs: list[tuple]) -> str:
+def in_processes(function: Callable[..., None], jobs: list[tuple]) -> str:
+    """Call a function with the arguments of each job, in as many processes as processors."""
     context = torch.multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1), context) as pool:
-        for done in [pool.submit(_one_step, device, *job) for job in jobs]:
+        for done in [pool.submit(function, *job) for job in jobs]:
             done.result()
     return OK
 
 
-def _one_step(device: str, rule: str, options: dict, n: int, batch: tuple[int, ...]) -> None:
-    dtype = torch.complex64 if batch else torch.float32
-    step_of(draw(n, batch, dtype, device=device), rule, **options)()
+def _one_step(device: str, n: int, rule: str, options: dict) -> None:
+    step_of(draw(n, device=device), rule, **options)()
 
 
 _SETTINGS: list[tuple[str, dict]] = [

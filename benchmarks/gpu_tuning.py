@@ -37,12 +37,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "3 x TF32, tl.dot from k = 3 on": {**THREE_TF32, "launching _MOST_BY_ENTRY": 2},
     "k = 8 by entry": {"launching _MOST_BY_ENTRY": 8},
     "more programs of bases": {**THREE_TF32, **IN_FLIGHT, "sizes _SMALL": 16},
+    "shorter programs": {"launching _FEWEST_ROWS": 16, "launching _MOST_SPLITS": 32},
     f"{SMALL}: any registers": {"launching _FEW_REGISTERS": 255},
     f"{SMALL}: many kernels": {"launching _FEW_ROWS": 0},
     f"{SMALL}: up to 128 rows": {"launching _FEW_ROWS": 128},
 }
 """Constants of modules of the backend, and their other values."""
-LARGE = ((512, 8), (1024, 8), (4096, 8), (512, 16), (4096, 16), (512, 4), (4096, 4))
+LARGE = ((512, 1), (512, 8), (1024, 8), (4096, 8), (512, 16), (4096, 16), (512, 4), (4096, 4))
 FEW = ((64, 1, 544), (64, 8, 544), (64, 1, 1), (64, 8, 1), (128, 1, 1), (128, 8, 1), (128, 16, 1))
 """Size and rank, and how many: one matrix is real, several are complex."""
 STEPS = {"cuda": ((1024, 8), (4096, 16))}
