@@ -38,7 +38,7 @@ PARTS = {
     "times": Part(50, gpu_steps.times),
     "launches": Part(25, gpu_steps.launches),
     "compared": Part(30, gpu_steps.compared),
-    "compiling batches": Part(60, gpu_variants.compiling),
+    "compiling-batches": Part(60, gpu_variants.compiling),
     "batches": Part(40, gpu_variants.batches),
     "overlapping": Part(30, gpu_variants.overlapping),
     "host": Part(20, gpu_steps.host),

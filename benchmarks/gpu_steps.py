@@ -224,7 +224,7 @@ def tf32(device: str) -> Cases:
         return float(torch.linalg.matrix_norm(x.mT @ x - torch.eye(n, device=device)))
 
     def steps() -> float:
-        optimizer = _optimizer(drawn(n, device), "SGD", 4)
+        optimizer = optimizer_of(drawn(n, device), "SGD", 4)
         for _ in range(100):
             optimizer.step()
         (p,) = optimizer.param_groups[0]["params"]
@@ -255,10 +255,11 @@ def drawn(n: int, device: str) -> Problem:
     return draw(n, device=device)
 
 
-def _optimizer(problem: Problem, rule: str, k: int, **options: object) -> torch.optim.Optimizer:
+def optimizer_of(problem: Problem, rule: str, k: int, **options: object) -> torch.optim.Optimizer:
+    """Return an optimizer of the point of a problem, which has its gradient."""
     return optimizer_for([problem.x], [problem.d], RULES[rule][0], k, **options)
 
 
 def step_of(problem: Problem, rule: str, k: int, **options: object) -> Callable[[], object]:
     """Return what takes a step."""
-    return _optimizer(problem, rule, k, **options).step
+    return optimizer_of(problem, rule, k, **options).step

@@ -28,7 +28,7 @@ from geoopt_projunn.linalg.dense import orthogonality_error
 
 THREE_TF32 = {"kernels.layout PRECISION": "tf32x3"}
 IN_FLIGHT = {f"kernels.{module} IN_FLIGHT_OF_MANY": 4096 for module in ("layout", "gram")}
-SMALL = "small"
+OF_SMALL = "small"
 VARIANTS: dict[str, dict[str, Any]] = {
     "as it is": {},
     "3 x TF32": THREE_TF32,
@@ -38,9 +38,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "k = 8 by entry": {"launching _MOST_BY_ENTRY": 8},
     "more programs of bases": {**THREE_TF32, **IN_FLIGHT, "sizes _SMALL": 16},
     "shorter programs": {"launching _FEWEST_ROWS": 16, "launching _MOST_SPLITS": 32},
-    f"{SMALL}: any registers": {"launching _FEW_REGISTERS": 255},
-    f"{SMALL}: many kernels": {"launching _FEW_ROWS": 0},
-    f"{SMALL}: up to 128 rows": {"launching _FEW_ROWS": 128},
+    f"{OF_SMALL}: any registers": {"launching _FEW_REGISTERS": 255},
+    f"{OF_SMALL}: many kernels": {"launching _FEW_ROWS": 0},
+    f"{OF_SMALL}: up to 128 rows": {"launching _FEW_ROWS": 128},
 }
 """Constants of modules of the backend, and their other values."""
 LARGE = ((512, 1), (512, 8), (1024, 8), (4096, 8), (512, 16), (4096, 16), (512, 4), (4096, 4))
@@ -107,7 +107,7 @@ def cases(name: str, device: str) -> tuple[tuple[int, ...], ...]:
         return TINY
     if not VARIANTS[name]:
         return LARGE + FEW
-    return FEW if name.startswith(SMALL) else LARGE
+    return FEW if name.startswith(OF_SMALL) else LARGE
 
 
 def label(n: int, k: int, count: int = 1) -> str:

@@ -23,9 +23,10 @@ class _RealConv(FullWidthConv):
     _complex = False
     weight_real: geoopt.ManifoldParameter
 
-    def _counts(self) -> dict[str, int]:
-        own = math.prod([1 if n % 2 else 2 for n in self.grid])
-        return {"weight_real": own, "weight": (math.prod(self.grid) - own) // 2}
+    @staticmethod
+    def _counts_of(grid: tuple[int, ...]) -> dict[str, int]:
+        own = math.prod([1 if n % 2 else 2 for n in grid])
+        return {"weight_real": own, "weight": (math.prod(grid) - own) // 2}
 
     def _coordinates(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return analyse(x, self.grid)
@@ -38,8 +39,9 @@ class _RealConv(FullWidthConv):
 class _ComplexConv(FullWidthConv):
     _complex = True
 
-    def _counts(self) -> dict[str, int]:
-        return {"weight": math.prod(self.grid)}
+    @staticmethod
+    def _counts_of(grid: tuple[int, ...]) -> dict[str, int]:
+        return {"weight": math.prod(grid)}
 
     def _coordinates(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return (analyse_complex(x),)

@@ -87,7 +87,7 @@ class FullWidthConv(KeepsManifolds):
         self.init = init
         manifold = LowRankUnitary(k, retraction=retraction, sketch=sketch)
         dtype = checked_dtype(self, dtype, self._complex)
-        for name, count in self._counts().items():
+        for name, count in self._counts_of(self.grid).items():
             shape = (count, self.channels, self.channels)
             of_weight = dtype.to_complex() if name == "weight" else dtype
             empty = torch.empty(shape, dtype=of_weight, device=device)
@@ -100,7 +100,7 @@ class FullWidthConv(KeepsManifolds):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        # Beside the version of a module: as a key of its own it would be missed in old checkpoints.
+        # In the metadata, beside the version: older checkpoints would seem to lack a key for it.
         metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])
         if metadata is not None:
             metadata["grid"] = self.grid
@@ -108,19 +108,21 @@ class FullWidthConv(KeepsManifolds):
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any
     ) -> None:
-        grid = tuple(local_metadata.get("grid", self.grid))
-        own = {prefix + name: p for name, p in self._parameters.items() if p is not None}
-        there = {key: p for key, p in own.items() if key in state_dict}
-        # torch reports what has another shape.
-        fits = all(getattr(state_dict[key], "shape", None) == p.shape for key, p in there.items())
-        if fits and grid != self.grid:
+        grid, own = tuple(local_metadata.get("grid", self.grid)), self._counts_of(self.grid)
+        matrices = {prefix + name: getattr(self, name) for name in own}
+        shapes = {key: getattr(state_dict.get(key), "shape", None) for key in matrices}
+        # Other shapes torch reports. Other counts are those of values that were replaced since.
+        is_alike = all(shapes[key] == p.shape for key, p in matrices.items())
+        if grid != self.grid and is_alike and self._counts_of(grid) == own:
             *_, error_msgs = args
             error_msgs.append(
-                f"`{prefix}weight` has the matrices of an output of {_by(grid)}, and {self} needs "
-                f"those of an output of {_by(self.grid)}, which are as many; build the layer with "
-                "the `size` and the `stride` of the one that was saved."
+                f"`{prefix}weight` was saved by a layer with an output of {_by(grid)}, and this "
+                f"one, {self}, has an output of {_by(self.grid)}: shapes agree, but the matrices "
+                "are those of other frequencies. Build the layer with the `size` and `stride` of "
+                "the saved one. If you have converted the matrices, load `dict(state_dict)`, "
+                "which does not say where they are from."
             )
-            state_dict.update(there)  # so that nothing is copied
+            state_dict.update(matrices)  # so that they are not copied
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     @property
@@ -136,7 +138,7 @@ class FullWidthConv(KeepsManifolds):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Set the matrices to ``init``, drawn anew, and the bias to zero."""
-        for name in self._counts():
+        for name in self._counts_of(self.grid):
             start_at(getattr(self, name), self.init)
         if self.bias is not None:
             self.bias.zero_()
@@ -212,10 +214,11 @@ class FullWidthConv(KeepsManifolds):
     @property
     def _dtype(self) -> torch.dtype:
         """The dtype of signals, which is that of the first parameter."""
-        dtype: torch.dtype = getattr(self, next(iter(self._counts()))).dtype
+        dtype: torch.dtype = getattr(self, next(iter(self._counts_of(self.grid)))).dtype
         return dtype
 
-    def _counts(self) -> dict[str, int]:
+    @staticmethod
+    def _counts_of(grid: tuple[int, ...]) -> dict[str, int]:
         """Return the names of the parameters on the manifold, and how many matrices each has."""
         raise NotImplementedError
 
@@ -232,7 +235,10 @@ class FullWidthConv(KeepsManifolds):
         multiply channels of zeros, and the results of the rows left out would be cut off.
         """
         used = self.in_channels * self.stride**self._dims
-        return [getattr(self, name)[:, : self.out_channels, :used] for name in self._counts()]
+        return [
+            getattr(self, name)[:, : self.out_channels, :used]
+            for name in self._counts_of(self.grid)
+        ]
 
     @full_precision
     def _convolve(self, x: torch.Tensor) -> torch.Tensor:

@@ -25,15 +25,19 @@ STEPS = {
     "scalar": ("scalar amsgrad", spec(2, "tangent", "cayley"), (2, 65, 33), torch.complex128),
     "float64": ("nesterov", spec(3, sweep=0, normalize="angle"), (1, 80, 80), torch.float64),
     "k = 16": ("momentum", spec(16), (1, 512, 512), torch.float32),
-    "complex, k = 16": ("adam", spec(16, retraction="polar"), (1, 96, 96), torch.complex128),
+    "complex, k = 16": ("amsgrad", spec(16, retraction="polar"), (1, 96, 96), torch.complex128),
+    "complex, k = 8": ("amsgrad", spec(8), (1, 512, 512), torch.complex128),
+    "complex64, k = 16": ("amsgrad", spec(16), (1, 512, 512), torch.complex64),
     # Small matrices, by one kernel.
     "small": ("gradient", spec(1), (544, 64, 64), torch.complex64),
     "small, AMSGrad": ("amsgrad", spec(1), (1, 64, 64), torch.complex64),
     "small, LSI": ("scalar", spec(4, "lsi", "polar", 2), (1, 64, 64), torch.float32),
     "small, float64": ("nesterov", spec(2, "tangent", "cayley"), (2, 33, 33), torch.float64),
     "small, k = 16": ("adam", spec(16, normalize="angle"), (9, 64, 64), torch.float32),
-    "small, unaligned": ("momentum", spec(1), (3, 9, 9), torch.float32),
+    "small, unaligned": ("momentum", spec(1, sweep=8), (3, 9, 9), torch.float32),
 }
+LITTLE_ROOM = 99 * 1024
+"""Bytes that the threads of a program share on GPUs of compute capability 8.6."""
 SPILT_BY_OTHERS = 64
 """Bytes of a thread, at small ranks, by Triton before and after 3.7."""
 
@@ -51,6 +55,8 @@ def test_two_generations_of_gpus_could_run_the_kernels(monkeypatch, step):
         for architecture in ARCHITECTURES:
             made, name = compiled(launch, architecture), launch.kernel.__name__
             assert_runs(made, architecture, name)
+            is_large = (1 + dtype.is_complex) * how.k > 16
+            assert made.shared <= (support.ROOM_FOR_ALL if is_large else LITTLE_ROOM), name
             if may_overlap(launch, architecture):
                 assert_waits(made.ptx, name, lets_go=launch is not last)
             else:
@@ -111,8 +117,19 @@ def test_cuda_takes_the_grids_of_tall_matrices_and_of_many(monkeypatch, shape):
 
 
 def test_rows_that_32_bits_do_not_count_are_left_to_the_reference():
-    assert backend._knows(torch.Size((2**26, 16)), torch.float32, spec(16))
-    assert not backend._knows(torch.Size((2**26 + 1, 16)), torch.float32, spec(16))
+    assert backend._knows(torch.Size((2**26, 16)), torch.float32, spec(16), 32)
+    assert not backend._knows(torch.Size((2**26 + 1, 16)), torch.float32, spec(16), 32)
+
+
+@pytest.mark.parametrize(("shared", "largest"), [(166_912, 16), (101_376, 8)])
+def test_sketches_for_which_a_gpu_has_no_room_are_left_to_the_reference(
+    monkeypatch, shared, largest
+):
+    monkeypatch.setattr(support, "_shared_bytes", lambda device: shared)
+    for dtype, most in ((torch.complex64, largest), (torch.float64, 16)):
+        size = torch.Size((64, 64)), dtype
+        room = support.largest_sketch(torch.device("cuda", 0))
+        assert [k for k in (1, 8, 16) if backend._knows(*size, spec(k), room)][-1] == most
 
 
 @pytest.mark.parametrize("k", [1, 16])

@@ -86,21 +86,36 @@ def test_matrices_of_an_image_of_another_size_are_refused(kind, saved, size, ass
     torch.save(there.state_dict(), file)
     file.seek(0)
     state, before = torch.load(file, weights_only=True), copy.deepcopy(here[0].state_dict())
-    message = rf"`0\.weight` has the matrices of .* {' x '.join(map(str, saved))}.*build the layer"
+    message = (
+        rf"`0\.weight` was saved by .* of {' x '.join(map(str, saved))}, .*`size` and `stride`"
+    )
     for strict in (True, False):
         with pytest.raises(RuntimeError, match=message):
             here.load_state_dict(state, assign=assign, strict=strict)
     for name, value in here[0].state_dict().items():
         assert_bit_equal(value, before[name])
-    # What does not say what it is of is taken.
+    # As the message says.
     here.load_state_dict(dict(state), assign=assign)
     assert_bit_equal(here[0].weight.detach(), there[0].weight.detach())
+
+
+def test_what_is_left_of_a_state_of_another_image_is_loaded():
+    """Without the matrices, or with others in their place, as for a finer image."""
+    old, new = nn.UnitaryConv2d(2, 3, (8, 4)), nn.UnitaryConv2d(2, 3, (4, 8), init="haar")
+    before, state = new.weight.detach().clone(), old.state_dict()
+    del state["weight"]
+    new.load_state_dict(state, strict=False)
+    assert_bit_equal(new.weight.detach(), before)
+    large = nn.UnitaryConv2d(2, 3, 6)
+    state["weight"] = nn.UnitaryConv2d(2, 3, 6, init="haar").weight.detach()
+    large.load_state_dict(state)
+    assert_bit_equal(large.weight.detach(), state["weight"])
 
 
 def test_another_number_of_matrices_is_reported_by_torch():
     with pytest.raises(RuntimeError, match="size mismatch for weight") as error:
         nn.OrthogonalConv2d(2, 3, 6).load_state_dict(nn.OrthogonalConv2d(2, 3, 4).state_dict())
-    assert "build the layer" not in str(error.value)
+    assert "was saved by" not in str(error.value)
 
 
 @pytest.mark.parametrize(

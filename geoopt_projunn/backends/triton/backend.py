@@ -65,7 +65,7 @@ class Triton(Reference):
         spec: StepSpec,
     ) -> bool:
         """Take whole steps; where the kernels serve there is nothing left to compile."""
-        native = _native(rule, group) if _knows(x[0].shape, x[0].dtype, spec) else None
+        native = _native(rule, group) if _knows_like(x[0], spec) else None
         if native is None:
             return super().step_(x, grad, buffers, rule, group, spec)
         for some in parts_of_list(x):
@@ -88,7 +88,7 @@ class Triton(Reference):
         group: Mapping[str, Any],
     ) -> None:
         native = _native(rule, group)
-        if native is None or not _knows(x.shape, x.dtype, spec):
+        if native is None or not _knows_like(x, spec):
             super()._step_batch(x, grad, buffers, rule, spec, group)
         else:
             _step_one(x, grad, buffers, native, spec, group)
@@ -124,13 +124,18 @@ def _step_one(
     torch.autograd.graph.increment_version(given)
 
 
+def _knows_like(x: torch.Tensor, spec: StepSpec) -> bool:
+    return _knows(x.shape, x.dtype, spec, support.largest_sketch(x.device))
+
+
 @functools.lru_cache(maxsize=1024)
-def _knows(shape: torch.Size, dtype: torch.dtype, spec: StepSpec) -> bool:
-    """Return whether the kernels know such steps of (*, n, p)."""
+def _knows(shape: torch.Size, dtype: torch.dtype, spec: StepSpec, largest: int) -> bool:
+    """Return whether the kernels know such steps of (*, n, p), with sketches of so many rows."""
     *_, n, p = shape
     return (
         spec.k is not None
         and 1 <= spec.k <= min(_LARGEST_RANK, n // 2, p)
+        and (1 + dtype.is_complex) * spec.k <= largest
         and spec.sketch in _SKETCHES
         and spec.retraction in _RETRACTIONS
         and min(spec.sweep, p) <= _LARGEST_SWEEP

@@ -14,10 +14,10 @@ BM = 16
 """Rows of a tile."""
 MOST_IN_GRID = 2**16 - 1
 """Programs along all axes of a grid but the first, as CUDA allows them."""
-# Of a small matrix, at most.
+# A small matrix has at most so many rows.
 _FEW_ROWS = 64
-# Of a thread, so that a multiprocessor has room for five programs of four warps, and up to how many
-# padded rows of a basis these suffice.
+# With so many registers a thread, five programs of four warps fit on a multiprocessor. They suffice
+# for bases of so many padded rows.
 _FEW_REGISTERS = 96
 _FEW_OF_BASIS = 4
 # From this size on, where registers have room, the row of a tile is twice as long.

@@ -75,7 +75,7 @@ class Passes:
         launch(kernel, grid, *args, starts_early=early, OVERLAPS=self.overlaps, **options)
 
     def end(self) -> None:
-        """Launch what is to be launched as one; without this no step of small matrices is taken."""
+        """Launch the parts that were noted as one kernel; before this nothing of them runs."""
         if self._parts:
             kernel, args = as_one(self._parts)
             rows = padded(2 * self.sizes.count)
@@ -135,6 +135,12 @@ class Passes:
             IS_ALONE=tiles.is_small,
             BM=rows_of_tile(tiles, self.x.dtype, by_dot=not is_short, is_plain=is_plain),
             BN=tiles.block,
-            STAGES=stages(tiles, tiles.rows_each, self.x.dtype, is_plain=True),
+            STAGES=stages(
+                tiles,
+                tiles.rows_each,
+                self.x.dtype,
+                # In float64 there is no room for three tiles of all that Adam reads.
+                is_plain=is_plain or self.x.dtype == torch.float32,
+            ),
             num_warps=MANY_WARPS if is_wide else 4,
         )

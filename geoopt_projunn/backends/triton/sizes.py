@@ -79,8 +79,8 @@ class Sizes:
     def memory(self, dtype: torch.dtype, device: torch.device) -> Memory:
         """Return the rows and their products, in the precision of the matrices.
 
-        In all memory each matrix has a part of its own, from the first kernel to the last: where
-        one program takes the whole step of a matrix, others may be kernels ahead.
+        Each matrix has a part of its own in all memory, from the first kernel to the last: where
+        one program takes the whole step of a matrix, it may be several kernels ahead of others.
         """
         of_rows, of_columns = self.count * self.n, self.count * self.width
         longest = max(of_rows, of_columns)

@@ -13,6 +13,10 @@ OLDEST = (8, 0)
 # CUDA 12.3 on, since which CUDA graphs record it.
 _OVERLAPPING_GENERATION = 9
 _OLDEST_DRIVER_TO_OVERLAP = 12_030
+ROOM_FOR_ALL = 160 * 1024
+"""Bytes that the threads of a program share with which all kernels run; with 99 KiB, which GPUs of
+compute capability 8.6, 8.9 and 12 have, those of half as many rows do."""
+_MOST_ROWS = 32
 TILE_BYTES = 512
 """Of the row of a tile, unless a matrix is narrower: what a warp reads at once."""
 OLDEST_TRITON = (3, 5)
@@ -56,6 +60,21 @@ def lack(device: torch.device) -> str | None:
         have, need = (".".join(map(str, version)) for version in (capability, OLDEST))
         return f"the compute capability of {device} is {have}, and the kernels need {need}"
     return None
+
+
+def largest_sketch(device: torch.device) -> int:
+    """Return for how many real rows of a sketch a GPU has room: k, or 2k of complex matrices."""
+    room = _shared_bytes(device) if device.type == "cuda" and not INTERPRETED else ROOM_FOR_ALL
+    return _MOST_ROWS if room >= ROOM_FOR_ALL else _MOST_ROWS // 2
+
+
+@functools.cache
+def _shared_bytes(device: torch.device) -> int:
+    """Return how much memory the threads of a program may share."""
+    from triton.compiler import max_shared_mem
+
+    found: int = max_shared_mem(device.index)
+    return found
 
 
 def overlaps(device: torch.device, programs: int) -> bool:

@@ -1,10 +1,10 @@
-"""One kernel in place of several, for matrices so small that one program each takes their steps.
+"""One kernel in place of several, for matrices so small that one program takes the step of each.
 
 The kernels of a step become functions that a single kernel calls in turn. Its source is made of the
 launches that it replaces, so that nothing about a step is written twice.
 
-Between kernels all programs of the one before have ended. Here only the threads of a program wait
-for each other: what one program writes no other may touch in the whole step.
+A kernel that is launched finds that all programs of the one before it have ended. Here only the
+threads of one program wait for each other, so no program may touch what another one writes.
 """
 
 import functools
@@ -36,7 +36,7 @@ class Part(NamedTuple):
 
 def as_one(parts: Sequence[Part]) -> tuple[Any, list[Any]]:
     """Return one kernel that does what several would do, one after another; and its arguments."""
-    # A tensor is passed once, whatever its names are in the parts. Here it has that of the last.
+    # A tensor is passed once. It gets its name in the last part that uses it.
     given: dict[Hashable, Any] = {}
     names: dict[Hashable, str] = {}
     places: list[list[Hashable]] = []
@@ -47,7 +47,7 @@ def as_one(parts: Sequence[Part]) -> tuple[Any, list[Any]]:
             place = id(value) if isinstance(value, torch.Tensor) else (at, name)
             given[place], names[place] = value, f"{name}_{at}"
             places[-1].append(place)
-            # Triton makes no kernels of their own for their values.
+            # Triton must not compile anew for each value of these.
             if name in (getattr(kernel, "do_not_specialize", None) or ()):
                 numbers.append(names[place])
     calls = []
@@ -76,5 +76,5 @@ def _compiled(text: str, kernels: tuple[Any, ...], numbers: tuple[str, ...]) -> 
 
 @functools.cache
 def _function(kernel: Any) -> Any:
-    """Return what does the same as a kernel, called by another: with registers of its own."""
+    """Return a kernel as a function that is not inlined, so that it has registers of its own."""
     return triton.jit(kernel.fn, noinline=True)

@@ -17,4 +17,5 @@ def is_last(ticket, programs, IS_ALONE: tl.constexpr):
     tl.debug_barrier()
     if IS_ALONE:
         return True
-    return tl.atomic_add(ticket, 1, sem="acq_rel") == programs - 1
+    else:
+        return tl.atomic_add(ticket, 1, sem="acq_rel") == programs - 1

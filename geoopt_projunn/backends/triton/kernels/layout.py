@@ -71,21 +71,22 @@ def load_sum(sums, partial, which, at, inside, n, COUNT: tl.constexpr, IS_ALONE:
 def add_up(sums, partial, stride, offset, mask, kind: tl.constexpr, IS_ALONE: tl.constexpr):
     """Add up partial sums in a fixed order, several at once: each load takes its time.
 
-    A program that is alone with its matrix has made the only one.
+    With IS_ALONE there is one.
     """
     if IS_ALONE:
         return tl.load(sums + offset, mask=mask, other=0.0).to(kind)
-    entries: tl.constexpr = offset.shape[0] * offset.shape[1]
-    room: tl.constexpr = IN_FLIGHT if entries < MANY else IN_FLIGHT_OF_MANY
-    many: tl.constexpr = room // entries if entries < room else 1
-    few: tl.constexpr = many if many < MOST_AT_ONCE else MOST_AT_ONCE
-    total = tl.zeros(offset.shape, kind)
-    for start in range(0, partial, few):
-        part = start + tl.arange(0, few)[:, None, None]
-        is_there = (part < partial) & mask[None, :, :]
-        value = tl.load(sums + part * stride + offset[None, :, :], mask=is_there, other=0.0)
-        total += tl.sum(value.to(kind), 0)
-    return total
+    else:
+        entries: tl.constexpr = offset.shape[0] * offset.shape[1]
+        room: tl.constexpr = IN_FLIGHT if entries < MANY else IN_FLIGHT_OF_MANY
+        many: tl.constexpr = room // entries if entries < room else 1
+        few: tl.constexpr = many if many < MOST_AT_ONCE else MOST_AT_ONCE
+        total = tl.zeros(offset.shape, kind)
+        for start in range(0, partial, few):
+            part = start + tl.arange(0, few)[:, None, None]
+            is_there = (part < partial) & mask[None, :, :]
+            value = tl.load(sums + part * stride + offset[None, :, :], mask=is_there, other=0.0)
+            total += tl.sum(value.to(kind), 0)
+        return total
 
 
 @triton.jit

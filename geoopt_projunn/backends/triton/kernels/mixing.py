@@ -143,7 +143,8 @@ def mix_columns(
     by = tl.where((which < K)[:, None] & (index < count)[None, :], by, 0.0)
     square = tl.zeros((K_PADDED,), tl.float64)
     sign = tl.zeros((K_PADDED,), tl.float64)
-    for first in range(start, end, BLOCK):
+    # The next block is not fetched ahead: what Adam reads of two would not fit beside each other.
+    for first in tl.range(start, end, BLOCK, num_stages=1):
         at = first + tl.arange(0, BLOCK)
         mask = (which < K)[:, None] & (at < end)[None, :]
         inside = (at < end)[:, None] & (index < count)[None, :]
