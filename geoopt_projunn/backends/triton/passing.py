@@ -66,7 +66,10 @@ class Passes:
 
         The first one waits for all kernels of others.
         """
-        if self.sizes.tiles.is_small:
+        is_alone = self.sizes.tiles.is_small
+        if "IS_ALONE" in kernel.arg_names:
+            options["IS_ALONE"] = is_alone
+        if is_alone:
             # All parts have the warps of the whole.
             options.pop("num_warps", None)
             self._parts.append(Part(kernel, args, {**options, "OVERLAPS": False}))
@@ -132,7 +135,6 @@ class Passes:
             **{f"{name}_BY_DOT": by_dot(count) for name, count in counts.items()},
             IS_CHECKED=is_checked,
             **options,
-            IS_ALONE=tiles.is_small,
             BM=rows_of_tile(tiles, self.x.dtype, by_dot=not is_short, is_plain=is_plain),
             BN=tiles.block,
             STAGES=stages(

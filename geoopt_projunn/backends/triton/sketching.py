@@ -129,7 +129,6 @@ class SketchLaunches(Passes):
             sizes.width,
             self.few(),
             PARTS=sizes.parts,
-            IS_ALONE=sizes.tiles.is_small,
             BM=rows,
             BN=sizes.tiles.block,
             STAGES=stages(sizes.tiles, sizes.width, self.x.dtype, is_plain=True),
@@ -156,7 +155,6 @@ class SketchLaunches(Passes):
             PADDED=padded(sizes.count),
             BY_DOT=by_dot(sizes.count),
             PARTS=sizes.parts,
-            IS_ALONE=sizes.tiles.is_small,
             BM=rows_of_tile(sizes.tiles, self.x.dtype, by_dot=by_dot(sizes.count), is_plain=True),
             BN=sizes.tiles.block,
             STAGES=stages(sizes.tiles, sizes.tiles.rows_each, self.x.dtype, is_plain=True),
@@ -171,7 +169,6 @@ class SketchLaunches(Passes):
             "PADDED": padded(sizes.count),
             "OF_COLUMN_SUMS": of_column_sums,
             "PARTS": sizes.parts,
-            "IS_ALONE": sizes.tiles.is_small,
             "BLOCK": share.block,
             "num_warps": warps(padded(sizes.count)),
         }

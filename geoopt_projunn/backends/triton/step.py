@@ -48,7 +48,6 @@ class Step(SketchLaunches):
             "PADDED": padded(2 * sizes.count),
             "SKETCH": _SKETCHES[self.spec.sketch],
             "PARTS": sizes.parts,
-            "IS_ALONE": sizes.tiles.is_small,
             "BLOCK": share.block,
             "num_warps": warps(padded(2 * sizes.count)),
         }
@@ -142,7 +141,6 @@ class Step(SketchLaunches):
             SWEEP_PADDED=padded(self.sizes.sweep),
             SWEEP_BY_DOT=by_dot(self.sizes.sweep),
             **options,
-            IS_ALONE=tiles.is_small,
             BM=rows,
             BN=tiles.block,
             STAGES=stages(tiles, tiles.rows_each, self.x.dtype, is_plain=is_plain),
