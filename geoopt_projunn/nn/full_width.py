@@ -109,10 +109,12 @@ class FullWidthConv(KeepsManifolds):
         self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any
     ) -> None:
         grid, own = tuple(local_metadata.get("grid", self.grid)), self._counts_of(self.grid)
-        matrices = {prefix + name: getattr(self, name) for name in own}
-        shapes = {key: getattr(state_dict.get(key), "shape", None) for key in matrices}
+        # Replicas and parametrized layers hold them elsewhere.
+        held = {prefix + name: self._parameters.get(name) for name in own}
+        matrices = {key: p for key, p in held.items() if p is not None}
+        shapes = {key: getattr(state_dict.get(key), "shape", None) for key in held}
         # Other shapes torch reports. Other counts are those of values that were replaced since.
-        is_alike = all(shapes[key] == p.shape for key, p in matrices.items())
+        is_alike = shapes == {key: p.shape for key, p in matrices.items()}
         if grid != self.grid and is_alike and self._counts_of(grid) == own:
             *_, error_msgs = args
             error_msgs.append(

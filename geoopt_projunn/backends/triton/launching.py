@@ -14,6 +14,8 @@ BM = 16
 """Rows of a tile."""
 MOST_IN_GRID = 2**16 - 1
 """Programs along all axes of a grid but the first, as CUDA allows them."""
+# Of a program of four warps.
+_THREADS = 128
 # A small matrix has at most so many rows.
 _FEW_ROWS = 64
 # With so many registers a thread, five programs of four warps fit on a multiprocessor. They suffice
@@ -120,8 +122,10 @@ def rows_of_tile(tiles: Tiles, dtype: torch.dtype, *, by_dot: bool, is_plain: bo
     if by_dot:
         return 2 * BM if is_plain and not is_double else BM
     if tiles.is_small:
-        # With fewer registers more programs run at once.
-        return BM // 2 if is_plain and not is_double else BM // 4
+        # With fewer registers more programs run at once. But an entry that several threads hold
+        # could be stored by one of them before another has read it.
+        few = BM // 2 if is_plain and not is_double else BM // 4
+        return max(few, _THREADS // tiles.block)
     return BM // 4 if is_double else BM
 
 
