@@ -87,7 +87,7 @@ class FullWidthConv(KeepsManifolds):
         self.init = init
         manifold = LowRankUnitary(k, retraction=retraction, sketch=sketch)
         dtype = checked_dtype(self, dtype, self._complex)
-        for name, count in self._counts_of(self.grid).items():
+        for name, count in self._counts().items():
             shape = (count, self.channels, self.channels)
             of_weight = dtype.to_complex() if name == "weight" else dtype
             empty = torch.empty(shape, dtype=of_weight, device=device)
@@ -108,7 +108,7 @@ class FullWidthConv(KeepsManifolds):
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any
     ) -> None:
-        grid, own = tuple(local_metadata.get("grid", self.grid)), self._counts_of(self.grid)
+        grid, own = tuple(local_metadata.get("grid", self.grid)), self._counts()
         # Replicas and parametrized layers hold them elsewhere.
         held = {prefix + name: self._parameters.get(name) for name in own}
         matrices = {key: p for key, p in held.items() if p is not None}
@@ -140,7 +140,7 @@ class FullWidthConv(KeepsManifolds):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Set the matrices to ``init``, drawn anew, and the bias to zero."""
-        for name in self._counts_of(self.grid):
+        for name in self._counts():
             start_at(getattr(self, name), self.init)
         if self.bias is not None:
             self.bias.zero_()
@@ -216,12 +216,15 @@ class FullWidthConv(KeepsManifolds):
     @property
     def _dtype(self) -> torch.dtype:
         """The dtype of signals, which is that of the first parameter."""
-        dtype: torch.dtype = getattr(self, next(iter(self._counts_of(self.grid)))).dtype
+        dtype: torch.dtype = getattr(self, next(iter(self._counts()))).dtype
         return dtype
+
+    def _counts(self) -> dict[str, int]:
+        """Return the names of the parameters on the manifold, and how many matrices each has."""
+        return self._counts_of(self.grid)
 
     @staticmethod
     def _counts_of(grid: tuple[int, ...]) -> dict[str, int]:
-        """Return the names of the parameters on the manifold, and how many matrices each has."""
         raise NotImplementedError
 
     def _coordinates(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -237,10 +240,7 @@ class FullWidthConv(KeepsManifolds):
         multiply channels of zeros, and the results of the rows left out would be cut off.
         """
         used = self.in_channels * self.stride**self._dims
-        return [
-            getattr(self, name)[:, : self.out_channels, :used]
-            for name in self._counts_of(self.grid)
-        ]
+        return [getattr(self, name)[:, : self.out_channels, :used] for name in self._counts()]
 
     @full_precision
     def _convolve(self, x: torch.Tensor) -> torch.Tensor:

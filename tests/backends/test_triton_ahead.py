@@ -65,6 +65,15 @@ def test_two_generations_of_gpus_could_run_the_kernels(monkeypatch, step):
             assert made.spilt <= most or how.k > 4, (name, architecture)
 
 
+def test_five_programs_of_small_matrices_fit_on_a_multiprocessor(monkeypatch):
+    """Of an H100, with 2^16 registers, 228 KiB of shared memory, 1 KiB of it for each program."""
+    rule, how, shape, dtype = STEPS["small"]
+    (launch,) = launches(monkeypatch, rule, how, shape, dtype)
+    made = compiled(launch, 90)
+    assert 5 * 32 * launch.options["num_warps"] * launch.options["maxnreg"] <= 2**16
+    assert 5 * (made.shared + 1024) <= 228 * 1024
+
+
 def assert_waits(ptx, name, *, lets_go):
     """Assert that a kernel waits before it touches memory, and when the next one may start."""
     first, memory = (
