@@ -18,6 +18,8 @@ _PART_BYTES = 4 * 2**20
 def parts_of_list(x: Sequence[torch.Tensor]) -> list[slice]:
     """Part tensors of one shape into those that are stacked for one step, small ones."""
     first, most = x[0], len(x)
+    if most == 1:
+        return [slice(0, 1)]
     if first.is_cuda:
         size = first.numel() * first.element_size()
         most = max(1, _STACK_BYTES // max(1, size)) if size < _STACK_BELOW_BYTES else 1

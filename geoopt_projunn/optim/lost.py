@@ -56,7 +56,8 @@ class LostManifolds:
                         "plain weight with an orthogonal start, ignore this."
                     )
         # Not before: an error that a warning has become comes again.
-        self._seen.update((id(p), weakref.ref(p)) for p in begun)
+        for p in begun:
+            self._seen[id(p)] = weakref.ref(p)
 
 
 def _assert_not_flattened(p: torch.Tensor) -> None:

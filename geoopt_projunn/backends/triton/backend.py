@@ -1,7 +1,7 @@
 """The kernels as a backend."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -103,9 +103,6 @@ def _step_one(
     group: Mapping[str, Any],
 ) -> None:
     """Step the matrices of one tensor, (*, n, p), in place."""
-    # Triton is imported by the first step.
-    from .step import take
-
     if x.numel() == 0:
         return
     given = [x, *buffers.values()]
@@ -117,11 +114,20 @@ def _step_one(
             if to is not t:
                 to.copy_(t)
     elif not x.is_cuda or x.device.index == torch.cuda.current_device():
-        take(x, grad, buffers, native, spec, group)
+        _take()(x, grad, buffers, native, spec, group)
     else:
         with torch.cuda.device(x.device):
-            take(x, grad, buffers, native, spec, group)
+            _take()(x, grad, buffers, native, spec, group)
     torch.autograd.graph.increment_version(given)
+
+
+@functools.cache
+def _take() -> Callable[..., None]:
+    """Return what takes a step; Triton is imported for the first one."""
+    # To import it in each step would take the host 2 microseconds.
+    from .step import take
+
+    return take
 
 
 def _knows_like(x: torch.Tensor, spec: StepSpec) -> bool:

@@ -6,6 +6,7 @@ addresses and a few numbers alone. So the launches of the first of them are reco
 start the same compiled kernels with what differs.
 """
 
+import functools
 import inspect
 import struct
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -145,13 +146,15 @@ def run(
         :func:`.launching.carve`.
     """
     device = inputs[0].device
-    values = (*[t.data_ptr() for t in inputs], *bits_of(numbers))
-    key = key, device, *[t.dtype for t in inputs], *map(specialized, values)
+    addresses, own_bits = [t.data_ptr() for t in inputs], bits_of(numbers)
+    values = (*addresses, *own_bits)
+    alignments = [address % DIVISOR for address in addresses]
+    key = key, device, *[t.dtype for t in inputs], *alignments, *map(specialized, own_bits)
     program = _programs.get(key)
     if program is not None and not has_hooks():
         program.run(values, device)
         return
-    own = [Number(value) for value in values[len(inputs) :]]
+    own = [Number(value) for value in own_bits]
     with _recording(Recorder(inputs, own)) as record:
         take(own)
     program = record.program()
@@ -168,8 +171,13 @@ def specialized(value: int) -> tuple[bool, bool, bool]:
 
 def bits_of(numbers: Sequence[float]) -> tuple[int, ...]:
     """Return the bits of numbers in float64, as signed integers."""
-    count = len(numbers)
-    return struct.unpack(f"{count}q", struct.pack(f"{count}d", *numbers))
+    floats, integers = _formats(len(numbers))
+    return integers.unpack(floats.pack(*numbers))
+
+
+@functools.cache
+def _formats(count: int) -> tuple[struct.Struct, struct.Struct]:
+    return struct.Struct(f"{count}d"), struct.Struct(f"{count}q")
 
 
 @contextmanager

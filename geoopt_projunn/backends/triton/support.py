@@ -62,6 +62,7 @@ def lack(device: torch.device) -> str | None:
     return None
 
 
+@functools.cache
 def largest_sketch(device: torch.device) -> int:
     """Return for how many real rows of a sketch a GPU has room: k, or 2k of complex matrices."""
     room = _shared_bytes(device) if device.type == "cuda" and not INTERPRETED else ROOM_FOR_ALL
