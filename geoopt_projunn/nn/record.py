@@ -24,8 +24,9 @@ class Record(dict[str, Any]):
       that fits is put on the manifold; if the one that it has replaced comes back, as at the end
       of a functional_call, it becomes plain again. One that does not fit is left alone: it may
       be there for one call only. So is one that takes the place of a DTensor, as the whole
-      parameter does in FSDP's forward pass. A DTensor is there to stay: where one is expected it
-      is put on the manifold, elsewhere it is refused.
+      parameter does in FSDP's forward pass, and what comes after it until that DTensor is back,
+      such as larger parts for the backward pass. Any other DTensor is there to stay: where one is
+      expected it is put on the manifold, elsewhere it is refused.
     - torch.utils.swap_tensors changes a parameter in place, and the dictionary does not see it.
       torch swaps inside loops over :meth:`items`, which therefore looks at each parameter before
       and after the body of the loop.
@@ -61,6 +62,8 @@ class Record(dict[str, Any]):
         self._history: dict[str, list[tuple[weakref.ref[Any], int | None]]] = {}
         # Names whose parameter does not fit, but may be there for one call only.
         self._unfit: set[str] = set()
+        # Those of them in whose place a DTensor comes back.
+        self._gathered: set[str] = set()
         self.note()
 
     def __reduce__(self) -> Any:
@@ -79,6 +82,7 @@ class Record(dict[str, Any]):
         self.manifolds.pop(name, None)
         self._history.pop(name, None)
         self._unfit.discard(name)
+        self._gathered.discard(name)
 
     # Those of dict would not call the two methods above.
     update = MutableMapping.update
@@ -198,13 +202,16 @@ class Record(dict[str, Any]):
     def _replace(self, name: str, p: Any, manifold: Manifold) -> None:
         """Put p on the manifold; or, if p was here before, make plain what had come for it."""
         old = self.get(name)
-        if is_plain(p):
+        stands_in = name in self._gathered and is_dtensor(p)
+        if is_plain(p) and not stands_in:
             assert_whole(self.describe(name), p, manifold, old)
         self._unfit.discard(name)
+        self._gathered.discard(name)
         if is_dtensor(p) and not is_plain(p):
             return
-        if is_dtensor(old) and not is_dtensor(p):
+        if stands_in or (is_dtensor(old) and not is_dtensor(p)):
             self._unfit.add(name)
+            self._gathered.add(name)
             return
         history = [entry for entry in self._history.pop(name, ()) if entry[0]() is not None]
         # A list: torch 2.8 compiles no `next` with a default.

@@ -1,10 +1,9 @@
 """How far the parameters of a module are off their manifolds, and back onto them."""
 
-from collections.abc import Iterator
-
 import torch
 
 from ..arguments import assert_module
+from ..backends.distributed import give_back
 from ..geometry.checks import without_x
 from ..linalg.dense import largest
 from ..low_rank_manifold import LowRankManifold, low_rank_manifold_of
@@ -37,9 +36,13 @@ def orthogonality_errors(module: torch.nn.Module, exact: bool = False) -> dict[s
     TypeError, ValueError
         If a parameter is in half precision or on the meta device.
 
+    RuntimeError
+        If another parameter stands in for one on a manifold.
+
     Notes
     -----
-    The host waits for the results.
+    The host waits for the results. Where FSDP has gathered parameters for a forward pass, each
+    process first gets its parts back; the next pass gathers anew.
 
     Examples
     --------
@@ -49,13 +52,14 @@ def orthogonality_errors(module: torch.nn.Module, exact: bool = False) -> dict[s
     (['weight_hh_l0'], True)
     """
     errors: dict[torch.Tensor, torch.Tensor] = {}
-    for _, p, manifold in _on_low_rank(module):
+    found = _on_low_rank(module)
+    for _, p, manifold in found:
         if p not in errors:
             measure = (
                 manifold.orthogonality_error if exact else manifold.estimate_orthogonality_error
             )
             errors[p] = largest(measure(p))
-    return {name: float(errors[p]) for name, p, _ in _on_low_rank(module)}
+    return {name: float(errors[p]) for name, p, _ in found}
 
 
 @torch.no_grad()
@@ -81,9 +85,12 @@ def project_(module: torch.nn.Module) -> torch.nn.Module:
     TypeError, ValueError
         If a parameter is in half precision, on the meta device or not finite. Then no parameter
         has changed.
+    RuntimeError
+        If another parameter stands in for one on a manifold.
 
     Notes
     -----
+    Where FSDP has gathered parameters for a forward pass, each process first gets its parts back.
     It calls :meth:`LowRankUnitary.projx` for each, :math:`O(np^2)`. A parameter that is unitary to
     rounding costs :math:`O(np)` and keeps every bit. This takes the memory of one more copy of the
     parameters.
@@ -113,11 +120,15 @@ def project_(module: torch.nn.Module) -> torch.nn.Module:
     return module
 
 
-def _on_low_rank(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor, LowRankManifold]]:
+def _on_low_rank(module: torch.nn.Module) -> list[tuple[str, torch.Tensor, LowRankManifold]]:
+    """Return names, parameters and manifolds, after checks of all of them."""
     assert_module("module", module)
+    give_back(module)
+    found: list[tuple[str, torch.Tensor, LowRankManifold]] = []
     for name, p in module.named_parameters(remove_duplicate=False):
         manifold = low_rank_manifold_of(p)
         if manifold is None:
+            _assert_belongs_on_none(name, module)
             continue
         if p.is_meta:
             raise ValueError(
@@ -130,4 +141,18 @@ def _on_low_rank(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor, L
             raise type(error)(
                 f"`{name}` cannot be measured or projected: {without_x(error)}"
             ) from error
-        yield name, p, manifold
+        found.append((name, p, manifold))
+    return found
+
+
+def _assert_belongs_on_none(name: str, module: torch.nn.Module) -> None:
+    """Raise RuntimeError if a plain parameter stands in for one on a manifold."""
+    path, _, leaf = name.rpartition(".")
+    # Modules of this package, and those treated by orthogonalize_, know where theirs belong.
+    known = getattr(module.get_submodule(path)._parameters, "manifolds", {})
+    if isinstance(known.get(leaf), LowRankManifold):
+        raise RuntimeError(
+            f"`{name}` belongs on the {known[leaf]}, but another parameter stands in for it, such "
+            "as the whole one during FSDP's forward pass. Pass the outermost module that "
+            "`fully_shard` was given, or call its `reshard()` first."
+        )

@@ -173,8 +173,8 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
     Notes
     -----
     :math:`O(kn^2)` time for each matrix and step, without waiting for the device. The notes of
-    :class:`ProjUNNRiemannianSGD` on skipped steps, points off their manifold and steps in radians,
-    with their formulas, hold here too.
+    :class:`ProjUNNRiemannianSGD` on skipped steps, points off their manifold, steps of length zero
+    and steps in radians, with their formulas, hold here too.
 
     References
     ----------

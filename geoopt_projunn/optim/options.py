@@ -84,6 +84,11 @@ def warn_of_misspelt(group: dict[str, Any], known: Iterable[str]) -> None:
             )
 
 
+def is_zero(value: Any) -> bool:
+    """Return whether a number is zero, as far as the host knows without waiting."""
+    return (not isinstance(value, torch.Tensor) or value.is_cpu) and bool(value == 0)
+
+
 def on_device(value: Any, device: torch.device) -> Any:
     """Return a number, or a tensor of one number as a scalar that multiplies on a device."""
     if not isinstance(value, torch.Tensor):

@@ -11,7 +11,7 @@ from .delegate import Delegate
 from .kinds import Groups, Parts, manifold_of
 from .messages import described
 from .nonfinite import States, count_skipped
-from .options import on_device
+from .options import is_zero, on_device
 
 
 class Others:
@@ -50,7 +50,7 @@ class Others:
         with _without_foreign_entries(states, stepped, needed):
             self._plain.step(states, [_group_of(part.plain, group) for group, part in pairs])
             riemannian = [_group_of(part.riemannian, group) for group, part in pairs]
-            with _own_gradients(riemannian):
+            with _own_gradients(riemannian), _same_points(riemannian):
                 for group in riemannian:
                     if group.get("decoupled_weight_decay", False):
                         _decay(group)
@@ -157,6 +157,16 @@ def _own_gradients(groups: Groups) -> Iterator[None]:
     finally:
         for p, grad in grads.items():
             p.grad = grad
+
+
+@contextmanager
+def _same_points(groups: Groups) -> Iterator[None]:
+    """Put points back whose learning rate is zero: geoopt's retractions round them."""
+    still = [p for group in groups if is_zero(group["lr"]) for p in group["params"]]
+    before = [p.detach().clone() for p in still]
+    yield
+    for p, point in zip(still, before, strict=True):
+        p.copy_(point)
 
 
 def _decay(group: dict[str, Any]) -> None:

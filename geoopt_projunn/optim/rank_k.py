@@ -11,7 +11,7 @@ from ..backends.spec import Rule
 from ..geometry.checks import upright
 from .agreement import Rates
 from .kinds import Members, low_rank_of
-from .options import on_device
+from .options import is_zero, on_device
 
 
 def step_kinds(
@@ -52,6 +52,9 @@ def step_kinds(
         lr = lr if unit == 1 else lr * unit
         options = group if lr is group["lr"] else {**group, "lr": lr}
         spec = manifold.spec(point, group["normalize"])
+        if is_zero(group["lr"]):
+            # Not a bit may change: to fill the state, torch takes such a step after a load.
+            spec = spec._replace(sweep=0)
         if not choose(first).step_(params, grads, buffers, rule, options, spec):
             unsure.append(members)
     return unsure

@@ -6,6 +6,11 @@ import io
 import geoopt
 import pytest
 import torch
+from torch.distributed.checkpoint.state_dict import (
+    get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 
 from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
 
@@ -40,6 +45,22 @@ def test_a_run_saved_at_step_7_and_resumed_ends_bit_equal(dtype, kind, options):
     resumed = kind(others, lr=1.0)
     resumed.load_state_dict(saved["optimizer"])
     run(resumed, others, range(7, 20))
+    assert_same_run(optimizer, params, resumed, others)
+
+
+@each_setting
+def test_so_it_does_if_torch_loads_the_model_before_the_optimizer(kind, options):
+    """To fill a state, torch takes a step of length zero."""
+    models = [torch.nn.ParameterList(mixed_parameters()) for _ in range(2)]
+    optimizer, resumed = (kind(model.parameters(), **options) for model in models)
+    (params, others) = map(list, models)
+    run(optimizer, params, range(3))
+    weights, state = copy.deepcopy(get_state_dict(models[0], optimizer))
+    set_model_state_dict(models[1], weights)
+    set_optimizer_state_dict(models[1], resumed, state)
+    assert_same_run(optimizer, params, resumed, others)
+    run(optimizer, params, range(3, 6))
+    run(resumed, others, range(3, 6))
     assert_same_run(optimizer, params, resumed, others)
 
 

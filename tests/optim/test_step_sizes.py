@@ -9,6 +9,7 @@ from ._helpers import (
     DTYPES,
     RETRACTIONS,
     SKETCHES,
+    assert_same_bits,
     assert_within,
     eps,
     feed,
@@ -18,7 +19,7 @@ from ._helpers import (
     rotation,
     unitary_parameter,
 )
-from ._settings import each_sketch
+from ._settings import each_setting, each_sketch
 
 pytestmark = [
     pytest.mark.usefixtures("each_way"),
@@ -58,6 +59,25 @@ def test_absurdly_long_steps_stay_on_the_manifold(sketch, k, retraction, dtype):
         feed(optimizer, p, [second])
         assert optimizer.skipped_steps == 0
         assert orthogonality_error(p) < 30 * eps(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@each_sketch
+@each_setting
+def test_a_step_of_length_zero_changes_no_bit(kind, options, sketch, k, dtype):
+    for retraction, lr in zip(RETRACTIONS, [0, 0.0, torch.tensor(0.0)], strict=True):
+        p = unitary_parameter(8, 8, dtype=dtype, k=k, sketch=sketch, retraction=retraction)
+        # Off by more than rounding, so that there is something to sweep.
+        with torch.no_grad():
+            p.mul_(1 + 1e-5)
+        before = p.detach().clone()
+        optimizer = kind([p], **{**options, "lr": lr})
+        feed(optimizer, p, gradients(p, 2))
+        assert_same_bits(p, before)
+        assert optimizer.state[p]["step"] == 2
+        optimizer.param_groups[0]["lr"] = 0.1
+        feed(optimizer, p, gradients(p, 1))
+        assert not torch.equal(p, before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])

@@ -2,6 +2,7 @@
 
 from .backend import Distributed
 from .collectives import digest, mean_over
+from .gathered import give_back
 from .layout import (
     agreed_by_all,
     from_part,
@@ -33,6 +34,7 @@ __all__ = [
     "averages_gradients",
     "digest",
     "from_part",
+    "give_back",
     "gives_values",
     "is_dtensor",
     "is_spread",

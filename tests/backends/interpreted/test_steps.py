@@ -147,6 +147,14 @@ def test_steps_of_any_length_are_unitary(retraction, lr):
         assert_within(actual - x, expected - x, 1e-6 if lr > 1 else 1e-3 * lr)
 
 
+@pytest.mark.parametrize("retraction", ["exponential", "cayley", "polar"])
+@pytest.mark.parametrize(("k", "dtype"), [(1, F32), (3, C64), (16, F64)])
+def test_a_step_of_length_zero_changes_no_bit(k, dtype, retraction):
+    x, grad = unitary(40, 40, dtype=dtype), torch.randn(40, 40, dtype=dtype)
+    spec = StepSpec(k, "tangent", retraction, 0)
+    assert_bit_equal(step("triton", x, grad, spec, lr=0.0)[0], x)
+
+
 def test_far_from_the_manifold_nothing_is_swept():
     x, grad = 1.5 * unitary(6, 6), torch.randn(6, 6, dtype=F64)
     spec = StepSpec(1, "tangent", "exponential", 2)
