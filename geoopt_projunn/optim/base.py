@@ -28,6 +28,7 @@ from .others import Others
 from .preparing import Preparation, Prepared
 from .printing import printed
 from .rank_k import step_kinds
+from .settled import Begun
 from .skips import skipped_by_parameter, total_skipped
 from .spread import average_buffers
 from .stabilizing import is_due, project_, stabilize_
@@ -222,7 +223,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
 
     @full_precision
     def _take_step(self) -> None:
-        parts, rates = self._prepare()
+        parts, rates, begun = self._prepare()
         step = AllOrNothing(self.param_groups, parts, self.state, self._state_of_others)
         # Warnings, which may be errors to the user, come before anything moves.
         self._watch.see_gradients(step.finite, self._described)
@@ -234,7 +235,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
             self._others.step(self.state, self.param_groups, parts, self._state_of_others)
             for group, part in zip(self.param_groups, parts, strict=True):
                 with _as_tensors():
-                    unsure += step_kinds(part.low_rank.values(), self._rule, group, rates)
+                    unsure += step_kinds(part.low_rank.values(), self._rule, group, rates, begun)
                 self._stabilize_in_turn(group, skips=step.skips)
         self._watch.see_step(unsure, self.state, self._described)
 
@@ -248,7 +249,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         groups = (group for group in self.param_groups if any(q is p for q in group["params"]))
         return described(p, next(groups, {"params": []}))
 
-    def _prepare(self) -> tuple[list[Parts], Rates]:
+    def _prepare(self) -> tuple[list[Parts], Rates, Begun]:
         """Sort the parameters and check all that can go wrong, before anything changes."""
         agreement = Agreement(self.param_groups, self._preparation.settled)
         try:
@@ -269,7 +270,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         for part in parts if fresh else ():
             for members in part.low_rank.values():
                 members.states[:] = [self.state[p] for p in members.params]
-        return parts, rates
+        return parts, rates, begun
 
     def _sort(self) -> Prepared:
         prepared = Prepared([], {}, {})

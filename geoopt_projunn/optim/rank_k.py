@@ -6,12 +6,19 @@ from typing import Any
 import torch
 
 from ..backends import choose
-from ..backends.distributed import averages_gradients, is_dtensor, like_its_parameter, local_of
+from ..backends.distributed import (
+    averages_gradients,
+    is_dtensor,
+    is_spread,
+    like_its_parameter,
+    local_of,
+)
 from ..backends.spec import Rule
 from ..geometry.checks import upright
 from .agreement import Rates
 from .kinds import Members, low_rank_of
 from .options import is_zero, on_device
+from .settled import Begun
 
 
 def step_kinds(
@@ -19,6 +26,7 @@ def step_kinds(
     rule: Rule,
     group: Mapping[str, Any],
     rates: Rates,
+    begun: Begun,
 ) -> list[Members]:
     """Step parameters, those of one kind together; ``rates`` are those of an agreement.
 
@@ -52,12 +60,18 @@ def step_kinds(
         lr = lr if unit == 1 else lr * unit
         options = group if lr is group["lr"] else {**group, "lr": lr}
         spec = manifold.spec(point, group["normalize"])
-        if is_zero(group["lr"]):
+        if all(_stays(p, group["lr"], begun) for p in members.params):
             # Not a bit may change: to fill the state, torch takes such a step after a load.
             spec = spec._replace(sweep=0)
         if not choose(first).step_(params, grads, buffers, rule, options, spec):
             unsure.append(members)
     return unsure
+
+
+def _stays(p: torch.Tensor, lr: float | torch.Tensor, begun: Begun) -> bool:
+    """Return whether a step is known to have no length, on all processes that have parts of p."""
+    # At a first step they have compared it; later each knows its own rate, and the largest counts.
+    return begun.get(p) is False or (is_zero(lr) and not is_spread(p))
 
 
 def _apart(grads: list[torch.Tensor], points: set[int]) -> list[torch.Tensor]:

@@ -4,7 +4,14 @@ import geoopt
 import pytest
 import torch
 from torch.distributed import checkpoint
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+    set_state_dict,
+)
 from torch.distributed.fsdp import fully_shard
 
 from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
@@ -72,25 +79,35 @@ def save(kind, folder):
     return [full(p).tolist() for p in model.parameters()], digest(*map(full, model.parameters()))
 
 
-def resume(kind, folder, size):
+def load(folder, group, **state):
+    checkpoint.load(state, checkpoint_id=folder, process_group=group)
+
+
+def resume(kind, folder, size, *, model_first=False):
     mesh = mesh_of((size,)) if size > 1 else None
     if mesh is None and size > 1:
         return None
     torch.manual_seed(7)
     model, optimizer = build(kind, mesh)
-    state = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
     group = None if mesh is None else mesh.get_group()
-    checkpoint.load(state, checkpoint_id=folder, process_group=group)
-    set_state_dict(
-        model,
-        optimizer,
-        model_state_dict=state["model"],
-        optim_state_dict=state["optimizer"],
-    )
+    if model_first:
+        load(folder, group, model=(weights := get_model_state_dict(model)))
+        set_model_state_dict(model, weights)
+        # To fill the state, torch takes a step of length zero.
+        load(folder, group, optimizer=(state := get_optimizer_state_dict(model, optimizer)))
+        set_optimizer_state_dict(model, optimizer, state)
+    else:
+        weights, state = get_state_dict(model, optimizer)
+        load(folder, group, model=weights, optimizer=state)
+        set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
     assert isinstance(model[0].weight.manifold, LowRankUnitary)
     train(model, optimizer, 3, 3)
     assert orthogonality_errors(model, exact=True)["0.weight"] < 1e-12
     return [full(p).tolist() for p in model.parameters()], digest(*map(full, model.parameters()))
+
+
+def resume_model_first(kind, folder, size):
+    return resume(kind, folder, size, model_first=True)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -104,10 +121,11 @@ def assert_close(values, expected):
         torch.testing.assert_close(torch.tensor(value), torch.tensor(other), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("how", [resume, resume_model_first])
 @pytest.mark.parametrize("size", [4, 2])
-def test_other_processes_resume(world, saved, size):
+def test_other_processes_resume(world, saved, size, how):
     kind, folder, (expected, end) = saved
-    results = [result for result in world.run(resume, kind, folder, size) if result]
+    results = [result for result in world.run(how, kind, folder, size) if result]
     assert len(results) == size
     for values, own_end in results:
         assert_close(values, expected)

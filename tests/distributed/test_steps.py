@@ -164,6 +164,28 @@ def test_processes_that_share_a_matrix_take_the_largest_of_their_rates(
         assert moved > 0.01
 
 
+def rest_on_the_first():
+    """Return whether steps at a rate of zero on the first process are those at the largest."""
+    torch.manual_seed(0)
+    manifold = LowRankUnitary(k=2)
+    x = manifold.random(N, N, dtype=torch.float64).as_subclass(torch.Tensor)
+    ends = []
+    for rate in (0.1 * distributed.get_rank(), 0.1 * 3):
+        p = parameter(placed(x.clone(), "rows of 4"), manifold)
+        optimizer = ProjUNNRiemannianSGD([p], lr=0.1)
+        for lr in (0.1, rate, rate):
+            optimizer.param_groups[0]["lr"] = lr
+            p.grad = torch.ones_like(p)
+            optimizer.step()
+        ends.append(p.full_tensor())
+    return torch.equal(*ends)
+
+
+def test_a_rate_of_zero_on_one_process_counts_as_any_other(world):
+    """A step without length leaves out the sweep, and so an exchange: not on one process alone."""
+    assert all(world.run(rest_on_the_first))
+
+
 def differ_in_choices(placing, options, config):
     """The second process has other options than the others, from the second step on."""
     torch.manual_seed(0)
