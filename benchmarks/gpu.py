@@ -10,11 +10,13 @@ import argparse
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,15 +97,19 @@ def run(name: str, device: str, limit: float, folder: Path, start: str) -> dict[
     begun = time.monotonic()
     process = context.Process(target=work, args=(name, device, folder))
     process.start()
-    process.join(max(0.0, limit - GRACE))
-    ended = "done" if process.exitcode == 0 else f"died with {process.exitcode}"
-    if process.is_alive():
-        ended = f"ended after {limit:.0f} s"
-        process.terminate()
-        process.join(GRACE)
+    try:
+        process.join(max(0.0, limit - GRACE))
+        ended = "done" if process.exitcode == 0 else f"died with {process.exitcode}"
         if process.is_alive():
-            process.kill()
-            process.join()
+            ended = f"ended after {limit:.0f} s"
+            process.terminate()
+            process.join(GRACE)
+    finally:
+        # And what it has started.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        process.join()
     lines = folder / f"{name}.jsonl"
     found = lines.read_text().splitlines() if lines.exists() else []
     return {
@@ -115,6 +121,7 @@ def run(name: str, device: str, limit: float, folder: Path, start: str) -> dict[
 
 def work(name: str, device: str, folder: Path) -> None:
     """Go through the cases of a part, and write down what each returned, or what it raised."""
+    os.setpgid(0, 0)
     log = os.open(folder / f"{name}.log", os.O_WRONLY | os.O_CREAT)
     sys.stdout.flush()
     for stream in (1, 2):

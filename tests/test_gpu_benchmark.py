@@ -128,6 +128,24 @@ def test_what_a_part_found_is_kept_however_it_ends(end, ended, tmp_path, monkeyp
     assert part["found"] == ({**found, "last": 2} if ended == "done" else found)
 
 
+@pytest.mark.parametrize("end", [lambda: os._exit(7), lambda: time.sleep(60)])
+def test_what_a_part_has_started_ends_with_it(end, tmp_path, monkeypatch):
+    ours, theirs = os.pipe()
+
+    def last():
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=[theirs])
+        end()
+
+    monkeypatch.setitem(gpu.PARTS, "one", cases_then(last))
+    begun = time.monotonic()
+    gpu.run("one", "cpu", 6, tmp_path, "fork")
+    os.close(theirs)
+    # As long as one lives that could write, this waits.
+    assert os.read(ours, 1) == b""
+    assert time.monotonic() - begun < 30
+    os.close(ours)
+
+
 def test_parts_for_which_there_is_no_time_are_left_out_and_named(tmp_path, capsys):
     arguments = ["--device", "cpu", "--output", str(tmp_path), "--seconds", "0"]
     parts = gpu.main(arguments)["parts"]
