@@ -22,8 +22,8 @@ class LowRankUnitary(LowRankManifold, UnitaryGeometry):
 
     ``egrad2rgrad``, ``retr``, ``retr_transp`` and ``transp_follow_retr`` cost
     :math:`O(kn^2)` and have no derivative. ``projx`` costs :math:`O(n^2)` for a point that is
-    unitary to rounding. All other methods are exact and cost :math:`O(n^3)`, as all methods do
-    for k=None.
+    unitary to rounding, ``inner`` and ``estimate_orthogonality_error`` as well. All other methods
+    are exact and cost :math:`O(n^3)`, as steps do for k=None.
 
     Parameters
     ----------

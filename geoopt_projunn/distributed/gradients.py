@@ -55,7 +55,7 @@ def sketch_gradients_(
     Notes
     -----
     This marks the parameters; the step of the optimizer does the rest. It must be a
-    :class:`~geoopt_projunn.ProjUNNRiemannianSGD`, with any momentum or error feedback.
+    :class:`~geoopt_projunn.ProjUNNRiemannianSGD`, with any ambient momentum or error feedback.
     :class:`~geoopt_projunn.ProjUNNRiemannianAdam` raises an error, because its moments are not
     linear in the gradient. Mark parameters again that were replaced, copied or pickled.
 
@@ -80,8 +80,10 @@ def sketch_gradients_(
     - Every process must take every step, even without gradients of these parameters. If one takes
       none, the others wait until the time-out.
     - It does not work with ``ZeroRedundancyOptimizer``, where only one process steps a parameter.
-    - Gradients may be accumulated over several backward passes. To clip them, note that each
-      process knows only its own.
+    - Gradients may be accumulated over several backward passes. Clip only those of unmarked
+      parameters: each process knows only its own gradient of a marked one, and a norm that includes
+      it would scale the others differently on each process.
+    - DistributedDataParallel finds parameters to ignore only inside of submodules of what it gets.
 
     Examples
     --------

@@ -79,7 +79,7 @@ class OrthogonalLinear(KeepsManifolds, torch.nn.Linear):
         shape = out_features, in_features
         manifold = manifold_for(shape, k, retraction=retraction, sketch=sketch)
         check_init(init, shape)
-        assert_fits("weight", self, torch.empty(shape, device="meta"), manifold)
+        assert_fits("weight", self, torch.empty(shape, dtype=dtype, device="meta"), manifold)
         super().__init__(in_features, out_features, bias, device, dtype)
         self.init = init
         put_on(self.weight, manifold)

@@ -94,6 +94,8 @@ def orthogonalize_(
         del module.weight
         module.weight = torch.nn.Parameter(weight)
 
+    On the meta device this leaves the values to what comes next, such as a load.
+
     Values that are loaded, or drawn by ``reset_parameters`` of one of torch's modules, may be
     off the manifold: :func:`orthogonality_errors` shows it, :func:`project_` repairs it.
 
@@ -141,18 +143,21 @@ def orthogonalize_(
         manifold = manifold_for(weight.shape, rank, **options)
     _check(name, weight, manifold)
     check_init(init, weight.shape, manifold.blocks, "nearest")
-    if init == "nearest":
-        try:
-            value = manifold.projx(weight)
-        except ValueError as error:
-            raise ValueError(f"`{name}` cannot be projected: {without_x(error)}") from error
-    else:
-        value = initial(manifold, weight.shape, init, dtype=weight.dtype, device=weight.device)
-    weight.copy_(value)
+    if not weight.is_meta:
+        weight.copy_(_start(name, weight, manifold, init))
     put_on(weight, manifold)
     for use in uses:
         record_manifolds(use.holder, f"{use.path}." if use.path else "")
     return weight
+
+
+def _start(name: str, weight: torch.Tensor, manifold: LowRankManifold, init: str) -> torch.Tensor:
+    if init != "nearest":
+        return initial(manifold, weight.shape, init, dtype=weight.dtype, device=weight.device)
+    try:
+        return manifold.projx(weight)
+    except ValueError as error:
+        raise ValueError(f"`{name}` cannot be projected: {without_x(error)}") from error
 
 
 def _owner(module: torch.nn.Module, name: str) -> tuple[torch.nn.Module, str]:
@@ -196,10 +201,6 @@ def _check(name: str, weight: torch.nn.Parameter, manifold: LowRankManifold) -> 
     if weight.ndim < 2:
         raise ValueError(
             f"`{name}` must have shape (*, n, p), got {tuple(weight.shape)}, which is no matrix."
-        )
-    if weight.is_meta:
-        raise ValueError(
-            f"`{name}` must have values, but is on the meta device; call this after `to_empty`."
         )
     fits, reason = manifold.check_point(weight, explain=True)
     if not fits:

@@ -20,10 +20,11 @@ class Record(dict[str, Any]):
 
     - A parameter that a user sets, or that a load assigns, passes through
       ``register_parameter``. A hook calls :meth:`admit`, which puts it on the manifold or raises.
-    - Conversions, FSDP and functional_call write ``module._parameters[name] = p``. A parameter
-      that fits is put on the manifold; if the one that it has replaced comes back, as at the end
-      of a functional_call, it becomes plain again. One that does not fit is left alone: it may
-      be there for one call only. So is one that takes the place of a DTensor, as the whole
+    - Conversions, FSDP and functional_call write ``module._parameters[name] = p``. A parameter that
+      fits is put on the manifold, also one on geoopt's Euclidean, where a copy is that a library
+      has made by the class, ``type(old)(value)``. If the one that it has replaced comes back, as at
+      the end of a functional_call, it becomes plain again. One that does not fit is left alone: it
+      may be there for one call only. So is one that takes the place of a DTensor, as the whole
       parameter does in FSDP's forward pass, and what comes after it until that DTensor is back,
       such as larger parts for the backward pass. Any other DTensor is there to stay: where one is
       expected it is put on the manifold, elsewhere it is refused.
@@ -64,6 +65,8 @@ class Record(dict[str, Any]):
         self._unfit: set[str] = set()
         # Those of them in whose place a DTensor comes back.
         self._gathered: set[str] = set()
+        # Of the parameter that is about to be set as an attribute.
+        self._admitted: int | None = None
         self.note()
 
     def __reduce__(self) -> Any:
@@ -73,7 +76,10 @@ class Record(dict[str, Any]):
     def __setitem__(self, name: str, p: Any) -> None:
         manifold = self.manifold(name)
         if manifold is not None:
+            if id(p) != self._admitted and _is_euclidean(p) and not _is_euclidean(self.get(name)):
+                take_off(p)
             self._replace(name, p, manifold)
+        self._admitted = None
         super().__setitem__(name, p)
         self.manifold(name)
 
@@ -177,12 +183,12 @@ class Record(dict[str, Any]):
             If its shape does not fit.
         """
         manifold = self.manifold(name)
-        if manifold is None or not is_plain(p):
-            return
-        error = self.misfit(name, p)
-        if error is not None:
-            raise error
-        put_on(p, manifold)
+        if manifold is not None and is_plain(p):
+            error = self.misfit(name, p)
+            if error is not None:
+                raise error
+            put_on(p, manifold)
+        self._admitted = id(p)
 
     def misfit(self, name: str, p: torch.Tensor, path: str | None = None) -> Exception | None:
         """Return the error that says why a tensor cannot have a name that is on a manifold."""
@@ -230,6 +236,10 @@ class Record(dict[str, Any]):
                 history.append((weakref.ref(old), id(p) if fits else None))
         if history:
             self._history[name] = history
+
+
+def _is_euclidean(p: Any) -> bool:
+    return isinstance(getattr(p, "manifold", None), geoopt.Euclidean)
 
 
 class _Items(ItemsView[str, Any]):

@@ -160,11 +160,12 @@ class OrthogonalRNN(_RNN):
     torch.compile leaves out every function that calls a torch.nn.RNN, and so this layer too.
 
     **Conversions and loads** keep the manifold. A conversion to half precision or to a complex
-    dtype is an error. ``.to("meta")``, ``to_empty`` and ``load_state_dict(assign=True)`` make new
-    parameters, as in every module; make the optimizer afterwards. After ``to_empty`` call
-    ``reset_parameters`` or load.
+    dtype is an error. ``.to("meta")``, ``to_empty`` of a layer there and
+    ``load_state_dict(assign=True)`` make new parameters, as in every module; make the optimizer
+    afterwards. After ``to_empty`` call ``reset_parameters`` or load.
 
-    The weights of a torch.nn.RNN can be loaded. They are not orthogonal: call
+    A layer with ``nonlinearity="tanh"`` or ``"relu"`` loads the weights of a torch.nn.RNN. They
+    are not orthogonal: call
     ``project_(layer)`` (:func:`project_`) afterwards, which moves the recurrent ones to the nearest
     orthogonal matrices.
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from ..backends.distributed import is_dtensor, place_like
 from ..geometry.checks import without_x
 from ..init import INITS
 from ..low_rank_manifold import LowRankManifold, Rank, low_rank_manifold_of
@@ -59,11 +60,15 @@ def initial(
 
 
 def start_at(p: torch.Tensor, init: str) -> None:
-    """Set a parameter to a point drawn by ``init``, also one that was taken off its manifold."""
+    """Set a parameter to a point drawn by ``init``, also one that was taken off its manifold.
+
+    Processes with parts of it get those of what the first one draws.
+    """
     manifold = low_rank_manifold_of(p)
     if manifold is None:
         manifold = manifold_for(p.shape, None, retraction="exponential", sketch="tangent")
-    p.copy_(initial(manifold, p.shape, init, dtype=p.dtype, device=p.device))
+    value = initial(manifold, p.shape, init, dtype=p.dtype, device=p.device)
+    p.copy_(place_like(value, p) if is_dtensor(p) else value)
 
 
 def assert_fits(name: str, owner: Any, x: torch.Tensor, manifold: LowRankManifold) -> None:

@@ -140,14 +140,14 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         each of them. Such steps do not shrink with the gradient: let ``lr`` decay to zero.
     second_moment : {"mean", "scalar", "elementwise"}
         By what the direction is divided on LowRankUnitary. "mean": one number for each matrix, the
-        root mean square of its entries. "scalar": one number for each matrix, its norm, as in
-        geoopt. "elementwise": one number for each entry, as in torch's Adam and the paper's
-        RMSprop. An elementwise direction, projected on the tangent space, need not descend, and
-        some runs end where the Riemannian gradient does not vanish; with one number for each
-        matrix no such run was seen. With "mean" and "elementwise" the direction has entries of size
-        one, :math:`\lVert D \rVert_F \approx n`; with "scalar" it has length one. At n = 512,
-        lr = 1e-3 turns by up to half a radian with the former two, and by 1e-3 radian with
-        "scalar". For complex parameters the square is :math:`|g|^2`, real.
+        root mean square of its entries. "scalar": one number for each matrix, its norm (geoopt
+        takes that of the tangent part). "elementwise": one number for each entry, as in torch's
+        Adam and the paper's RMSprop. An elementwise direction, projected on the tangent space, need
+        not descend, and some runs end where the Riemannian gradient does not vanish; with one
+        number for each matrix no such run was seen. With "mean" and "elementwise" the direction has
+        entries of size one, :math:`\lVert D \rVert_F \approx n`; with "scalar" it has length one.
+        At n = 512, lr = 1e-3 turns by up to half a radian with the former two, and by 1e-3 radian
+        with "scalar". For complex parameters the square is :math:`|g|^2`, real.
     maximize : bool
         ascend instead of descend
     decoupled_weight_decay : bool

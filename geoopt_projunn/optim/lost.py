@@ -1,15 +1,15 @@
 """Plain parameters that look as if something had dropped their manifold."""
 
-import weakref
 from collections.abc import Iterable
 
+import geoopt
 import torch
 
 from ..backends.distributed import is_dtensor
 from ..geometry.checks import upright
 from ..linalg.precision import WIDE
 from .capture import is_capturing
-from .kinds import Groups, Parts
+from .kinds import Groups, Parts, manifold_of
 from .messages import capitalized, described, warn
 from .state import OFF_MANIFOLD, relative_error
 
@@ -17,13 +17,15 @@ from .state import OFF_MANIFOLD, relative_error
 class LostManifolds:
     """Warn, once each, of plain parameters that are orthogonal to rounding as they begin to move.
 
-    With orthonormal columns or rows, or squares of that kind one above the other: steps will not
-    keep them so. One or two probes of :math:`O(np)` for each at its first step, for which the host
-    waits. Diagonal matrices are left out: the identity is a usual start of plain weights.
+    Those on geoopt.Euclidean count as plain. With orthonormal columns or rows, or squares of that
+    kind one above the other: steps will not keep them so. One or two probes of :math:`O(np)` for
+    each at its first step, for which the host waits. Diagonal matrices are left out: the identity
+    is a usual start of plain weights.
     """
 
     def __init__(self) -> None:
-        self._seen: dict[int, weakref.ref[torch.Tensor]] = {}
+        # Not by weak references, with which torch.utils.swap_tensors refuses a tensor.
+        self._seen: set[torch.Tensor] = set()
 
     def look(self, groups: Groups, parts: Iterable[Parts]) -> None:
         """Look at plain parameters that are about to take their first step.
@@ -40,9 +42,8 @@ class LostManifolds:
             return
         begun = []
         for group, part in zip(groups, parts, strict=True):
-            for p in part.plain:
-                seen = self._seen.get(id(p))
-                if p.grad is None or (seen is not None and seen() is p):
+            for p in (*part.plain, *filter(_is_euclidean, part.riemannian)):
+                if p.grad is None or p in self._seen:
                     continue
                 begun.append(p)
                 _assert_not_flattened(p)
@@ -56,8 +57,7 @@ class LostManifolds:
                         "plain weight with an orthogonal start, ignore this."
                     )
         # Not before: an error that a warning has become comes again.
-        for p in begun:
-            self._seen[id(p)] = weakref.ref(p)
+        self._seen.update(begun)
 
 
 def _assert_not_flattened(p: torch.Tensor) -> None:
@@ -69,6 +69,11 @@ def _assert_not_flattened(p: torch.Tensor) -> None:
                 "on their manifolds, but FullyShardedDataParallel has made a vector of them; name "
                 "this module in its `ignored_modules`."
             )
+
+
+def _is_euclidean(p: torch.Tensor) -> bool:
+    """Return whether all values are points: this is geoopt's default, and so no choice."""
+    return isinstance(manifold_of(p), geoopt.Euclidean)
 
 
 def _is_unitary(p: torch.Tensor) -> bool:

@@ -204,7 +204,7 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
 
     The exponential turns planes by exactly these angles, the other retractions by a little less.
     No plane turns further than :math:`\pi`. "spectral" turns planes with hardly any gradient less.
-    If the tangent part of a direction is only rounding, nothing moves (the sketches "lsi" and
+    If the tangent part of a direction is only rounding, nothing turns (the sketches "lsi" and
     "column" do not detect this). For k=None, k in the formula is n // 2, or n / 2 for complex x, or
     p if that is less, and the cost is :math:`O(n^3)`.
 

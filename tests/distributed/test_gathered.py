@@ -3,6 +3,7 @@
 import geoopt
 import pytest
 import torch
+from torch import distributed
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -14,7 +15,14 @@ from geoopt_projunn import (
     param_groups,
 )
 from geoopt_projunn.distributed import keep_manifolds
-from geoopt_projunn.nn import OrthogonalLinear, orthogonality_errors, orthogonalize_, project_
+from geoopt_projunn.nn import (
+    BlockOrthogonalConv1d,
+    OrthogonalLinear,
+    OrthogonalRNN,
+    orthogonality_errors,
+    orthogonalize_,
+    project_,
+)
 
 from ._meshes import digest, mesh_of
 
@@ -150,6 +158,34 @@ def test_who_looks_changes_no_bit(world, reshard):
     )
     for _, looks in watched:
         assert looks == [[*errors, *skips, "skipped_steps"]] * 12
+
+
+def drawn(kind):
+    """Return what a layer that was made without values has drawn, with seeds that differ."""
+    torch.manual_seed(distributed.get_rank())
+    with torch.device("meta"):
+        model = torch.nn.Sequential(KINDS[kind]())
+    with keep_manifolds(model):
+        fully_shard(model, mesh=mesh_of((4,)))
+    model.to_empty(device="cpu")
+    model[0].reset_parameters()
+    weights = [p.full_tensor() for p in model.parameters() if hasattr(p, "manifold")]
+    return max(orthogonality_errors(model, exact=True).values()), digest(*weights)
+
+
+KINDS = {
+    "linear": lambda: OrthogonalLinear(9, 4),
+    "recurrent": lambda: OrthogonalRNN(3, 8),
+    "convolution": lambda: BlockOrthogonalConv1d(4, 4, 3),
+}
+
+
+@pytest.mark.filterwarnings("ignore:DTensor random operators")
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_that_were_made_without_values_draw_the_same_parts(world, kind):
+    results = world.run(drawn, kind)
+    assert max(off for off, _ in results) < 1e-5
+    assert len({bits for _, bits in results}) == 1
 
 
 def of_a_part():

@@ -178,6 +178,40 @@ def skip(option):
     return stayed, optimizer.skipped_steps, optimizer.skipped_steps_by_parameter()["first.weight"]
 
 
+def skip_with_an_idle_expert(bad):
+    """Return at which of three steps the shared layer stays, a row of whose processes has no grad
+    of the expert at the second one.
+    """
+    torch.manual_seed(0)
+    expert, rest = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+    orthogonalize_(rest, "weight", k=2)
+    mesh = mesh_of((2, 2))
+    fully_shard(expert, mesh=mesh["parts"])
+    with keep_manifolds(rest):
+        fully_shard(rest, mesh=mesh)
+    # The expert first: its processes would exchange flags of it before those of the whole mesh.
+    params = [*expert.parameters(), *rest.parameters()]
+    optimizer = ProjUNNRiemannianSGD(params, lr=0.1, skip_nonfinite="all")
+    stays = []
+    for step in range(3):
+        optimizer.zero_grad()
+        x = torch.randn(4, 8)
+        is_idle = step == 1 and mesh.get_local_rank("copies") == 1
+        rest(x if is_idle else expert(x)).pow(4).mean().backward()
+        if step == 1 and distributed.get_rank() == bad:
+            rest.weight.grad.to_local()[0, 0] = torch.nan
+        before = rest.weight.to_local().detach().clone()
+        optimizer.step()
+        stays.append(torch.equal(rest.weight.to_local(), before))
+    return stays
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("bad", range(4))
+def test_all_skip_whichever_parameters_have_gradients(world, bad):
+    assert world.run(skip_with_an_idle_expert, bad) == [[False, True, False]] * 4
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("option", ["manifold", "all"])
 def test_a_bad_gradient_in_one_part_leaves_all_parts_unstepped(world, option):

@@ -46,8 +46,11 @@ def test_a_default_dtype_that_does_not_do_is_named(name):
     try:
         with pytest.raises(TypeError, match=r"`dtype` of .*Orth.* must be .*got torch.bf"):
             make()
+        # And one that is asked for comes before it.
+        module = make(dtype=torch.float32)
     finally:
         torch.set_default_dtype(torch.float32)
+    assert {p.dtype for p in module.parameters()} <= {torch.float32, torch.complex64}
 
 
 @every_module

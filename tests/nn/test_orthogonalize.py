@@ -41,6 +41,17 @@ def test_it_starts_at_an_init(init):
     assert (init == "identity") == torch.equal(module.weight, torch.eye(6))
 
 
+def test_on_the_meta_device_the_values_come_with_a_load():
+    saved = torch.nn.Linear(6, 6)
+    orthogonalize_(saved, "weight", k=2)
+    module = torch.nn.Linear(6, 6, device="meta")
+    weight = orthogonalize_(module, "weight", k=2)
+    assert weight.is_meta
+    module.load_state_dict(saved.state_dict(), assign=True)
+    assert module.weight.manifold == LowRankUnitary(2)
+    assert torch.equal(module.weight, saved.weight)
+
+
 def test_a_second_call_changes_the_manifold_and_no_bit_of_the_weight():
     module = Holder(torch.randn(6, 6))
     values = orthogonalize_(module, "weight").detach().clone()

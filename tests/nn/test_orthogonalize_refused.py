@@ -135,13 +135,6 @@ BAD = {
         TypeError,
         r"computed by a parametrization; remove it .*remove_parametrizations\(module, 'weight'\)",
     ),
-    "meta": (
-        lambda: torch.nn.Linear(4, 4, device="meta"),
-        "weight",
-        {},
-        ValueError,
-        "`weight` must have values, but is on the meta device; call this after `to_empty`",
-    ),
     "not finite": (
         lambda: not_finite(),
         "weight",

@@ -68,6 +68,31 @@ def test_a_plain_parameter_set_in_its_place(name, setter, trained):
 
 
 @every_module
+@pytest.mark.parametrize("way", [["cpu"], ["meta", "cpu"]])
+def test_a_copy_made_by_the_class_of_a_parameter(name, way):
+    """accelerate makes such copies; the class alone puts them on geoopt's Euclidean."""
+    make, names = MODULES[name]
+    module = make()
+    for device in way:
+        set_item(
+            module,
+            names,
+            lambda p, device=device: type(p)(torch.empty_like(p.detach(), device=device)),
+        )
+        assert_kept(module, names)
+
+
+@every_module
+def test_the_user_may_choose_the_euclidean(name):
+    make, names = MODULES[name]
+    module = make()
+    set_attribute(module, names, lambda p: geoopt.ManifoldParameter(p.detach().clone()))
+    assert {type(module.get_parameter(n).manifold) for n in names} == {geoopt.Euclidean}
+    module.to("meta").to_empty(device="cpu")
+    assert {type(module.get_parameter(n).manifold) for n in names} == {geoopt.Euclidean}
+
+
+@every_module
 def test_one_of_several(name):
     make, names = MODULES[name]
     for one in names:

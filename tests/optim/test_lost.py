@@ -45,6 +45,29 @@ def test_a_plain_orthogonal_parameter_is_named_once(company, shape, dtype, kind)
         optimizer.step()
 
 
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_one_on_the_euclidean_is_named_as_well(kind):
+    """geoopt puts a parameter there that was given no manifold."""
+    lost = with_gradient(geoopt.ManifoldParameter(rotation(6, 6)))
+    with pytest.warns(UserWarning, match=LOST):
+        kind([("w", lost)], lr=0.1).step()
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_parameters_that_have_stepped_can_be_swapped(kind):
+    """torch swaps DTensors in each conversion, and refuses tensors with weak references."""
+    params = [
+        with_gradient(torch.nn.Parameter(torch.randn(4, 4))),
+        with_gradient(unitary_parameter(4, 4)),
+    ]
+    optimizer = kind(params, lr=0.1)
+    optimizer.step()
+    for p in params:
+        p.grad = None
+        torch.utils.swap_tensors(p, torch.nn.Parameter(torch.zeros(4, 4)))
+        assert not p.any()
+
+
 class Theirs(dict):
     """What another library puts in the place of ``module._parameters``; no manifold is kept."""
 

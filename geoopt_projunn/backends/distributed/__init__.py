@@ -4,7 +4,6 @@ from .backend import Distributed
 from .collectives import digest, mean_over
 from .gathered import give_back
 from .layout import (
-    agreed_by_all,
     from_part,
     is_dtensor,
     is_spread,
@@ -23,7 +22,7 @@ from .marks import (
     number_of,
     receive_first,
 )
-from .peers import Peers, may_have_peers, peers_of_group, peers_of_mesh
+from .peers import Peers, agreed_by_all, may_have_peers, peers_of_group, peers_of_mesh
 
 __all__ = [
     "Distributed",

@@ -1,6 +1,5 @@
 """How a batch of matrices lies on processes."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -66,30 +65,6 @@ def placements_of_batch(p: Any) -> list[Any] | None:
     from torch.distributed.tensor import Replicate
 
     return [one if one.is_shard() and one.dim < lead else Replicate() for one in placements]
-
-
-def agreed_by_all(
-    flags: dict[torch.Tensor, torch.Tensor],
-) -> tuple[dict[torch.Tensor, torch.Tensor], list[torch.Tensor]]:
-    """Return for each parameter whether its flag is True on all processes that have a part of it.
-
-    And in a list, if there are such parameters, whether all flags of these processes are, those of
-    other parameters too: what processes do next must not differ. One exchange for each group.
-    """
-    agreed, members = dict(flags), defaultdict(list)
-    for p in flags:
-        for group in _groups_of(p):
-            members[group].append(p)
-    everywhere: list[torch.Tensor] = []
-    for group, params in members.items():
-        some = [agreed[p] for p in params]
-        device = some[0].device
-        both = *agreed.values(), *everywhere
-        every = torch.stack([flag.to(device, non_blocking=True) for flag in both]).all()
-        *some, every = collectives.all_over(torch.stack([*some, every]), group).unbind()
-        agreed.update(zip(params, some, strict=True))
-        everywhere = [every]
-    return agreed, everywhere
 
 
 class Axis:
@@ -265,13 +240,6 @@ def mesh_groups_of(p: Any) -> "list[ProcessGroup]":
     if mesh is None or mesh.get_coordinate() is None:
         return []
     return [mesh.get_group(i) for i in range(mesh.ndim) if mesh.size(i) > 1]
-
-
-def _groups_of(p: torch.Tensor) -> "list[ProcessGroup]":
-    groups, averaged = mesh_groups_of(p), averages_gradients(p)
-    if averaged is not None and averaged.size() > 1:
-        groups.append(averaged)
-    return groups
 
 
 def _split_axes(p: Any) -> dict[int, int]:

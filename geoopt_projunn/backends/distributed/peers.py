@@ -1,11 +1,14 @@
 """Processes that have to do the same, and how they find out whether they do."""
 
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import distributed
 
+from . import collectives
 from .layout import mesh_groups_of
+from .marks import averages_gradients
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -73,6 +76,43 @@ def peers_of_mesh(p: Any) -> Peers | None:
     if not groups:
         return None
     return Peers(tuple(groups), tuple(p.device_mesh.mesh.flatten().tolist()), share=True)
+
+
+def agreed_by_all(
+    flags: dict[torch.Tensor, torch.Tensor],
+) -> tuple[dict[torch.Tensor, torch.Tensor], list[torch.Tensor]]:
+    """Return for each parameter whether its flag is True on all processes that have a part of it.
+
+    And in a list, if there are such parameters, whether all flags of these processes are, those of
+    other parameters too: what processes do next must not differ.
+    """
+    agreed: dict[torch.Tensor, torch.Tensor] = dict(flags)
+    shared: dict[Peers, list[torch.Tensor]] = defaultdict(list)
+    for p in flags:
+        for peers in _all_peers_of(p):
+            shared[peers].append(p)
+    everywhere: list[torch.Tensor] = []
+    # In an order that is the same on all processes, whichever of their parameters have gradients:
+    # of the last ones, which are the most, each learns of all.
+    for peers in sorted(shared, key=lambda peers: peers.place):
+        params = shared[peers]
+        some = [agreed[p] for p in params]
+        device = some[0].device
+        both = *agreed.values(), *everywhere
+        every = torch.stack([flag.to(device, non_blocking=True) for flag in both]).all()
+        told = torch.stack([*some, every])
+        for group in peers.groups:
+            told = collectives.all_over(told, group)
+        *some, every = told.unbind()
+        agreed.update(zip(params, some, strict=True))
+        everywhere = [every]
+    return agreed, everywhere
+
+
+def _all_peers_of(p: torch.Tensor) -> list[Peers]:
+    over = averages_gradients(p)
+    found = peers_of_mesh(p), None if over is None else peers_of_group(over)
+    return [peers for peers in found if peers is not None]
 
 
 def may_have_peers() -> bool:
