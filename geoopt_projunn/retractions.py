@@ -127,7 +127,7 @@ def polar(core: torch.Tensor) -> torch.Tensor:
     """
     eye = torch.eye(core.shape[-1], dtype=core.dtype, device=core.device)
     # The nudge makes an exactly singular I + K invertible, below the rounding of the rest.
-    norm = torch.linalg.matrix_norm(core, keepdim=True)
+    norm = torch.linalg.matrix_norm(core.detach(), keepdim=True)
     delta = core + eye * (torch.finfo(core.dtype).eps * (1 + norm))
     for _ in range(NEWTON_ITERATIONS):
         # Y = I + delta and its inverse adjoint I + other; never formed, to keep small digits.
@@ -147,9 +147,9 @@ def _squared(delta: torch.Tensor) -> torch.Tensor:
 
 
 def _shortened(s: torch.Tensor, longest: float) -> torch.Tensor:
-    # Torch's own norm of the entries: at zero it has a derivative.
-    length = torch.linalg.vector_norm(as_real(s).flatten(-2), dim=-1)[..., None, None]
-    return s * (longest / length.clamp(min=longest))
+    # Of the square, which has all derivatives at zero.
+    square = as_real(s).square().sum((-2, -1), keepdim=True)
+    return s * (longest / square.clamp(min=longest**2).sqrt())
 
 
 def _solve(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

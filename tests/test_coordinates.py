@@ -96,6 +96,22 @@ def test_many_steps_descend_and_stay_on_the_manifold(options, sweep):
     assert_unitary(p.detach(), 300)
 
 
+@dtypes
+@pytest.mark.parametrize("momentum_space", ["ambient", "tangent"])
+def test_without_the_sweep_steps_are_the_same_to_rounding(dtype, momentum_space):
+    x, grads = unitary(8, 8, dtype=dtype), torch.randn(3, 8, 8, dtype=dtype)
+    ends = []
+    for sweep in (0, 1):
+        p = parameter(x, 2, sweep=sweep)
+        options = {"momentum": 0.9, "momentum_space": momentum_space}
+        optimizer = ProjUNNRiemannianSGD([p], lr=0.1, **options)
+        for grad in grads:
+            p.grad = grad
+            optimizer.step()
+        ends.append(p.detach())
+    assert_within(*ends, 300 * torch.finfo(dtype).eps)
+
+
 def test_rectangles_step_too():
     manifold = LowRankStiefel(2, sketch="coordinates", sweep=0)
     p = geoopt.ManifoldParameter(manifold.random(9, 4), manifold=manifold)

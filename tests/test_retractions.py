@@ -196,6 +196,27 @@ def test_the_derivative_at_zero_is_the_skew_part(name, dtype):
     assert_within(grad, skewh(weights), 1e-12)
 
 
+@all_retractions
+def test_the_second_derivative_at_zero_is_that_of_the_exponential(name, dtype):
+    """Of skew cores, on which all retractions agree to second order."""
+
+    def curve(function, direction, weights):
+        def along(t):
+            return (weights.conj() * function(skewh(direction * t))).real.sum()
+
+        (first,) = torch.autograd.grad(along(t), t, create_graph=True)
+        (second,) = torch.autograd.grad(first, t)
+        return second
+
+    weights = torch.randn(3, 3, dtype=dtype)
+    t = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    with torch.enable_grad():
+        for direction in torch.randn(4, 3, 3, dtype=dtype):
+            second = curve(RETRACTIONS[name], direction, weights)
+            expected = curve(torch.linalg.matrix_exp, direction, weights)
+            assert_within(second, expected, 1e-12)
+
+
 class OnAGpu(torch.Tensor):
     """What says that it is on a GPU."""
 

@@ -175,12 +175,14 @@ class Reference:
             buffer = proposal.buffers[name]
             sketched.add_direction_(buffer, x, -share / spec.scale, self.products)
 
-        if momentum := rule.tangent_momentum(group):
+        momentum = rule.tangent_momentum(group)
+        if momentum is not None:
             sketched = self._with_momentum(sketched, momentum, proposal.buffers, taken, spec)
         length = group["lr"] if group["maximize"] else -group["lr"]
         rotation = self.rotation(sketched, length, spec, x.dtype, x.shape[-1])
         sweep = min(spec.sweep, x.shape[-1])
-        if spec.sketch == COORDINATES and spec.k is not None and sweep == 0:
+        # With momentum the rows are those of another sketch.
+        if spec.sketch == COORDINATES and spec.k is not None and sweep == 0 and momentum is None:
             index = chosen(x, spec.k, taken)
             return turn_coordinates_(x, rotation, index, are_finite(), self.products)
         return self.turn_(x, rotation, sweep, taken, are_finite())
