@@ -33,14 +33,27 @@ def checked_bias(bias: Any) -> bool:
     return bias
 
 
-def checked_dtype(owner: object, dtype: torch.dtype | None, is_complex: bool) -> torch.dtype:
-    """Return the dtype that a module was asked for, torch's default for None, or raise."""
+def checked_dtype(
+    owner: object, dtype: torch.dtype | None, is_complex: bool, counterpart: str
+) -> torch.dtype:
+    """Return the dtype that a module was asked for, torch's default for None, or raise.
+
+    ``counterpart`` is the class for the other field, "" if there is none.
+    """
     if dtype is None:
         default = torch.get_default_dtype()
         dtype = default.to_complex() if is_complex else default
     if dtype not in WIDE or dtype.is_complex != is_complex:
         known = " or ".join(str(d) for d in WIDE if d.is_complex == is_complex)
-        raise TypeError(f"`dtype` of {type(owner).__name__} must be {known}, got {dtype}.")
+        if dtype not in WIDE:
+            remedy = "leave the layer in this precision, also under autocast"
+        elif counterpart:
+            remedy = f"use {counterpart}"
+        else:
+            remedy = "call `orthogonalize_` for a complex weight of another module"
+        raise TypeError(
+            f"`dtype` of {type(owner).__name__} must be {known}, got {dtype}; {remedy}."
+        )
     return dtype
 
 

@@ -62,7 +62,7 @@ class BlockConv(KeepsManifolds):
         has_bias = checked_bias(bias)
         assert_known("init", init, RECTANGULAR)
         self.init = init
-        dtype = checked_dtype(self, dtype, False)
+        dtype = checked_dtype(self, dtype, False, self._counterpart())
         half, filters = self.channels // 2, sum(self.kernel_size) - self.stride * self._dims
         shapes = {
             "weight": (self.out_channels, self.channels * self.stride**self._dims),

@@ -86,7 +86,7 @@ class FullWidthConv(KeepsManifolds):
         assert_known("init", init, INITS)
         self.init = init
         manifold = LowRankUnitary(k, retraction=retraction, sketch=sketch)
-        dtype = checked_dtype(self, dtype, self._complex)
+        dtype = checked_dtype(self, dtype, self._complex, self._counterpart())
         for name, count in self._counts().items():
             shape = (count, self.channels, self.channels)
             of_weight = dtype.to_complex() if name == "weight" else dtype

@@ -74,7 +74,7 @@ class OrthogonalLinear(KeepsManifolds, torch.nn.Linear):
         sketch: str = "tangent",
         init: str = "haar",
     ) -> None:
-        dtype = checked_dtype(self, dtype, False)
+        dtype = checked_dtype(self, dtype, False, self._counterpart())
         in_features, out_features = integers(in_features=in_features, out_features=out_features)
         shape = out_features, in_features
         manifold = manifold_for(shape, k, retraction=retraction, sketch=sketch)

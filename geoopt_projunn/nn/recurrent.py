@@ -43,7 +43,7 @@ class Recurrent(KeepsManifolds):
         if init not in INITS:
             names = ", ".join(f"'{name}'" for name in INITS)
             raise ValueError(f"Unknown init '{init}'. Select from {names}.")
-        dtype = checked_dtype(self, dtype, self.is_complex)
+        dtype = checked_dtype(self, dtype, self.is_complex, self._counterpart())
         # reset_parameters, which torch's constructor calls, needs it.
         self.init = init
         return ("relu" if nonlinearity == "modrelu" else nonlinearity), dtype

@@ -8,6 +8,7 @@ from geoopt_projunn.nn import (
     ModReLU,
     OrthogonalGRU,
     OrthogonalGRUCell,
+    OrthogonalLinear,
     OrthogonalRNN,
     OrthogonalRNNCell,
     RealReadout,
@@ -104,16 +105,24 @@ def test_arguments_that_torch_does_not_know(kind, options, error, words):
 
 
 @pytest.mark.parametrize(
-    ("kind", "dtype", "words"),
+    ("kind", "dtype", "remedy"),
     [
-        (OrthogonalRNN, torch.complex64, "must be torch.float32 or torch.float64, got torch.comp"),
-        (UnitaryRNN, torch.float64, "must be torch.complex64 or torch.complex128, got torch.flo"),
-        (OrthogonalRNNCell, torch.complex128, "must be torch.float32 or torch.float64, got torch"),
-        (OrthogonalGRU, torch.complex64, "must be torch.float32 or torch.float64, got torch.comp"),
-        (UnitaryRNNCell, torch.float32, "must be torch.complex64 or torch.complex128, got torch"),
+        (OrthogonalRNN, torch.complex64, "use UnitaryRNN"),
+        (UnitaryRNN, torch.float64, "use OrthogonalRNN"),
+        (OrthogonalRNNCell, torch.complex128, "use UnitaryRNNCell"),
+        (OrthogonalGRU, torch.complex64, "call `orthogonalize_` for a complex weight of another"),
+        (
+            OrthogonalLinear,
+            torch.complex64,
+            "call `orthogonalize_` for a complex weight of another",
+        ),
+        (UnitaryRNNCell, torch.float32, "use OrthogonalRNNCell"),
+        (OrthogonalLinear, torch.float16, "leave the layer in this precision"),
     ],
 )
-def test_a_dtype_of_the_other_field(kind, dtype, words):
+def test_a_dtype_that_a_layer_cannot_have(kind, dtype, remedy):
+    known = "complex64 or torch.complex128" if "Unitary" in kind.__name__ else "float32 or torch.fl"
+    words = f"must be torch.{known}.*, got {dtype}; {remedy}"
     with pytest.raises(TypeError, match=f"`dtype` of {kind.__name__} {words}"):
         kind(3, 8, dtype=dtype)
 
