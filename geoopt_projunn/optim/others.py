@@ -164,9 +164,11 @@ def _same_points(groups: Groups) -> Iterator[None]:
     """Put points back whose learning rate is zero: geoopt's retractions round them."""
     still = [p for group in groups if is_zero(group["lr"]) for p in group["params"]]
     before = [p.detach().clone() for p in still]
-    yield
-    for p, point in zip(still, before, strict=True):
-        p.copy_(point)
+    try:
+        yield
+    finally:
+        for p, point in zip(still, before, strict=True):
+            p.copy_(point)
 
 
 def _decay(group: dict[str, Any]) -> None:
