@@ -76,10 +76,12 @@ class Record(dict[str, Any]):
     def __setitem__(self, name: str, p: Any) -> None:
         manifold = self.manifold(name)
         if manifold is not None:
-            if id(p) != self._admitted and _is_euclidean(p) and not _is_euclidean(self.get(name)):
+            # In this order: torch.compile compares no identities.
+            if _is_euclidean(p) and not _is_euclidean(self.get(name)) and id(p) != self._admitted:
                 take_off(p)
             self._replace(name, p, manifold)
-        self._admitted = None
+        if self._admitted is not None:
+            self._admitted = None
         super().__setitem__(name, p)
         self.manifold(name)
 
