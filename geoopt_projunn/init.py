@@ -52,7 +52,15 @@ def identity(
     *size: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> torch.Tensor:
     """Return identity matrices."""
-    return torch.eye(size[-1], dtype=dtype, device=device).expand(size).contiguous()
+    return torch.eye(_square(size)[-1], dtype=dtype, device=device).expand(size).contiguous()
+
+
+def _square(size: tuple[int, ...]) -> tuple[int, ...]:
+    if len(size) < 2 or size[-2] != size[-1]:
+        raise ValueError(
+            f"`size` must be (*, n, n), got {size}; take `haar` for rectangular matrices."
+        )
+    return size
 
 
 def _rotations(
@@ -61,7 +69,7 @@ def _rotations(
     dtype: torch.dtype | None,
     device: torch.device | str | None,
 ) -> torch.Tensor:
-    *batch, n, _ = size
+    *batch, n, _ = _square(size)
     dtype = dtype or torch.get_default_dtype()
     if dtype.is_complex:
         angles = (2 * torch.rand(*batch, n, dtype=dtype.to_real(), device=device) - 1) * largest

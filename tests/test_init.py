@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from geoopt_projunn import init
+from geoopt_projunn import init, nn
 from tests._asserts import assert_bit_equal, assert_unitary
 from tests._matrices import DTYPES, eye_like
 
@@ -76,3 +76,26 @@ def test_the_blocks_of_henaff_are_rotations():
         assert block[0, 1] == -block[1, 0]
     assert x[4, 4] == 1
     assert torch.count_nonzero(x) == 9
+
+
+@pytest.mark.parametrize("name", init.INITS)
+def test_sizes_that_do_not_fit_are_refused(name):
+    words = (
+        r"`size` must be \(\*, n, p\) with n >= p" if name == "haar" else r"be \(\*, n, n\), got"
+    )
+    for size in ((4, 6), (6,)):
+        with pytest.raises(ValueError, match=words):
+            init.INITS[name](*size)
+
+
+def test_a_dtype_of_half_precision_is_refused():
+    with pytest.raises(
+        TypeError, match=r"`dtype` must be one of torch.float32.* got torch.float16"
+    ):
+        init.haar(4, 4, dtype=torch.float16)
+
+
+@pytest.mark.parametrize("kind", [nn.OrthogonalLinear, nn.OrthogonalRNN])
+def test_what_has_no_hash_is_no_name(kind):
+    with pytest.raises(ValueError, match=r"\['haar'\]"):
+        kind(4, 4, init=["haar"])

@@ -95,6 +95,12 @@ def haar(
     without that the law depends on the routine's sign convention (Mezzadri, Notices of the
     AMS 54, 2007).
     """
+    if len(size) < 2 or size[-2] < size[-1]:
+        raise ValueError(f"`size` must be (*, n, p) with n >= p, got {size}; take the transpose.")
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    if dtype not in WIDE:
+        known = ", ".join(map(str, WIDE))
+        raise TypeError(f"`dtype` must be one of {known}, got {dtype}; convert the result.")
     gaussian = torch.randn(*size, dtype=dtype, device=device)
     q, r = torch.linalg.qr(gaussian.to(WIDE[gaussian.dtype]))
     phases = r.diagonal(dim1=-2, dim2=-1).sgn()

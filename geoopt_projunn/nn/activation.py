@@ -10,6 +10,15 @@ from .arguments import integers
 __all__ = ["ModReLU", "modrelu"]
 
 
+# Powers of two near the root of the least normal number.
+_SMALL = {torch.complex64: 2.0**-63, torch.complex128: 2.0**-511}
+
+
+def least_divisor(dtype: torch.dtype) -> float:
+    """Return the least number that a modulus counts as where one of up to a million is divided."""
+    return torch.finfo(dtype).tiny * 2**20
+
+
 def modrelu(z: Tensor, offset: Tensor) -> Tensor:
     r"""Shift the modulus and keep the phase, :math:`\frac{z}{|z|} \max(0, |z| + b)`; 0 at 0.
 
@@ -35,8 +44,11 @@ def modrelu(z: Tensor, offset: Tensor) -> Tensor:
         return z.detach().sgn() * torch.relu(z.abs() + offset)
     # The second derivative of a complex modulus is not a number at 0, even if multiplied by 0.
     zero = z == 0
-    away = torch.where(zero, 1, z)
-    return torch.where(zero, 0, away.sgn() * torch.relu(away.abs() + offset))
+    # The sign of a subnormal number is not a number in torch.
+    modulus, small = z.detach().abs(), _SMALL[z.dtype]
+    scale = torch.where(modulus < small, 1 / small, torch.ones_like(modulus))
+    away = torch.where(zero, 1, z * scale)
+    return torch.where(zero, 0, away.sgn() * torch.relu(away.abs() / scale + offset))
 
 
 def activated(z: Tensor, nonlinearity: str, offset: Tensor | None) -> Tensor:
@@ -88,6 +100,11 @@ class ModReLU(torch.nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Apply to a tensor (*, n), real or complex."""
+        if z.dim() == 0 or z.shape[-1] != self.num_features:
+            raise ValueError(
+                f"`z` must have {self.num_features} features, the last dimension, got shape "
+                f"{tuple(z.shape)}."
+            )
         return modrelu(z, self.offset)
 
     def extra_repr(self) -> str:
@@ -96,8 +113,9 @@ class ModReLU(torch.nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # `.to(torch.complex64)` of a model must not make the offset complex.
-        return super()._apply(lambda t: _real(fn(t)), recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(lambda t: real(fn(t)), recurse)  # type: ignore[no-untyped-call]
 
 
-def _real(t: Tensor) -> Tensor:
+def real(t: Tensor) -> Tensor:
+    """Return the real part of a complex tensor, any other one as it is."""
     return t.real.contiguous() if t.is_complex() else t

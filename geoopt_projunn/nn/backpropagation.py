@@ -67,6 +67,7 @@ class Backpropagation(Pass):
             None if self.grad_ih is None else self.grad_ih.conj().resolve_conj(),
             None if self.grad_hh is None else self.grad_hh.conj().resolve_conj(),
             self.grad_bias if self.wanted.bias_ih else None,
-            self.grad_bias if self.wanted.bias_hh else None,
+            # Of memory of its own: users change gradients in place.
+            self.grad_bias.clone() if self.wanted.bias_hh and self.grad_bias is not None else None,
             self.pointwise.offset_gradient(),
         ]

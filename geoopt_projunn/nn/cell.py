@@ -55,15 +55,22 @@ class RecurrentCell(Recurrent, torch.nn.RNNCellBase):
                 raise ValueError(
                     f"{self._NAME}: Expected {name} to be 1D or 2D, got {x.dim()}D instead"
                 )
-        if input.dim() == 1:
-            return self(input.unsqueeze(0), None if hx is None else hx.unsqueeze(0)).squeeze(0)
+        if hx is not None and hx.dim() != input.dim():
+            raise ValueError(
+                f"{self._NAME}: Expected input and hidden to have as many dimensions as each "
+                f"other, got {input.dim()}D and {hx.dim()}D"
+            )
         if input.is_complex() and not self.is_complex:
             raise ValueError(
                 f"{self._NAME} input dtype ({input.dtype}) is complex but {type(self).__name__} is "
                 f"real. {self._remedy_for_complex_input()}"
             )
         dtype = self.weight_hh.dtype
-        return self._run(taken_as(input, dtype), None if hx is None else taken_as(hx, dtype))
+        x, h = taken_as(input, dtype), None if hx is None else taken_as(hx, dtype)
+        if input.dim() == 2:
+            return self._run(x, h)
+        # Not by a call of the module, which would run hooks twice.
+        return self._run(x.unsqueeze(0), None if h is None else h.unsqueeze(0)).squeeze(0)
 
     @full_precision
     def _run(self, x: Tensor, hx: Tensor | None) -> Tensor:

@@ -90,12 +90,16 @@ def _begun(x: Tensor, weights: GatedWeights) -> Tensor:
     n = weights.hh.shape[0]
     parts = x.new_empty(x.shape[0], 4 * n)
     a, given = parts[:, :n], parts[:, n:]
-    if weights.bias_ih is None or weights.bias_hh is None:
+    if weights.bias_ih is None and weights.bias_hh is None:
         a.zero_()
         torch.mm(x, weights.ih.t(), out=given)
         return parts
-    a.copy_(weights.bias_hh[2 * n :])
-    bias = weights.bias_ih.clone()
-    bias[: 2 * n] += weights.bias_hh[: 2 * n]
+    # A user may have removed one of them.
+    bias = x.new_zeros(3 * n) if weights.bias_ih is None else weights.bias_ih.clone()
+    if weights.bias_hh is None:
+        a.zero_()
+    else:
+        a.copy_(weights.bias_hh[2 * n :])
+        bias[: 2 * n] += weights.bias_hh[: 2 * n]
     torch.addmm(bias, x, weights.ih.t(), out=given)
     return parts

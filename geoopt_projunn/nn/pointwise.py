@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .activation import least_divisor
 from .kernels.launching import serve
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class _ComplexModReLU(ModReLU):
         assert offset is not None
         self._offset = offset
         info = torch.finfo(offset.dtype)
-        self._tiny = info.tiny**0.5
+        self._tiny = least_divisor(offset.dtype)
         # |h| - b has the rounding of b; below that the ratio would have no correct digit.
         self._floor = (offset * info.eps).clamp(min=self._tiny)
 

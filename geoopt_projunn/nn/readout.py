@@ -1,8 +1,11 @@
 """Real outputs from a complex state."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from .activation import real
 from .arguments import integers
 
 __all__ = ["RealReadout"]
@@ -51,4 +54,8 @@ class RealReadout(torch.nn.Linear):
                 f"`input` must be complex, got {input.dtype}; "
                 "use torch.nn.Linear for real features."
             )
-        return super().forward(torch.view_as_real(input).flatten(-2))
+        return super().forward(torch.view_as_real(input.resolve_conj()).flatten(-2))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        # `.to(torch.complex64)` of a model must not make the weight complex.
+        return super()._apply(lambda t: real(fn(t)), recurse)  # type: ignore[no-untyped-call]

@@ -40,7 +40,7 @@ class Recurrent(KeepsManifolds):
             raise ValueError(
                 f"Unknown nonlinearity '{nonlinearity}'. Select from 'modrelu', 'relu' or 'tanh'."
             )
-        if init not in INITS:
+        if init not in list(INITS):
             names = ", ".join(f"'{name}'" for name in INITS)
             raise ValueError(f"Unknown init '{init}'. Select from {names}.")
         dtype = checked_dtype(self, dtype, self.is_complex, self._counterpart())

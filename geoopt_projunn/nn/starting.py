@@ -35,7 +35,8 @@ def check_init(init: str, shape: Sequence[int], blocks: int = 1, *others: str) -
     if init in others:
         return
     is_square = len(shape) < 2 or shape[-2] == blocks * shape[-1]
-    if init not in INITS or not (is_square or init in RECTANGULAR):
+    # Lists: what has no hash is none of them either.
+    if init not in list(INITS) or not (is_square or init in RECTANGULAR):
         names = ", ".join(map(repr, (*others, *(INITS if is_square else RECTANGULAR))))
         whose = "" if is_square else " for a rectangular matrix"
         raise ValueError(f"`init` must be one of {names}{whose}, got {init!r}.")

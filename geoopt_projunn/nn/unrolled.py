@@ -30,10 +30,13 @@ class Weights(NamedTuple):
 
     def project(self, x: Tensor) -> Tensor:
         """Return what the recurrence adds at every step, (rows, n), for x (rows, m)."""
-        bias = None
-        if self.bias_ih is not None and self.bias_hh is not None:
-            bias = self.bias_ih + self.bias_hh
-        return torch.nn.functional.linear(x, self.ih, bias)
+        return torch.nn.functional.linear(x, self.ih, self._bias())
+
+    def _bias(self) -> Tensor | None:
+        # A user may have removed one of them.
+        if self.bias_ih is None or self.bias_hh is None:
+            return self.bias_hh if self.bias_ih is None else self.bias_ih
+        return self.bias_ih + self.bias_hh
 
 
 def unrolled(

@@ -26,6 +26,12 @@ def test_it_is_the_textbooks_formula(dtype):
     assert h.dtype == dtype
 
 
+@pytest.mark.parametrize("shape", [(2, 1), (5, 9), ()])
+def test_a_module_takes_its_number_of_features(shape):
+    with pytest.raises(ValueError, match=r"`z` must have 8 features, .* got shape \("):
+        ModReLU(8)(torch.randn(shape))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_zero_stays_zero_with_zero_gradient(kind):
     z, offset = inputs(kind)

@@ -18,6 +18,14 @@ def test_it_is_linear_in_both_parts(bias):
     assert (readout.bias is not None) == bias
 
 
+@pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
+def test_it_takes_conjugates_and_stays_real_in_a_complex_model():
+    readout, h = RealReadout(3, 2), torch.randn(4, 3, dtype=torch.complex64)
+    assert torch.equal(readout(h.conj()), readout(h.conj().resolve_conj()))
+    readout.to(torch.complex128)
+    assert readout(h.to(torch.complex128)).dtype == torch.float64
+
+
 def test_it_closes_a_network_over_complex_states():
     layer, readout = UnitaryRNN(3, 8, batch_first=True), RealReadout(8, 2)
     states, _ = layer(torch.randn(4, 6, 3))

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...backends.triton.repeated import Repeated
+from ..activation import least_divisor
 from . import interleaved
 
 _BLOCK = 256
@@ -24,7 +25,9 @@ def forward(z: Tensor, offset: Tensor) -> Repeated:
     """
     assert offset.is_contiguous()
     if z.is_complex():
-        return Repeated(_forward_complex, _share, (offset,), BLOCK=_BLOCK, TINY=_tiny(z))
+        return Repeated(
+            _forward_complex, _share, (offset,), BLOCK=_BLOCK, TINY=least_divisor(z.dtype)
+        )
     return Repeated(_forward_real, _share, (offset,), BLOCK=_BLOCK)
 
 
@@ -40,7 +43,7 @@ def backward(grad: Tensor, h: Tensor, offset: Tensor | None, along: Tensor | Non
         return Repeated(_backward_real, _share, (into,), **options)
     assert offset is not None
     assert offset.is_contiguous()
-    ends = {"TINY": _tiny(grad), "EPS": torch.finfo(grad.dtype).eps}
+    ends = {"TINY": least_divisor(grad.dtype), "EPS": torch.finfo(grad.dtype).eps}
     return Repeated(_backward_complex, _share, (offset, into), **options, **ends)
 
 
@@ -56,10 +59,6 @@ def _share(*apart: Tensor) -> tuple[int, tuple[int, ...]]:
         )
     assert n == 1 or all(t.stride(1) == 1 for t in apart)
     return triton.cdiv(rows * n, _BLOCK), (*strides, rows * n, n)
-
-
-def _tiny(z: Tensor) -> float:
-    return torch.finfo(z.dtype).tiny ** 0.5
 
 
 @triton.jit

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..activation import least_divisor
 from . import modrelu, vector_products
 from .launching import launch
 
@@ -89,10 +90,9 @@ class Loop:
         )
         self._matrix[:, :n, :n].copy_(entries)
         self._offset = self._matrix if offset is None else offset.contiguous()
-        info = torch.finfo(matrix.dtype)
-        self._eps = info.eps
+        self._eps = torch.finfo(matrix.dtype).eps
         self._constants: dict[str, Any] = {
-            "TINY": info.tiny**0.5,
+            "TINY": least_divisor(matrix.dtype),
             "IS_COMPLEX": matrix.is_complex(),
             "BLOCKS": tiling.blocks,
             "PIECES": tiling.pieces,
