@@ -149,7 +149,8 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         At n = 512, lr = 1e-3 turns by up to half a radian with the former two, and by 1e-3 radian
         with "scalar". For complex parameters the square is :math:`|g|^2`, real.
     maximize : bool
-        ascend instead of descend
+        Ascend instead of descend. If it changes during training, momentum on LowRankUnitary changes
+        its direction as well.
     decoupled_weight_decay : bool
         Apply the weight decay apart from the moments, as AdamW does: to plain parameters
         :math:`p \leftarrow (1 - \eta \lambda) p`, on geoopt's manifolds a retraction along

@@ -13,7 +13,6 @@ from ..linalg.precision import full_precision
 from ..normalization import NORMALIZATIONS
 from .agreement import Agreement, Rates
 from .capture import check_captured
-from .kinds import Parts
 from .lost import LostManifolds
 from .messages import described
 from .nonfinite import SKIP_NONFINITE, AllOrNothing
@@ -28,7 +27,6 @@ from .others import Others
 from .preparing import Preparation, Prepared
 from .printing import printed
 from .rank_k import step_kinds
-from .settled import Begun
 from .skips import skipped_by_parameter, total_skipped
 from .spread import average_buffers
 from .stabilizing import is_due, project_, stabilize_
@@ -210,7 +208,9 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
 
         Notes
         -----
-        After an exception parameters and state are as they were.
+        After an exception of this package parameters and state are as they were. After one of torch
+        or geoopt in a step of other parameters, such as a plain one that was resized, some of
+        those may have moved.
         """
         loss = None
         if closure is not None:
@@ -223,7 +223,8 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
 
     @full_precision
     def _take_step(self) -> None:
-        parts, rates, begun = self._prepare()
+        prepared, rates = self._prepare()
+        parts, begun = prepared.parts, prepared.begun
         step = AllOrNothing(self.param_groups, parts, self.state, self._state_of_others)
         # Warnings, which may be errors to the user, come before anything moves.
         self._watch.see_gradients(step.finite, self._described)
@@ -233,6 +234,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         with step.context():
             # These first: torch may raise an error that was not foreseen.
             self._others.step(self.state, self.param_groups, parts, self._state_of_others)
+            self._begin(prepared)
             for group, part in zip(self.param_groups, parts, strict=True):
                 with _as_tensors():
                     unsure += step_kinds(part.low_rank.values(), self._rule, group, rates, begun)
@@ -249,17 +251,21 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         groups = (group for group in self.param_groups if any(q is p for q in group["params"]))
         return described(p, next(groups, {"params": []}))
 
-    def _prepare(self) -> tuple[list[Parts], Rates, Begun]:
-        """Sort the parameters and check all that can go wrong, before anything changes."""
+    def _prepare(self) -> tuple[Prepared, Rates]:
+        """Sort the parameters and check all that can go wrong; nothing changes yet."""
         agreement = Agreement(self.param_groups, self._preparation.settled)
         try:
-            parts, fresh, begun = self._sort()
+            prepared = parts, _, begun = self._sort()
             agreement.on_parts(type(self).__name__, parts, begun)
             self._preparation.check_points(self.param_groups, begun)
         except Exception as error:
             agreement.fail(error)
             raise
-        rates = agreement.on_steps(parts, begun)
+        return prepared, agreement.on_steps(parts, begun)
+
+    def _begin(self, prepared: Prepared) -> None:
+        """Give parameters the state that they still need."""
+        parts, fresh, begun = prepared
         self._preparation.begin(begun, self.state)
         for p, buffers in fresh.items():
             state = self.state[p]
@@ -270,7 +276,6 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         for part in parts if fresh else ():
             for members in part.low_rank.values():
                 members.states[:] = [self.state[p] for p in members.params]
-        return parts, rates, begun
 
     def _sort(self) -> Prepared:
         prepared = Prepared([], {}, {})

@@ -57,7 +57,10 @@ class LostManifolds:
                         "plain weight with an orthogonal start, ignore this."
                     )
         # Not before: an error that a warning has become comes again.
-        self._seen.update(begun)
+        if begun:
+            # What is in the optimizer no longer need not stay in memory.
+            self._seen.intersection_update(p for group in groups for p in group["params"])
+            self._seen.update(begun)
 
 
 def _assert_not_flattened(p: torch.Tensor) -> None:

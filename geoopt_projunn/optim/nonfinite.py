@@ -91,8 +91,9 @@ class AllOrNothing:
     def _skip(self) -> None:
         self.skips = True
         for _, part in self._guarded:
-            for p in part.low_rank_parameters():
-                self._states[p]["skipped"] += 1
+            for members in part.low_rank.values():
+                for state in members.states:
+                    state["skipped"] += 1
             for p in part.others():
                 count_skipped(self._states[p], p, 1)
             part.clear()

@@ -3,6 +3,7 @@
 import difflib
 import math
 from collections.abc import Iterable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ import torch
 from ..arguments import checked_integer
 from .messages import warn
 
+# Schedules leave a rate of -5e-18 where it should be 0.
+_ROUNDING = 1e-12
 # As close as "momentun" to "momentum"; "weight_decay_scale" is no misspelt "weight_decay".
 _MISSPELT = 0.85
 
@@ -29,11 +32,12 @@ def check_range(name: str, value: Any, low: float, high: float = float("inf")) -
             raise TypeError(f"`{name}` must be a real number, got a tensor of {value.dtype}.")
         if not value.is_cpu or not math.isfinite(value := value.detach().item()):
             return
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(
             f"`{name}` must be a number, got {value!r}; pass an int, a float or a tensor."
         )
-    if not low <= value or not (value < high or value == low):
+    number = float(value)
+    if not low - _ROUNDING <= number or not (number < high or number == low):
         raise ValueError(f"`{name}` must lie in [{low}, {high}), got {value}.")
 
 
@@ -92,7 +96,8 @@ def is_zero(value: Any) -> bool:
 def on_device(value: Any, device: torch.device) -> Any:
     """Return a number, or a tensor of one number as a scalar that multiplies on a device."""
     if not isinstance(value, torch.Tensor):
-        return value
+        # One of numpy would take a product with a tensor into its own hands.
+        return value if type(value) in (float, int) else float(value)
     value = value.detach().reshape(())
     # Tensors on a GPU take a number from a CPU as it is.
     return value if value.device in (device, torch.device("cpu")) else value.to(device)

@@ -154,7 +154,8 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
         of the gradient stays, a share near 1 does not converge. 0 to 0.5 suit exact gradients. Not
         with ``nesterov``, ``dampening`` or ``normalize``.
     maximize : bool
-        ascend instead of descend
+        Ascend instead of descend. If it changes during training, momentum on LowRankUnitary changes
+        its direction as well.
     skip_nonfinite : {"manifold", "all"}
         Which parameters skip a step if a gradient is not finite. "manifold": each matrix on
         LowRankUnitary whose own step would not be finite. "all": all parameters of the groups with

@@ -17,6 +17,7 @@ from .messages import capitalized, described
 from .nonfinite import COUNTER
 from .spread import first_buffers, full_like
 
+_LINEAR = {"momentum_buffer", "exp_avg"}
 OFF_MANIFOLD = 1e-4
 """The largest ‖xᴴx − I‖ / ‖I‖ to step from: above the error of float32 data and of any init."""
 
@@ -46,6 +47,10 @@ def first_state(
     }
     if any(name not in taken_over for name in fresh if not name.startswith("max_")):
         taken_over = {}
+    if group["maximize"]:
+        # Theirs hold gradients with the other sign.
+        for name in _LINEAR & taken_over.keys():
+            taken_over[name] = -taken_over[name]
     # torch's SGD counts no steps; this one damps the gradient at the first.
     steps = int(found.get("step", 1)) if taken_over else 0
     return {

@@ -114,11 +114,13 @@ class Watch:
                 self._pending.append(reading)
 
     def _measure(self, states: Mapping[torch.Tensor, dict[str, Any]]) -> None:
+        # What is in the optimizer no longer need not stay in memory.
+        self._skips_before = {p: count for p, count in self._skips_before.items() if p in states}
         # All that were ever stepped: their gradients may come in turn.
         points = [
             p
             for p in self._skips_before
-            if p in states and not p.is_meta and p.numel() > 0 and is_low_rank(manifold_of(p))
+            if not p.is_meta and p.numel() > 0 and is_low_rank(manifold_of(p))
         ]
         # The gradients first: the warning then names the one to blame.
         self._send(self._warn_of_gradient, self._nonfinite)
@@ -133,24 +135,26 @@ class Watch:
 
     def _warn_of_count(self, p: torch.Tensor, count: float, described: Described) -> None:
         if count > self._skips_before.get(p, 0.0) and not self._warned_of_skip:
+            # Before the warning, which may be an error to the user and must not come again.
+            self._warned_of_skip = True
             warn(
                 f"A step of {described(p)} was skipped: its gradient, or what was made of it, is "
                 f"not finite{_or_disagreed(p)}. {_FURTHER_SKIPS}"
             )
-            self._warned_of_skip = True
 
     def _warn_of_gradient(self, p: torch.Tensor, nonfinite: float, described: Described) -> None:
         if nonfinite and not self._warned_of_skip:
+            self._warned_of_skip = True
             warn(
                 f"The gradient of {described(p)} is not finite: the parameters of groups with "
                 f'`skip_nonfinite="all"` have skipped a step. {_FURTHER_SKIPS}'
             )
-            self._warned_of_skip = True
 
     def _warn_of_error(self, p: torch.Tensor, error: float, described: Described) -> None:
         if error <= _FAR_OFF:
             self._far_off.discard(p)
         elif p not in self._far_off:
+            self._far_off.add(p)
             warn(
                 f"{capitalized(described(p))} is off its manifold: "
                 f"‖{low_rank_of(p).gram(p)} - I‖ / ‖I‖ is about {error:.1e}. Something other than "
@@ -158,7 +162,6 @@ class Watch:
                 "noise. Put it back by `geoopt_projunn.nn.project_(module)`, or by `proj_()` under "
                 "`torch.no_grad()`."
             )
-            self._far_off.add(p)
 
 
 _FURTHER_SKIPS = (
