@@ -12,7 +12,7 @@ from .arguments import assert_known, checked_integer
 from .backends import choose
 from .backends.spec import StepSpec
 from .geometry.orthonormal import OrthonormalGeometry
-from .linalg.hashing import bits_of_row
+from .linalg.hashing import bits_of
 from .linalg.precision import full_precision
 from .linalg.truncated import without_derivative
 from .retractions import RETRACTIONS
@@ -25,6 +25,8 @@ Rank = int | Literal["auto"] | None
 AUTO: Literal["auto"] = "auto"
 """The k of a manifold that takes the rank of a step from the size of each point."""
 _MOST_BY_DEFAULT = 8
+# Of these classes all options are known here.
+_OWN = f"{__package__}.manifolds"
 # Read once or twice a step for each parameter: this takes a third of a method's time.
 _options_of = attrgetter("k", "retraction", "sketch", "sweep", "blocks")
 
@@ -65,7 +67,9 @@ def _checked(name: str, value: Any) -> Any:
 class LowRankManifold(OrthonormalGeometry):
     """What optimizers and modules ask for: the steps that all manifolds of this package share.
 
-    A subclass adds a geometry, which says what shapes points may have, and a metric.
+    A subclass adds a geometry, which says what shapes points may have, and a metric. Manifolds of
+    this package are equal if their options are; those of other subclasses, which may have more
+    options, if they are the same object.
     """
 
     __scaling__ = Manifold.__scaling__.copy()
@@ -93,7 +97,10 @@ class LowRankManifold(OrthonormalGeometry):
         return self.k is None
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and _options_of(self) == _options_of(other)
+        if self is other or type(other) is not type(self):
+            return self is other
+        # A subclass may have options of its own.
+        return type(self).__module__ == _OWN and _options_of(self) == _options_of(other)
 
     def __hash__(self) -> int:
         return hash(_options_of(self))
@@ -185,7 +192,7 @@ class LowRankManifold(OrthonormalGeometry):
             return self._shaped((u - x @ (u.mH @ x)) * (self._factor / 2), shape)
         # No step is numbered here; the bits of u change from one gradient to the next.
         backend = choose(x)
-        sketched = backend.sketch(x, u, self.spec(x), bits_of_row(u))
+        sketched = backend.sketch(x, u, self.spec(x), bits_of(u))
         assert sketched.rows is not None
         velocity = sketched.velocity(x, backend.products)
         return self._shaped(sketched.rows.to(x.dtype).mH @ velocity, shape)

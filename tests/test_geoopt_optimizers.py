@@ -251,3 +251,15 @@ def test_geoopt_descends_where_fixed_test_vectors_would_stall():
         optimizer.step()
     gain = (w.detach() * cross).sum()
     assert (s.sum() - gain) / s.sum() < 1e-6
+
+
+@pytest.mark.parametrize("sketch", SKETCHES)
+@pytest.mark.parametrize("dtype", WIDE_DTYPES)
+def test_no_row_of_a_gradient_decides_alone_which_part_a_step_follows(sketch, dtype):
+    """An input feature that is always zero has a row of the gradient that is."""
+    manifold = LowRankUnitary(2, sketch=sketch)
+    x, u = manifold.random(8, 8, dtype=dtype), torch.randn(2, 8, 8, dtype=dtype)
+    u[:, 0] = 0
+    followed = [manifold.egrad2rgrad(x, one) for one in (u[0], u[0] + 1e-9 * u[1], -u[0])]
+    assert (followed[0] - followed[1]).abs().max() > 1e-3
+    assert_within(followed[2], -followed[0], 1e-12)

@@ -28,15 +28,17 @@ def uniform(counter: torch.Tensor, count: int) -> torch.Tensor:
     return bits.double().mul_(2.0**-31).add_(2.0**-32 - 1.0)
 
 
-def bits_of_row(u: torch.Tensor) -> torch.Tensor:
-    """Return a counter that the first row of each matrix determines, (*), int64.
+def bits_of(u: torch.Tensor) -> torch.Tensor:
+    """Return a counter that the entries of each matrix determine up to their signs, (*), int64.
 
     A sum of bits taken as integers, the same in any order, and so in any batch; mixed, for those
-    of float64 differ in the upper half at times.
+    of float64 differ in the upper half at times. Of all entries, because some may be constant.
     """
-    real = as_real(u[..., 0, :])
+    real = as_real(u).resolve_neg()
     integer = torch.int64 if real.dtype == torch.float64 else torch.int32
-    total = real.contiguous().view(integer).sum(-1, dtype=torch.int64)
+    total = real.view(integer).sum((-2, -1), dtype=torch.int64)
+    # A sign counts as half of the integers, or as nothing modulo that.
+    total.bitwise_and_(torch.iinfo(integer).max)
     return _mix_((total ^ (total >> 32)).bitwise_and_(MASK))
 
 

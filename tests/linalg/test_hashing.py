@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from geoopt_projunn.linalg.hashing import MIX_1, MIX_2, bits_of_row, uniform
+from geoopt_projunn.linalg.hashing import MIX_1, MIX_2, bits_of, uniform
 
 MASK = 2**32 - 1
 
@@ -30,7 +30,7 @@ def test_no_product_overflows():
 def test_different_rows_have_different_counters_that_start_anywhere(dtype):
     # Small integers: of float64 their bits differ in the upper half alone.
     rows = torch.randint(-4, 5, (500, 3, 8), generator=torch.Generator().manual_seed(0)).to(dtype)
-    counter = bits_of_row(rows)
+    counter = bits_of(rows)
     # A sum of eight of them takes fewer values than there are rows.
     assert counter.unique().numel() > 50
     assert (counter % 8).unique().numel() == 8

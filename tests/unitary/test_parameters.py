@@ -8,7 +8,7 @@ import geoopt
 import pytest
 import torch
 
-from geoopt_projunn import LowRankUnitary
+from geoopt_projunn import LowRankUnitary, ProjUNNRiemannianSGD
 from tests._asserts import assert_bit_equal, assert_unitary, assert_within
 from tests._matrices import DTYPES, eps, polar_reference, tangent_at, unitary
 
@@ -98,3 +98,29 @@ def test_the_methods_of_a_parameter_are_those_of_its_manifold(dtype, k):
         assert one.is_contiguous()
         assert_bit_equal(one.detach(), other)
     assert_bit_equal(p.unpack_tensor().detach(), x)
+
+
+class Damped(LowRankUnitary):
+    """A subclass with an option and a parameter of its own."""
+
+    def __init__(self, k, factor):
+        super().__init__(k)
+        self.factor = torch.nn.Parameter(torch.tensor(factor))
+
+    @property
+    def _factor(self):
+        return float(self.factor)
+
+
+def test_manifolds_of_a_subclass_are_told_apart():
+    slow, fast = Damped(2, 1.0), Damped(2, 3.0)
+    assert slow != fast
+    assert LowRankUnitary(2) == LowRankUnitary(2) != slow
+    assert len(list(torch.nn.ModuleList([slow, fast]).parameters())) == 2
+    params = [geoopt.ManifoldParameter(torch.eye(4), manifold=m) for m in (slow, fast)]
+    optimizer = ProjUNNRiemannianSGD(params, lr=0.01)
+    for p in params:
+        p.grad = torch.arange(16.0).view(4, 4)
+    optimizer.step()
+    moved = [float((p.detach() - torch.eye(4)).norm()) for p in params]
+    assert moved[1] > 2.5 * moved[0] > 0.1
