@@ -106,7 +106,7 @@ def run(name: str, device: str, limit: float, folder: Path, start: str) -> dict[
             process.join(GRACE)
     finally:
         # And what it has started.
-        with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.kill()
         process.join()

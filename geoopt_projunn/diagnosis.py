@@ -8,7 +8,7 @@ import torch
 
 from .arguments import assert_module, checked_integer
 from .backends import choose
-from .backends.distributed import give_back, whole_of
+from .backends.distributed import reshard_all, whole_of
 from .backends.spec import StepSpec
 from .linalg.dense import largest, skewh
 from .linalg.precision import full_precision
@@ -153,7 +153,7 @@ def diagnose(model: torch.nn.Module, *, lr: float = 1.0) -> Diagnosis:
     ['weight_hh_l0']
     """
     assert_module("model", model)
-    give_back(model)
+    reshard_all(model)
     named = model.named_parameters()
     orthogonal = {name: p for name, p in named if low_rank_manifold_of(p) is not None}
     if all(p.grad is None for p in orthogonal.values()):

@@ -10,12 +10,8 @@ from .arguments import integers
 __all__ = ["ModReLU", "modrelu"]
 
 
-# Powers of two near the root of the least normal number.
-_SMALL = {torch.complex64: 2.0**-63, torch.complex128: 2.0**-511}
-
-
 def least_divisor(dtype: torch.dtype) -> float:
-    """Return the least number that a modulus counts as where one of up to a million is divided."""
+    """Return the floor for a modulus in a division: of numbers up to a million none overflows."""
     return torch.finfo(dtype).tiny * 2**20
 
 
@@ -44,8 +40,9 @@ def modrelu(z: Tensor, offset: Tensor) -> Tensor:
         return z.detach().sgn() * torch.relu(z.abs() + offset)
     # The second derivative of a complex modulus is not a number at 0, even if multiplied by 0.
     zero = z == 0
-    # The sign of a subnormal number is not a number in torch.
-    modulus, small = z.detach().abs(), _SMALL[z.dtype]
+    # Below this modulus z is scaled up: of a subnormal number torch's sign is not a number.
+    small = 2.0**-511 if z.dtype == torch.complex128 else 2.0**-63
+    modulus = z.detach().abs()
     scale = torch.where(modulus < small, 1 / small, torch.ones_like(modulus))
     away = torch.where(zero, 1, z * scale)
     return torch.where(zero, 0, away.sgn() * torch.relu(away.abs() / scale + offset))
@@ -102,8 +99,8 @@ class ModReLU(torch.nn.Module):
         """Apply to a tensor (*, n), real or complex."""
         if z.dim() == 0 or z.shape[-1] != self.num_features:
             raise ValueError(
-                f"`z` must have {self.num_features} features, the last dimension, got shape "
-                f"{tuple(z.shape)}."
+                f"`z` must have {self.num_features} features, the last dimension, got {z.shape}; "
+                "for one offset for all call `modrelu`."
             )
         return modrelu(z, self.offset)
 

@@ -46,7 +46,8 @@ def checked_dtype(
     if dtype not in WIDE or dtype.is_complex != is_complex:
         known = " or ".join(str(d) for d in WIDE if d.is_complex == is_complex)
         if dtype not in WIDE:
-            remedy = "leave the layer in this precision, also under autocast"
+            kind = known.partition(" ")[0]
+            remedy = f"make the layer with `dtype={kind}`, which autocast takes as well"
         elif counterpart:
             remedy = f"use {counterpart}"
         else:

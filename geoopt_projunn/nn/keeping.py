@@ -108,9 +108,10 @@ class KeepsManifolds(torch.nn.Module):
         """Return the name of the class for the other field, "" where there is none."""
         own = [kind for kind in type(self).__mro__ if kind.__module__.startswith(__package__)]
         name = own[0].__name__
-        if name.startswith("Orthogonal"):
-            return name.replace("Orthogonal", "Unitary", 1)
-        return name.replace("Unitary", "Orthogonal", 1)
+        for field, other in (("Orthogonal", "Unitary"), ("Unitary", "Orthogonal")):
+            if name.startswith(field):
+                return name.replace(field, other, 1)
+        return ""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

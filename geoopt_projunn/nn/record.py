@@ -65,8 +65,10 @@ class Record(dict[str, Any]):
         self._unfit: set[str] = set()
         # Those of them in whose place a DTensor comes back.
         self._gathered: set[str] = set()
-        # Of the parameter that is about to be set as an attribute.
+        # The id of what register_parameter is about to store: that is what the user has chosen.
         self._admitted: int | None = None
+        # The id of the last copy that was on geoopt's Euclidean, and that manifold.
+        self._copied: tuple[int, Manifold] | None = None
         self.note()
 
     def __reduce__(self) -> Any:
@@ -76,8 +78,9 @@ class Record(dict[str, Any]):
     def __setitem__(self, name: str, p: Any) -> None:
         manifold = self.manifold(name)
         if manifold is not None:
-            # In this order: torch.compile compares no identities.
+            # `id(p)` last: torch.compile cannot trace it.
             if _is_euclidean(p) and not _is_euclidean(self.get(name)) and id(p) != self._admitted:
+                self._copied = id(p), p.manifold
                 take_off(p)
             self._replace(name, p, manifold)
         if self._admitted is not None:
@@ -203,6 +206,10 @@ class Record(dict[str, Any]):
             error = None if refusal is None else TypeError(refusal)
         return error
 
+    def stands_in(self, name: str) -> bool:
+        """Return whether a parameter is there only until a DTensor comes back."""
+        return name in self._gathered
+
     def describe(self, name: str, path: str | None = None) -> str:
         """Return what error messages call a parameter, with the path of its module if known."""
         return f"`{self.path if path is None else path}{name}` of {self.owner}"
@@ -227,6 +234,8 @@ class Record(dict[str, Any]):
         if back:
             if history[-1][1] == id(old):
                 take_off(old)
+                if self._copied is not None and self._copied[0] == id(old):
+                    put_on(old, self._copied[1])
             del history[back[0] :]
         else:
             fits = is_plain(p) and self.misfit(name, p) is None
@@ -241,7 +250,10 @@ class Record(dict[str, Any]):
 
 
 def _is_euclidean(p: Any) -> bool:
-    return isinstance(getattr(p, "manifold", None), geoopt.Euclidean)
+    # torch.compile traces no change of a class.
+    return not torch.compiler.is_compiling() and isinstance(
+        getattr(p, "manifold", None), geoopt.Euclidean
+    )
 
 
 class _Items(ItemsView[str, Any]):

@@ -3,10 +3,12 @@
 import torch
 
 from ..arguments import assert_module
-from ..backends.distributed import give_back
-from ..geometry.checks import without_x
+from ..backends.distributed import reshard_all
+from ..geometry.checks import dtype_rule, without_x
 from ..linalg.dense import largest
+from ..linalg.precision import WIDE
 from ..low_rank_manifold import LowRankManifold, low_rank_manifold_of
+from .record import Record
 
 __all__ = ["orthogonality_errors", "project_"]
 
@@ -123,12 +125,12 @@ def project_(module: torch.nn.Module) -> torch.nn.Module:
 def _on_low_rank(module: torch.nn.Module) -> list[tuple[str, torch.Tensor, LowRankManifold]]:
     """Return names, parameters and manifolds, after checks of all of them."""
     assert_module("module", module)
-    give_back(module)
+    reshard_all(module)
+    _assert_no_stand_in(module)
     found: list[tuple[str, torch.Tensor, LowRankManifold]] = []
     for name, p in module.named_parameters(remove_duplicate=False):
         manifold = low_rank_manifold_of(p)
         if manifold is None:
-            _assert_belongs_on_none(name, module)
             continue
         if p.is_meta:
             raise ValueError(
@@ -145,14 +147,27 @@ def _on_low_rank(module: torch.nn.Module) -> list[tuple[str, torch.Tensor, LowRa
     return found
 
 
-def _assert_belongs_on_none(name: str, module: torch.nn.Module) -> None:
-    """Raise RuntimeError if a plain parameter stands in for one on a manifold."""
-    path, _, leaf = name.rpartition(".")
-    # Modules of this package, and those treated by orthogonalize_, know where theirs belong.
-    known = getattr(module.get_submodule(path)._parameters, "manifolds", {})
-    if isinstance(known.get(leaf), LowRankManifold):
-        raise RuntimeError(
-            f"`{name}` belongs on the {known[leaf]}, but another parameter stands in for it, such "
-            "as the whole one during FSDP's forward pass. Pass the outermost module that "
-            "`fully_shard` was given, or call its `reshard()` first."
-        )
+def _assert_no_stand_in(module: torch.nn.Module) -> None:
+    """Raise an error if a plain parameter stands in for one on a manifold."""
+    for path, one in module.named_modules(remove_duplicate=False):
+        record = one._parameters
+        # Modules of this package, and those treated by orthogonalize_, know where theirs belong.
+        for leaf, manifold in record.manifolds.items() if isinstance(record, Record) else ():
+            p = record.get(leaf)
+            is_there = p is None or hasattr(p, "manifold")
+            if is_there or not isinstance(manifold, LowRankManifold):
+                continue
+            name = f"{path}.{leaf}" if path else leaf
+            if p.dtype not in WIDE:
+                reason = without_x(dtype_rule("x", p.dtype))
+                raise TypeError(f"`{name}` cannot be measured or projected: {reason}")
+            raise RuntimeError(
+                f"`{name}` belongs on the {manifold}, but another parameter stands in for it: "
+                + (
+                    "FSDP has gathered it for a pass. Call this outside of the forward pass, for "
+                    "the outermost module that `fully_shard` was given, or after its `reshard()`."
+                    if record.stands_in(leaf)
+                    else "call this outside of `functional_call`, or set the parameter as an "
+                    "attribute if another library has put it there."
+                )
+            )

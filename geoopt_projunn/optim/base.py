@@ -209,8 +209,8 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         Notes
         -----
         After an exception of this package parameters and state are as they were. After one of torch
-        or geoopt in a step of other parameters, such as a plain one that was resized, some of
-        those may have moved.
+        or geoopt in a step of other parameters, such as a plain one that was resized, those before
+        it have moved, and those on LowRankUnitary and LowRankStiefel have not.
         """
         loss = None
         if closure is not None:
@@ -239,7 +239,14 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
                 with _as_tensors():
                     unsure += step_kinds(part.low_rank.values(), self._rule, group, rates, begun)
                 self._stabilize_in_turn(group, skips=step.skips)
-        self._watch.see_step(unsure, self.state, self._described)
+        if self._watch.see_step(unsure, self.state, self._described):
+            self._forget()
+
+    def _forget(self) -> None:
+        """Forget parameters that have left the optimizer, so that they can be freed."""
+        params = {p for group in self.param_groups for p in group["params"]} | self.state.keys()
+        for one in (self._lost, self._watch, self._preparation):
+            one.forget_all_but(params)
 
     def _stabilize_in_turn(self, group: dict[str, Any], *, skips: bool) -> None:
         due = is_due(group) and not (skips and group["skip_nonfinite"] == "all")

@@ -1,6 +1,8 @@
 """Let another optimizer step some of the parameters."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,20 +32,26 @@ class Delegate:
 
     def step(self, state: Any, groups: list[dict[str, Any]]) -> None:
         """Step the parameters of ``groups``, reading and writing ``state``."""
-        if optimizer := self._over(state, groups):
-            # The step without torch's hooks, which are for the optimizer the user made.
-            step = type(optimizer).step
-            getattr(step, "__wrapped__", step)(optimizer)
+        with self._over(state, groups) as optimizer:
+            if optimizer is not None:
+                # The step without torch's hooks, which are for the optimizer the user made.
+                step = type(optimizer).step
+                getattr(step, "__wrapped__", step)(optimizer)
 
     def stabilize(self, state: Any, groups: list[dict[str, Any]]) -> None:
         """Project the parameters of ``groups`` on their manifolds."""
-        if optimizer := self._over(state, groups):
-            optimizer.stabilize()  # type: ignore[attr-defined]
+        with self._over(state, groups) as optimizer:
+            if optimizer is not None:
+                optimizer.stabilize()  # type: ignore[attr-defined]
 
-    def _over(self, state: Any, groups: list[dict[str, Any]]) -> torch.optim.Optimizer | None:
+    @contextmanager
+    def _over(
+        self, state: Any, groups: list[dict[str, Any]]
+    ) -> Iterator[torch.optim.Optimizer | None]:
         groups = [group for group in groups if group["params"]]
         if not groups:
-            return None
+            yield None
+            return
         if self._optimizer is None:
             self._optimizer = self._kind(groups[0]["params"], lr=0.0)  # type: ignore[call-arg]
             # Nobody but torch calls it unwise to take first steps outside of a CUDA graph.
@@ -55,4 +63,8 @@ class Delegate:
             {**optimizer.defaults, **{key: group[key] for key in known & group.keys()}}
             for group in groups
         ]
-        return optimizer
+        try:
+            yield optimizer
+        finally:
+            # It must not keep parameters that leave the user's.
+            optimizer.param_groups = []

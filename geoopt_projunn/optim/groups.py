@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from ..arguments import assert_module, checked_integer
-from ..backends.distributed import give_back
+from ..backends.distributed import reshard_all
 from ..normalization import NORMALIZATIONS, planned_angle
 from ..sketches.coordinates import COORDINATES
 from .kinds import is_low_rank, low_rank_of, manifold_of
@@ -93,7 +93,7 @@ def param_groups(
     >>> schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=1000)
     """
     assert_module("model", model)
-    give_back(model)
+    reshard_all(model)
     check_range("lr", lr, 0.0)
     check_choice("normalize", normalize, tuple(NORMALIZATIONS))
     if steps is not None:

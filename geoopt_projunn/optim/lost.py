@@ -1,6 +1,6 @@
 """Plain parameters that look as if something had dropped their manifold."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 import geoopt
 import torch
@@ -57,10 +57,11 @@ class LostManifolds:
                         "plain weight with an orthogonal start, ignore this."
                     )
         # Not before: an error that a warning has become comes again.
-        if begun:
-            # What is in the optimizer no longer need not stay in memory.
-            self._seen.intersection_update(p for group in groups for p in group["params"])
-            self._seen.update(begun)
+        self._seen.update(begun)
+
+    def forget_all_but(self, params: Set[torch.Tensor]) -> None:
+        """Forget parameters that are not among these."""
+        self._seen &= params
 
 
 def _assert_not_flattened(p: torch.Tensor) -> None:

@@ -3,16 +3,16 @@
 import difflib
 import math
 from collections.abc import Iterable
-from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..arguments import checked_integer
 from .messages import warn
 
 # Schedules leave a rate of -5e-18 where it should be 0.
-_ROUNDING = 1e-12
+ROUNDING = 1e-12
 # As close as "momentun" to "momentum"; "weight_decay_scale" is no misspelt "weight_decay".
 _MISSPELT = 0.85
 
@@ -32,12 +32,11 @@ def check_range(name: str, value: Any, low: float, high: float = float("inf")) -
             raise TypeError(f"`{name}` must be a real number, got a tensor of {value.dtype}.")
         if not value.is_cpu or not math.isfinite(value := value.detach().item()):
             return
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(
             f"`{name}` must be a number, got {value!r}; pass an int, a float or a tensor."
         )
-    number = float(value)
-    if not low - _ROUNDING <= number or not (number < high or number == low):
+    if not low - ROUNDING <= value or not (value < high or value == low):
         raise ValueError(f"`{name}` must lie in [{low}, {high}), got {value}.")
 
 
@@ -96,7 +95,7 @@ def is_zero(value: Any) -> bool:
 def on_device(value: Any, device: torch.device) -> Any:
     """Return a number, or a tensor of one number as a scalar that multiplies on a device."""
     if not isinstance(value, torch.Tensor):
-        # One of numpy would take a product with a tensor into its own hands.
+        # In a product of one of numpy with a tensor, numpy's would be called before torch's.
         return value if type(value) in (float, int) else float(value)
     value = value.detach().reshape(())
     # Tensors on a GPU take a number from a CPU as it is.

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch.optim.optimizer import _device_dtype_check_for_fused
 
@@ -11,7 +12,7 @@ from .delegate import Delegate
 from .kinds import Groups, Parts, manifold_of
 from .messages import described
 from .nonfinite import States, count_skipped
-from .options import is_zero, on_device
+from .options import ROUNDING, is_zero, on_device
 
 
 class Others:
@@ -91,11 +92,18 @@ def check_plain(p: torch.Tensor, group: dict[str, Any]) -> None:
 def _placeholder(value: Any) -> Any:
     """Return what torch's constructors may check: values were checked before, without reading.
 
-    They refuse NaN, which only skips steps, and betas that are integers.
+    They refuse NaN, which only skips steps, betas that are not floats, and rates below zero by
+    rounding.
     """
     if isinstance(value, tuple | list):
-        return tuple(_placeholder(float(v) if isinstance(v, int) else v) for v in value)
+        return tuple(map(_placeholder, map(_as_float, value)))
+    if isinstance(value, float) and -ROUNDING <= value < 0:
+        return 0.0
     return torch.tensor(0.5, device="cpu") if isinstance(value, torch.Tensor) else value
+
+
+def _as_float(value: Any) -> Any:
+    return float(value) if isinstance(value, int | np.integer | np.floating) else value
 
 
 def _group_of(params: list[torch.Tensor], group: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Sort parameters, and check all that can go wrong, before anything changes."""
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Set
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -141,6 +141,11 @@ class Preparation:
         for group in filter(is_due, groups):
             checks += [partial(check_can_be_projected, p, group) for p in group["params"]]
         check_all(checks)
+
+    def forget_all_but(self, params: Set[torch.Tensor]) -> None:
+        """Forget parameters that are not among these."""
+        self._to_probe &= params
+        self.settled.forget_all_but(params)
 
     def begin(self, begun: Mapping[torch.Tensor, bool], states: States) -> None:
         """Take note of parameters at their first step, whose values all processes now get."""

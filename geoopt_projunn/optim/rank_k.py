@@ -70,7 +70,8 @@ def step_kinds(
 
 def _stays(p: torch.Tensor, lr: float | torch.Tensor, begun: Begun) -> bool:
     """Return whether a step is known to have no length, on all processes that have parts of p."""
-    # At a first step they have compared it; later each knows its own rate, and the largest counts.
+    # At a first step they have compared it. Later each knows only its own rate, and a step takes
+    # the largest: who left out the sweep alone would make other exchanges.
     return begun.get(p) is False or (is_zero(lr) and not is_spread(p))
 
 

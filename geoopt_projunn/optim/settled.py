@@ -1,6 +1,6 @@
 """Which parameters need no agreement of processes any more."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 import torch
 
@@ -23,6 +23,10 @@ class Settled:
             return False
         # A frozen one is settled until it is trained.
         return self._takes_steps[p] or not (p.requires_grad or p.grad is not None)
+
+    def forget_all_but(self, params: Set[torch.Tensor]) -> None:
+        """Forget parameters that are not among these."""
+        self._takes_steps = {p: takes for p, takes in self._takes_steps.items() if p in params}
 
     def add(self, p: torch.Tensor, begun: Begun) -> None:
         """Add one that its processes have agreed on, unless its own first step is still to come."""

@@ -186,8 +186,9 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
     not finite leaves a matrix and its state as they are; ``skipped_steps`` counts them, and the
     first one causes a warning. At their first step and after ``load_state_dict``, points far off
     their manifold are an error. After that they are measured every 50 steps, and one that is far
-    off causes a warning. A step with ``lr`` = 0 changes no bit of a parameter; after the first
-    step, drift control goes on if ``lr`` is a tensor on a GPU or processes share the parameter.
+    off causes a warning. A step with ``lr`` = 0 changes no bit of a parameter (but for the sign
+    of a zero, and projections that ``stabilize`` asks for); after the first step, drift control
+    goes on if ``lr`` is a tensor on a GPU or processes share the parameter.
     Messages name a parameter if the optimizer was made of ``module.named_parameters()``.
 
     **Steps in radians.** With :math:`S = \operatorname{skewh}(K)`, the core of the direction's

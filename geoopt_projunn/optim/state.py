@@ -48,7 +48,7 @@ def first_state(
     if any(name not in taken_over for name in fresh if not name.startswith("max_")):
         taken_over = {}
     if group["maximize"]:
-        # Theirs hold gradients with the other sign.
+        # torch's hold gradients with the other sign; geoopt's Adam knows no such option.
         for name in _LINEAR & taken_over.keys():
             taken_over[name] = -taken_over[name]
     # torch's SGD counts no steps; this one damps the gradient at the first.

@@ -1,7 +1,7 @@
 """What an optimizer tells its user while it runs, without waiting for a GPU."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, NamedTuple
 
 import torch
@@ -90,10 +90,13 @@ class Watch:
         unsure: Iterable[Members],
         states: Mapping[torch.Tensor, dict[str, Any]],
         described: Described,
-    ) -> None:
-        """Look at parameters that may have skipped a step, and warn of what is known by now."""
+    ) -> bool:
+        """Look at parameters that may have skipped a step, and warn of what is known by now.
+
+        Return whether points were measured, which happens now and then.
+        """
         if is_capturing():
-            return
+            return False
         self._steps += 1
         if not self._warned_of_skip:
             for params, _, of_params in unsure:
@@ -103,7 +106,8 @@ class Watch:
                 if reads_at_once(counters[0]) and _any(counters):
                     for p, counter in zip(params, counters, strict=True):
                         self._warn_of_count(p, float(counter.sum()), described)
-        if self._steps % _EVERY == 0:
+        measures = self._steps % _EVERY == 0
+        if measures:
             self._measure(states)
         pending, self._pending = self._pending, []
         for reading in pending:
@@ -112,15 +116,19 @@ class Watch:
                     reading.warner(p, value, described)
             else:
                 self._pending.append(reading)
+        return measures
+
+    def forget_all_but(self, params: Set[torch.Tensor]) -> None:
+        """Forget parameters that are not among these."""
+        self._skips_before = {p: n for p, n in self._skips_before.items() if p in params}
+        self._far_off &= params
 
     def _measure(self, states: Mapping[torch.Tensor, dict[str, Any]]) -> None:
-        # What is in the optimizer no longer need not stay in memory.
-        self._skips_before = {p: count for p, count in self._skips_before.items() if p in states}
         # All that were ever stepped: their gradients may come in turn.
         points = [
             p
             for p in self._skips_before
-            if not p.is_meta and p.numel() > 0 and is_low_rank(manifold_of(p))
+            if p in states and not p.is_meta and p.numel() > 0 and is_low_rank(manifold_of(p))
         ]
         # The gradients first: the warning then names the one to blame.
         self._send(self._warn_of_gradient, self._nonfinite)

@@ -190,9 +190,17 @@ def test_layers_that_were_made_without_values_draw_the_same_parts(world, kind):
 
 def of_a_part():
     model = built(None)
+    messages = []
+
+    def look(*_):
+        with pytest.raises(RuntimeError) as error:
+            orthogonality_errors(model)
+        messages.append(str(error.value))
+
+    hook = model[1].register_forward_hook(look)
     with torch.no_grad():
         loss_of(model, 0)
-    messages = []
+    hook.remove()
     for function in (orthogonality_errors, project_):
         with pytest.raises(RuntimeError) as error:
             function(model[0])
@@ -204,6 +212,6 @@ def of_a_part():
 def test_a_part_of_a_gathered_model_is_refused(world):
     for messages, found in world.run(of_a_part):
         for message in messages:
-            assert "`weight` belongs on the LowRankUnitary(k=2" in message
-            assert "Pass the outermost module that `fully_shard` was given" in message
+            assert "weight` belongs on the LowRankUnitary(k=2" in message
+            assert "Call this outside of the forward pass, for the outermost module" in message
         assert found == ["weight"]

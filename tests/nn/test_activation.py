@@ -1,5 +1,7 @@
 """modReLU moves the modulus and keeps the phase."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -26,9 +28,18 @@ def test_it_is_the_textbooks_formula(dtype):
     assert h.dtype == dtype
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_it_can_be_scripted(dtype):
+    module, z = ModReLU(5, dtype=dtype.to_real()), torch.randn(3, 5, dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(module)
+    assert torch.equal(scripted(z), module(z))
+
+
 @pytest.mark.parametrize("shape", [(2, 1), (5, 9), ()])
 def test_a_module_takes_its_number_of_features(shape):
-    with pytest.raises(ValueError, match=r"`z` must have 8 features, .* got shape \("):
+    with pytest.raises(ValueError, match=r"`z` must have 8 features, .* got torch.Size\("):
         ModReLU(8)(torch.randn(shape))
 
 

@@ -5,6 +5,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
 from geoopt_projunn.nn import (
+    BlockOrthogonalConv2d,
     ModReLU,
     OrthogonalGRU,
     OrthogonalGRUCell,
@@ -104,27 +105,31 @@ def test_arguments_that_torch_does_not_know(kind, options, error, words):
         kind(3, 8, **options)
 
 
+OF_ANOTHER = "call `orthogonalize_` for a complex weight of another"
+
+
 @pytest.mark.parametrize(
     ("kind", "dtype", "remedy"),
     [
         (OrthogonalRNN, torch.complex64, "use UnitaryRNN"),
         (UnitaryRNN, torch.float64, "use OrthogonalRNN"),
         (OrthogonalRNNCell, torch.complex128, "use UnitaryRNNCell"),
-        (OrthogonalGRU, torch.complex64, "call `orthogonalize_` for a complex weight of another"),
-        (
-            OrthogonalLinear,
-            torch.complex64,
-            "call `orthogonalize_` for a complex weight of another",
-        ),
+        (OrthogonalGRU, torch.complex64, OF_ANOTHER),
+        (OrthogonalLinear, torch.complex64, OF_ANOTHER),
         (UnitaryRNNCell, torch.float32, "use OrthogonalRNNCell"),
-        (OrthogonalLinear, torch.float16, "leave the layer in this precision"),
+        (
+            BlockOrthogonalConv2d,
+            torch.complex64,
+            OF_ANOTHER,
+        ),
+        (OrthogonalLinear, torch.float16, "make the layer with `dtype=torch.float32`"),
     ],
 )
 def test_a_dtype_that_a_layer_cannot_have(kind, dtype, remedy):
     known = "complex64 or torch.complex128" if "Unitary" in kind.__name__ else "float32 or torch.fl"
     words = f"must be torch.{known}.*, got {dtype}; {remedy}"
     with pytest.raises(TypeError, match=f"`dtype` of {kind.__name__} {words}"):
-        kind(3, 8, dtype=dtype)
+        kind(3, 8, *([3] if kind is BlockOrthogonalConv2d else []), dtype=dtype)
 
 
 def test_an_activation_with_a_complex_offset():

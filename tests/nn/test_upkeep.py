@@ -2,6 +2,7 @@
 
 import copy
 
+import geoopt
 import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -11,6 +12,7 @@ from geoopt_projunn import LowRankUnitary
 from geoopt_projunn.init import haar
 from geoopt_projunn.nn import (
     OrthogonalConv2d,
+    OrthogonalLinear,
     OrthogonalRNN,
     UnitaryRNN,
     orthogonality_errors,
@@ -238,3 +240,37 @@ def test_an_average_that_is_copied_back_is_put_back(kind, assign):
     project_(module)
     for name in NAMES:
         assert_within(module.get_parameter(name).detach(), expected[name], 1e-4)
+
+
+@pytest.mark.parametrize("function", [orthogonality_errors, project_])
+def test_a_stand_in_is_refused(function):
+    layer = OrthogonalLinear(4, 4)
+
+    def inside(weight):
+        def forward(x):
+            with pytest.raises(RuntimeError, match=r"`weight` belongs .* outside of `functional"):
+                function(layer)
+            return x
+
+        layer.forward = forward
+        torch.func.functional_call(layer, {"weight": weight}, (torch.ones(4),))
+
+    inside(torch.eye(4))
+    del layer.forward
+    layer._parameters["weight"] = torch.nn.Parameter(torch.eye(4, dtype=torch.bfloat16))
+    with pytest.raises(TypeError, match=r"`weight` cannot be measured or projected: .*bfloat16"):
+        function(layer)
+
+
+def test_a_euclidean_parameter_of_one_call_stays_what_it_was():
+    layer = OrthogonalLinear(4, 4)
+    weight = geoopt.ManifoldParameter(torch.eye(4))
+    torch.func.functional_call(layer, {"weight": weight}, (torch.ones(4),))
+    assert isinstance(weight.manifold, geoopt.Euclidean)
+    assert isinstance(layer.weight.manifold, LowRankUnitary)
+    call = torch.compile(
+        lambda w, x: torch.func.functional_call(layer, {"weight": w}, (x,)),
+        backend="eager",
+        fullgraph=True,
+    )
+    assert_within(call(weight, torch.ones(4)), torch.ones(4) + layer.bias, 1e-6)

@@ -3,6 +3,7 @@
 import gc
 import warnings
 import weakref
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -143,10 +144,20 @@ def test_parameters_that_leave_an_optimizer_are_freed(kind):
     for p in leaving:
         del optimizer.state[p]
     del p, leaving
-    another = torch.nn.Parameter(torch.randn(3, 3))
-    optimizer.add_param_group({"params": [another]})
-    another.grad = torch.randn(3, 3)
     for _ in range(60):
         optimizer.step()
     gc.collect()
     assert [ref() for ref in seen] == [None, None]
+
+
+def test_betas_may_be_numbers_of_numpy_and_other_numbers_are_refused():
+    p, q = unitary_parameter(6, 6), torch.nn.Parameter(torch.ones(3))
+    betas = np.float32(0.5), np.float32(0.75)
+    optimizer = ProjUNNRiemannianAdam([p, q], lr=0.1, betas=betas)
+    (p.grad,), q.grad = gradients(p, 1), torch.ones(3)
+    optimizer.step()
+    with pytest.raises(TypeError, match="`lr` must be a number, got Fraction"):
+        ProjUNNRiemannianSGD([p], lr=Fraction(1, 2))
+    ProjUNNRiemannianSGD([p], lr=-5e-18)
+    with pytest.raises(ValueError, match="`lr` must lie in"):
+        ProjUNNRiemannianSGD([p], lr=-1e-3)

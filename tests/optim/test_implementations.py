@@ -61,8 +61,8 @@ def test_torchs_implementations_are_chosen_as_in_torch(kind, options, monkeypatc
 def test_capturable_is_passed_on():
     optimizer = ProjUNNRiemannianAdam([unitary_parameter(4, 4)], capturable=True)
     group = {**optimizer.param_groups[0], "params": [torch.ones(3)]}
-    delegate = optimizer._others._plain._over({}, [group])
-    assert delegate.param_groups[0]["capturable"] is True
+    with optimizer._others._plain._over({}, [group]) as delegate:
+        assert delegate.param_groups[0]["capturable"] is True
 
 
 def test_capturable_steps_of_plain_parameters_on_a_cpu_are_refused_at_once():

@@ -2,7 +2,7 @@
 
 from .backend import Distributed
 from .collectives import digest, mean_over
-from .gathered import give_back
+from .gathered import reshard_all
 from .layout import (
     from_part,
     is_dtensor,
@@ -33,7 +33,6 @@ __all__ = [
     "averages_gradients",
     "digest",
     "from_part",
-    "give_back",
     "gives_values",
     "is_dtensor",
     "is_spread",
@@ -48,5 +47,6 @@ __all__ = [
     "place_like",
     "placements_of_batch",
     "receive_first",
+    "reshard_all",
     "whole_of",
 ]

@@ -92,8 +92,8 @@ def agreed_by_all(
         for peers in _all_peers_of(p):
             shared[peers].append(p)
     everywhere: list[torch.Tensor] = []
-    # In an order that is the same on all processes, whichever of their parameters have gradients:
-    # of the last ones, which are the most, each learns of all.
+    # In an order that is the same on all processes, whichever of their parameters have gradients.
+    # The largest groups come last, so that their members learn of all flags.
     for peers in sorted(shared, key=lambda peers: peers.place):
         params = shared[peers]
         some = [agreed[p] for p in params]
