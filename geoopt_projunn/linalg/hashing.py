@@ -37,7 +37,7 @@ def bits_of(u: torch.Tensor) -> torch.Tensor:
     real = as_real(u).resolve_neg()
     integer = torch.int64 if real.dtype == torch.float64 else torch.int32
     total = real.view(integer).sum((-2, -1), dtype=torch.int64)
-    # A sign counts as half of the integers, or as nothing modulo that.
+    # Without the bits of signs, each of which counts as one more than this number.
     total.bitwise_and_(torch.iinfo(integer).max)
     return _mix_((total ^ (total >> 32)).bitwise_and_(MASK))
 

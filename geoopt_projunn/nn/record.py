@@ -59,16 +59,15 @@ class Record(dict[str, Any]):
         self.owner, self.path, self.counterpart = owner, path, counterpart
         self.manifolds: dict[str, Manifold] = dict(manifolds or {})
         # The parameters that a name had before, oldest first. Beside each, the id of the one that
-        # came for it, if that was plain. No reference: swap_tensors refuses what has weak ones.
-        self._history: dict[str, list[tuple[weakref.ref[Any], int | None]]] = {}
+        # came for it, if that is changed while it is here, and the Euclidean that it was on, if so.
+        # No reference: swap_tensors refuses what has weak ones.
+        self._history: dict[str, list[tuple[weakref.ref[Any], int | None, Manifold | None]]] = {}
         # Names whose parameter does not fit, but may be there for one call only.
         self._unfit: set[str] = set()
         # Those of them in whose place a DTensor comes back.
         self._gathered: set[str] = set()
         # The id of what register_parameter is about to store: that is what the user has chosen.
         self._admitted: int | None = None
-        # The id of the last copy that was on geoopt's Euclidean, and that manifold.
-        self._copied: tuple[int, Manifold] | None = None
         self.note()
 
     def __reduce__(self) -> Any:
@@ -78,10 +77,6 @@ class Record(dict[str, Any]):
     def __setitem__(self, name: str, p: Any) -> None:
         manifold = self.manifold(name)
         if manifold is not None:
-            # `id(p)` last: torch.compile cannot trace it.
-            if _is_euclidean(p) and not _is_euclidean(self.get(name)) and id(p) != self._admitted:
-                self._copied = id(p), p.manifold
-                take_off(p)
             self._replace(name, p, manifold)
         if self._admitted is not None:
             self._admitted = None
@@ -215,8 +210,12 @@ class Record(dict[str, Any]):
         return f"`{self.path if path is None else path}{name}` of {self.owner}"
 
     def _replace(self, name: str, p: Any, manifold: Manifold) -> None:
-        """Put p on the manifold; or, if p was here before, make plain what had come for it."""
-        old = self.get(name)
+        """Put p on the manifold; or, if p was here before, change back what had come for it."""
+        old, euclidean = self.get(name), None
+        # `id(p)` last: torch.compile cannot trace it.
+        if _is_euclidean(p) and not _is_euclidean(old) and id(p) != self._admitted:
+            euclidean = p.manifold
+            take_off(p)
         stands_in = name in self._gathered and is_dtensor(p)
         if is_plain(p) and not stands_in:
             assert_whole(self.describe(name), p, manifold, old)
@@ -230,12 +229,13 @@ class Record(dict[str, Any]):
             return
         history = [entry for entry in self._history.pop(name, ()) if entry[0]() is not None]
         # A list: torch 2.8 compiles no `next` with a default.
-        back = [i for i, (earlier, _) in enumerate(history) if earlier() is p]
+        back = [i for i, (earlier, *_) in enumerate(history) if earlier() is p]
         if back:
-            if history[-1][1] == id(old):
+            _, came, was_on = history[-1]
+            if came == id(old):
                 take_off(old)
-                if self._copied is not None and self._copied[0] == id(old):
-                    put_on(old, self._copied[1])
+                if was_on is not None:
+                    put_on(old, was_on)
             del history[back[0] :]
         else:
             fits = is_plain(p) and self.misfit(name, p) is None
@@ -243,8 +243,9 @@ class Record(dict[str, Any]):
                 put_on(p, manifold)
             elif is_plain(p):
                 self._unfit.add(name)
-            if old is not None and (fits or history):
-                history.append((weakref.ref(old), id(p) if fits else None))
+            changes = fits or euclidean is not None
+            if old is not None and (changes or history):
+                history.append((weakref.ref(old), id(p) if changes else None, euclidean))
         if history:
             self._history[name] = history
 

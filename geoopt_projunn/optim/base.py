@@ -234,7 +234,7 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         with step.context():
             # These first: torch may raise an error that was not foreseen.
             self._others.step(self.state, self.param_groups, parts, self._state_of_others)
-            self._begin(prepared)
+            self._preparation.begin(prepared, self.state)
             for group, part in zip(self.param_groups, parts, strict=True):
                 with _as_tensors():
                     unsure += step_kinds(part.low_rank.values(), self._rule, group, rates, begun)
@@ -269,20 +269,6 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
             agreement.fail(error)
             raise
         return prepared, agreement.on_steps(parts, begun)
-
-    def _begin(self, prepared: Prepared) -> None:
-        """Give parameters the state that they still need."""
-        parts, fresh, begun = prepared
-        self._preparation.begin(begun, self.state)
-        for p, buffers in fresh.items():
-            state = self.state[p]
-            # What another choice of options has left would be out of date if it came into use.
-            for name in self._rule.known_buffers - buffers.keys():
-                state.pop(name, None)
-            state.update(buffers)
-        for part in parts if fresh else ():
-            for members in part.low_rank.values():
-                members.states[:] = [self.state[p] for p in members.params]
 
     def _sort(self) -> Prepared:
         prepared = Prepared([], {}, {})

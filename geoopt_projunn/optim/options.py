@@ -13,6 +13,7 @@ from .messages import warn
 
 # Schedules leave a rate of -5e-18 where it should be 0.
 ROUNDING = 1e-12
+NUMBERS = (int, float, np.integer, np.floating)
 # As close as "momentun" to "momentum"; "weight_decay_scale" is no misspelt "weight_decay".
 _MISSPELT = 0.85
 
@@ -32,7 +33,7 @@ def check_range(name: str, value: Any, low: float, high: float = float("inf")) -
             raise TypeError(f"`{name}` must be a real number, got a tensor of {value.dtype}.")
         if not value.is_cpu or not math.isfinite(value := value.detach().item()):
             return
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+    if isinstance(value, bool) or not isinstance(value, NUMBERS):
         raise TypeError(
             f"`{name}` must be a number, got {value!r}; pass an int, a float or a tensor."
         )

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch.optim.optimizer import _device_dtype_check_for_fused
 
@@ -12,7 +11,7 @@ from .delegate import Delegate
 from .kinds import Groups, Parts, manifold_of
 from .messages import described
 from .nonfinite import States, count_skipped
-from .options import ROUNDING, is_zero, on_device
+from .options import NUMBERS, ROUNDING, is_zero, on_device
 
 
 class Others:
@@ -103,7 +102,7 @@ def _placeholder(value: Any) -> Any:
 
 
 def _as_float(value: Any) -> Any:
-    return float(value) if isinstance(value, int | np.integer | np.floating) else value
+    return float(value) if isinstance(value, NUMBERS) else value
 
 
 def _group_of(params: list[torch.Tensor], group: dict[str, Any]) -> dict[str, Any]:

@@ -147,13 +147,26 @@ class Preparation:
         self._to_probe &= params
         self.settled.forget_all_but(params)
 
-    def begin(self, begun: Mapping[torch.Tensor, bool], states: States) -> None:
-        """Take note of parameters at their first step, whose values all processes now get."""
+    def begin(self, prepared: Prepared, states: States) -> None:
+        """Give parameters the state that they still need, and note those at their first step.
+
+        Of the latter all processes now get the values.
+        """
+        parts, fresh, begun = prepared
         if begun:
             receive_first(begun)
         for p, is_probed in begun.items():
             self._watch.begin(p, states.get(p, {}).get("skipped"))
             (self._to_probe.discard if is_probed else self._to_probe.add)(p)
+        for p, buffers in fresh.items():
+            state = states[p]
+            # What another choice of options has left would be out of date if it came into use.
+            for name in self._rule.known_buffers - buffers.keys():
+                state.pop(name, None)
+            state.update(buffers)
+        for part in parts if fresh else ():
+            for members in part.low_rank.values():
+                members.states[:] = [states[p] for p in members.params]
 
     def _check_new(
         self,

@@ -63,7 +63,7 @@ def step_kinds(
         lr = lr if unit == 1 else lr * unit
         options = group if lr is group["lr"] else {**group, "lr": lr}
         spec = manifold.spec(point, group["normalize"])
-        if may_stay and all(_stays(p, begun, is_zero=has_no_length) for p in members.params):
+        if may_stay and all(_stays(p, begun, has_no_length) for p in members.params):
             # Not a bit may change: to fill the state, torch takes such a step after a load.
             spec = spec._replace(sweep=0)
         if not choose(first).step_(params, grads, buffers, rule, options, spec):
@@ -71,11 +71,11 @@ def step_kinds(
     return unsure
 
 
-def _stays(p: torch.Tensor, begun: Begun, *, is_zero: bool) -> bool:
+def _stays(p: torch.Tensor, begun: Begun, has_no_length: bool) -> bool:
     """Return whether a step is known to have no length, on all processes that have parts of p."""
     # At a first step they have compared it. Later each knows only its own rate, and a step takes
     # the largest: who left out the sweep alone would make other exchanges.
-    return begun.get(p) is False or (is_zero and not is_spread(p))
+    return begun.get(p) is False or (has_no_length and not is_spread(p))
 
 
 def _apart(grads: list[torch.Tensor], points: set[int]) -> list[torch.Tensor]:

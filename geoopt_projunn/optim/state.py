@@ -17,9 +17,10 @@ from .messages import capitalized, described
 from .nonfinite import COUNTER
 from .spread import first_buffers, full_like
 
-_LINEAR = {"momentum_buffer", "exp_avg"}
 OFF_MANIFOLD = 1e-4
 """The largest ‖xᴴx − I‖ / ‖I‖ to step from: above the error of float32 data and of any init."""
+# Sums of gradients, which change their sign with them.
+_LINEAR = {"momentum_buffer", "exp_avg"}
 
 
 def first_state(

@@ -262,12 +262,22 @@ def test_a_stand_in_is_refused(function):
         function(layer)
 
 
-def test_a_euclidean_parameter_of_one_call_stays_what_it_was():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_euclidean_parameters_of_one_call_stay_what_they_were(dtype):
+    layer = torch.nn.Module()
+    names = ["first", "second"]
+    for name in names:
+        setattr(layer, name, geoopt.ManifoldParameter(torch.eye(4), manifold=LowRankUnitary()))
+    layer.forward = lambda: layer.first @ layer.second
+    others = {name: geoopt.ManifoldParameter(torch.eye(4, dtype=dtype)) for name in names}
+    torch.func.functional_call(layer, others, ())
+    assert {type(p.manifold) for p in others.values()} == {geoopt.Euclidean}
+    assert {type(p.manifold) for p in layer.parameters()} == {LowRankUnitary}
+
+
+def test_a_compiled_call_takes_euclidean_parameters():
     layer = OrthogonalLinear(4, 4)
     weight = geoopt.ManifoldParameter(torch.eye(4))
-    torch.func.functional_call(layer, {"weight": weight}, (torch.ones(4),))
-    assert isinstance(weight.manifold, geoopt.Euclidean)
-    assert isinstance(layer.weight.manifold, LowRankUnitary)
     call = torch.compile(
         lambda w, x: torch.func.functional_call(layer, {"weight": w}, (x,)),
         backend="eager",
