@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -21,13 +22,26 @@ def checked_integer(name: str, value: Any, *, least: int | None = 1, remedy: str
     return int(value)
 
 
-def assert_known(name: str, value: Any, known: Iterable[str]) -> None:
-    """Raise ValueError for a value that is none of some names."""
-    # A list, for a value that has no hash is none of them either.
+def assert_known(name: str, value: Any, known: Iterable[Any], whose: str = "") -> None:
+    """Raise ValueError for a value that is none of some names, or of None.
+
+    ``whose`` says in the error what the choice depends on.
+    """
     known = list(known)
-    if value not in known:
+    # Compared with the type, for 1 == True; `in` a dict would hash the value, which may have none.
+    if not any(value is one or (type(value) is type(one) and value == one) for one in known):
         choices = ", ".join(map(repr, known))
-        raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")
+        raise ValueError(f"`{name}` must be one of {choices}{whose}, got {value!r}.")
+
+
+def assert_flag(name: str, value: Any, *, may_be_none: bool = False) -> None:
+    """Raise TypeError unless a value is a bool; the text "False" would count as true."""
+    # This runs in every step, and hardly any value is one of numpy.
+    if value is True or value is False or (may_be_none and value is None):
+        return
+    if not isinstance(value, np.bool_):
+        choices = "None, True or False" if may_be_none else "True or False"
+        raise TypeError(f"`{name}` must be {choices}, got {value!r}.")
 
 
 def assert_module(name: str, value: Any) -> None:

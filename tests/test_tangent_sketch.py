@@ -34,7 +34,8 @@ def test_the_tangent_sketch_is_all_of_the_generator_that_touches_k_directions(dt
         weights, anywhere = hash_rows(k, count + n, counter, dtype).split((count, n), -1)
         few = d[turn] if k == 1 else d[:, turn].mH
         rows = normalize(weights @ few, dim=-1)
-        sign = torch.where(rows.real.sum(-1, keepdim=True) < 0, -1, 1)
+        toward = (rows * anywhere).real.sum(-1, keepdim=True)
+        sign = torch.where(toward < 0, -1, 1)
         rows = rows + sign * anywhere * 0.3 * (3 / n) ** 0.5
         q = torch.linalg.qr(whole @ (x @ rows.mH if k == 1 else rows.mH)).Q
         p = q @ q.mH

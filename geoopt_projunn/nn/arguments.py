@@ -10,9 +10,9 @@ from ..arguments import checked_integer
 from ..linalg.precision import WIDE
 
 
-def integers(**values: Any) -> list[int]:
-    """Return integers by their names; whether they are in range is left to torch's modules."""
-    return [checked_integer(name, value, least=None) for name, value in values.items()]
+def integers(least: int | None = 1, **values: Any) -> list[int]:
+    """Return integers of at least ``least`` by their names, or raise; None for no limit."""
+    return [checked_integer(name, value, least=least) for name, value in values.items()]
 
 
 def positive_tuple(name: str, value: Any, dims: int) -> tuple[int, ...]:

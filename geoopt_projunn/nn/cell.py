@@ -118,7 +118,7 @@ class _RNNCell(RecurrentCell, torch.nn.RNNCell):
         init: str = "henaff",
     ) -> None:
         manifold = LowRankUnitary(k, retraction=retraction, sketch=sketch)
-        known, dtype = self._options(nonlinearity, init, dtype)
+        known, dtype = self._options(nonlinearity, init, dtype, bias=bias)
         input_size, hidden_size = integers(input_size=input_size, hidden_size=hidden_size)
         super().__init__(input_size, hidden_size, bias, known, device=device, dtype=dtype)
         self._finish(nonlinearity, manifold, ["weight_hh"])

@@ -170,10 +170,11 @@ class OrthogonalGRU(_Gated, RecurrentLayer, torch.nn.GRU):
         **unsupported: Any,
     ) -> None:
         manifold = LowRankUnitary(k, retraction=retraction, sketch=sketch)
+        # What is out of range is left to torch's class.
         input_size, hidden_size, num_layers = integers(
-            input_size=input_size, hidden_size=hidden_size, num_layers=num_layers
+            None, input_size=input_size, hidden_size=hidden_size, num_layers=num_layers
         )
-        _, dtype = self._options(nonlinearity, init, dtype)
+        _, dtype = self._options(nonlinearity, init, dtype, bidirectional=bidirectional)
         super().__init__(
             input_size,
             hidden_size,
@@ -243,7 +244,7 @@ class OrthogonalGRUCell(_Gated, RecurrentCell, torch.nn.GRUCell):
         init: str = "henaff",
     ) -> None:
         manifold = LowRankUnitary(k, retraction=retraction, sketch=sketch)
-        _, dtype = self._options(nonlinearity, init, dtype)
+        _, dtype = self._options(nonlinearity, init, dtype, bias=bias)
         input_size, hidden_size = integers(input_size=input_size, hidden_size=hidden_size)
         super().__init__(input_size, hidden_size, bias, device=device, dtype=dtype)
         self._finish(nonlinearity, manifold, ["weight_hh"])

@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from ..arguments import assert_flag
 from ..low_rank_manifold import Rank
 from .arguments import checked_dtype, integers
 from .keeping import KeepsManifolds, record_manifolds
@@ -32,7 +33,7 @@ class OrthogonalLinear(KeepsManifolds, torch.nn.Linear):
     device, dtype
         of the parameters; the dtype is torch.float32 or torch.float64
     k : int, "auto" or None
-        How many planes a step turns, 1 <= k <= min(p, n // 2), n the larger of the two sizes and p
+        How many planes a step turns, 1 <= k <= min(p, n // 2), n the larger of the two integers and p
         the smaller; "auto": 8, or the highest that is allowed if that is less; None: all.
     retraction, sketch
         of the manifold
@@ -74,6 +75,7 @@ class OrthogonalLinear(KeepsManifolds, torch.nn.Linear):
         sketch: str = "tangent",
         init: str = "haar",
     ) -> None:
+        assert_flag("bias", bias)
         dtype = checked_dtype(self, dtype, False, self._counterpart())
         in_features, out_features = integers(in_features=in_features, out_features=out_features)
         shape = out_features, in_features

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import assert_flag
 from .activation import real
 from .arguments import integers
 
@@ -44,6 +45,7 @@ class RealReadout(torch.nn.Linear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        assert_flag("bias", bias)
         in_features, out_features = integers(in_features=in_features, out_features=out_features)
         super().__init__(2 * in_features, out_features, bias=bias, device=device, dtype=dtype)
 

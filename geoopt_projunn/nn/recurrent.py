@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..arguments import assert_flag, assert_known
 from ..init import INITS
 from ..low_rank_manifold import low_rank_manifold_of
 from ..manifolds import LowRankUnitary
@@ -33,16 +34,13 @@ class Recurrent(KeepsManifolds):
     init: str
 
     def _options(
-        self, nonlinearity: str, init: str, dtype: torch.dtype | None
+        self, nonlinearity: str, init: str, dtype: torch.dtype | None, **flags: Any
     ) -> tuple[str, torch.dtype]:
         """Check what torch's class would not, before it builds anything; return what to tell it."""
-        if nonlinearity not in NONLINEARITIES:
-            raise ValueError(
-                f"Unknown nonlinearity '{nonlinearity}'. Select from 'modrelu', 'relu' or 'tanh'."
-            )
-        if init not in list(INITS):
-            names = ", ".join(f"'{name}'" for name in INITS)
-            raise ValueError(f"Unknown init '{init}'. Select from {names}.")
+        for name, value in flags.items():
+            assert_flag(name, value)
+        assert_known("nonlinearity", nonlinearity, NONLINEARITIES)
+        assert_known("init", init, INITS)
         dtype = checked_dtype(self, dtype, self.is_complex, self._counterpart())
         # reset_parameters, which torch's constructor calls, needs it.
         self.init = init

@@ -39,10 +39,11 @@ class _RNN(RecurrentLayer, torch.nn.RNN):
         **unsupported: Any,
     ) -> None:
         manifold = LowRankUnitary(k, retraction=retraction, sketch=sketch)
+        # What is out of range is left to torch's class.
         input_size, hidden_size, num_layers = integers(
-            input_size=input_size, hidden_size=hidden_size, num_layers=num_layers
+            None, input_size=input_size, hidden_size=hidden_size, num_layers=num_layers
         )
-        known, dtype = self._options(nonlinearity, init, dtype)
+        known, dtype = self._options(nonlinearity, init, dtype, bidirectional=bidirectional)
         super().__init__(
             input_size,
             hidden_size,

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from ..arguments import assert_known
 from ..backends.distributed import is_dtensor, place_like
 from ..geometry.checks import without_x
 from ..init import INITS
@@ -32,14 +33,9 @@ def manifold_for(
 
 def check_init(init: str, shape: Sequence[int], blocks: int = 1, *others: str) -> None:
     """Raise ValueError unless matrices of some shape can start so; ``others`` are names as well."""
-    if init in others:
-        return
     is_square = len(shape) < 2 or shape[-2] == blocks * shape[-1]
-    # Lists: what has no hash is none of them either.
-    if init not in list(INITS) or not (is_square or init in RECTANGULAR):
-        names = ", ".join(map(repr, (*others, *(INITS if is_square else RECTANGULAR))))
-        whose = "" if is_square else " for a rectangular matrix"
-        raise ValueError(f"`init` must be one of {names}{whose}, got {init!r}.")
+    known = (*others, *(INITS if is_square else RECTANGULAR))
+    assert_known("init", init, known, "" if is_square else " for a rectangular matrix")
 
 
 def initial(

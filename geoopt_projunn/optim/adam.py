@@ -7,9 +7,10 @@ from typing import Any
 import geoopt
 import torch
 
+from ..arguments import assert_flag, assert_known
 from ..backends.spec import Buffers, NativeRule, Proposal, Total
 from .base import ProjUNNOptimizer
-from .options import check_choice, check_range, on_device
+from .options import check_range, on_device
 
 __all__ = ["ProjUNNRiemannianAdam"]
 
@@ -239,6 +240,6 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         for index, beta in enumerate(betas):
             check_range(f"betas[{index}]", beta, 0.0, 1.0)
         check_range("eps", group["eps"], 0.0)
-        check_choice("second_moment", group["second_moment"], _SECOND_MOMENTS)
-        for name in ("decoupled_weight_decay", "capturable"):
-            check_choice(name, group[name], (True, False))
+        assert_known("second_moment", group["second_moment"], _SECOND_MOMENTS)
+        for name in ("amsgrad", "decoupled_weight_decay", "capturable"):
+            assert_flag(name, group[name])

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from geoopt.optim.mixin import OptimMixin
 
+from ..arguments import assert_flag, assert_known
 from ..backends.spec import Rule
 from ..linalg.precision import full_precision
 from ..normalization import NORMALIZATIONS
@@ -17,7 +18,6 @@ from .lost import LostManifolds
 from .messages import described
 from .nonfinite import SKIP_NONFINITE, AllOrNothing
 from .options import (
-    check_choice,
     check_have_values,
     check_range,
     checked_stabilize,
@@ -114,9 +114,12 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         """Raise ValueError for a hyperparameter out of range; subclasses add theirs."""
         for name in ("lr", "weight_decay"):
             check_range(name, group[name], 0.0)
-        check_choice("compile", group["compile"], (True, False))
-        check_choice("normalize", group["normalize"], (None, *NORMALIZATIONS))
-        check_choice("skip_nonfinite", group["skip_nonfinite"], SKIP_NONFINITE)
+        for name in ("maximize", "compile"):
+            assert_flag(name, group[name])
+        for name in ("foreach", "fused"):
+            assert_flag(name, group[name], may_be_none=True)
+        assert_known("normalize", group["normalize"], (None, *NORMALIZATIONS))
+        assert_known("skip_nonfinite", group["skip_nonfinite"], SKIP_NONFINITE)
         checked_stabilize(group["stabilize"])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

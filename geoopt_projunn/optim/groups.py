@@ -4,12 +4,12 @@ from typing import Any
 
 import torch
 
-from ..arguments import assert_module, checked_integer
+from ..arguments import assert_known, assert_module, checked_integer
 from ..backends.distributed import reshard_all
 from ..normalization import NORMALIZATIONS, planned_angle
 from ..sketches.coordinates import COORDINATES
 from .kinds import is_low_rank, low_rank_of, manifold_of
-from .options import check_choice, check_range
+from .options import check_range
 
 __all__ = ["param_groups"]
 
@@ -95,7 +95,7 @@ def param_groups(
     assert_module("model", model)
     reshard_all(model)
     check_range("lr", lr, 0.0)
-    check_choice("normalize", normalize, tuple(NORMALIZATIONS))
+    assert_known("normalize", normalize, tuple(NORMALIZATIONS))
     if steps is not None:
         steps = checked_integer("steps", steps, remedy="or pass `angle` instead of it")
     if sequence_length is not None:

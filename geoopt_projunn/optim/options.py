@@ -41,17 +41,6 @@ def check_range(name: str, value: Any, low: float, high: float = float("inf")) -
         raise ValueError(f"`{name}` must lie in [{low}, {high}), got {value}.")
 
 
-def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
-    """Raise an error unless a value is one of the choices."""
-    for choice in choices:
-        # With the type, for 1 == True.
-        if value is choice or (type(value) is type(choice) and value == choice):
-            break
-    else:
-        *most, last = map(repr, choices)
-        raise ValueError(f"`{name}` must be {', '.join(most)} or {last}, got {value!r}.")
-
-
 def checked_stabilize(value: Any) -> int | None:
     """Return after how many steps points are put back on their manifolds, or None, or raise."""
     remedy = "use stabilize=None for never"

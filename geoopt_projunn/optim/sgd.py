@@ -6,9 +6,10 @@ from typing import Any
 import geoopt
 import torch
 
+from ..arguments import assert_flag, assert_known
 from ..backends.spec import Buffers, NativeRule, Proposal, TangentMomentum, Total
 from .base import ProjUNNOptimizer
-from .options import check_choice, check_range
+from .options import check_range
 
 __all__ = ["ProjUNNRiemannianSGD"]
 
@@ -269,13 +270,14 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
         super()._validate(group)
         check_range("momentum", group["momentum"], 0.0)
         check_range("dampening", group["dampening"], -float("inf"))
+        assert_flag("nesterov", group["nesterov"])
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
             raise ValueError(
                 "`nesterov` needs momentum > 0 and dampening = 0, got "
                 f"momentum={group['momentum']}, dampening={group['dampening']}; set "
                 "`momentum=0.9`, or leave `nesterov` out."
             )
-        check_choice("momentum_space", group["momentum_space"], _MOMENTUM_BUFFERS)
+        assert_known("momentum_space", group["momentum_space"], _MOMENTUM_BUFFERS)
         if group["error_feedback"] is not None:
             check_range("error_feedback", group["error_feedback"], 0.0, 1.0)
             if group["nesterov"] or group["dampening"] != 0:

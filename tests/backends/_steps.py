@@ -84,5 +84,11 @@ def of_rank_one(grad, step, index):
     return grad[..., :1] @ grad[..., :1, :]
 
 
+def with_cancelling_entries(grad, step, index):
+    """Let all rows and columns sum to zero, as columns do after a softmax."""
+    grad = grad - grad.mean(-1, keepdim=True)
+    return grad - grad.mean(-2, keepdim=True)
+
+
 def zero_in_part(grad, step, index):
     return grad * 0 if (step + index) % 2 else grad

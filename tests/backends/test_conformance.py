@@ -9,7 +9,16 @@ from tests._asserts import assert_bit_equal, assert_unitary
 from tests._matrices import DTYPES
 
 from ._cases import ADAM, OTHERS, RULES, by_columns, each_other, stretched
-from ._steps import METHODS, assert_alike, bound, of_rank_one, parameters, run, zero_in_part
+from ._steps import (
+    METHODS,
+    assert_alike,
+    bound,
+    of_rank_one,
+    parameters,
+    run,
+    with_cancelling_entries,
+    zero_in_part,
+)
 
 rules = pytest.mark.parametrize("rule", RULES)
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
@@ -85,6 +94,18 @@ def test_so_they_are_for_zero_and_dependent_gradients(name, rule, method, spoil)
         assert_unitary(p)
     if not (method == "lsi" and spoil is of_rank_one):  # its basis is any that reaches the rank
         assert_alike(actual, run("reference", params, rule, spoil=spoil), 1e-10)
+
+
+@methods
+@dtypes
+@each_other
+def test_so_they_are_where_the_entries_of_a_gradient_cancel(name, dtype, method):
+    """Rounding of what is zero decides nothing."""
+    params = parameters(2, (3, 24, 24), dtype, method)
+    actual, expected = (
+        run(each, params, "gradient", spoil=with_cancelling_entries) for each in (name, "reference")
+    )
+    assert_alike(actual, expected, bound(dtype, (24, 24)))
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])

@@ -83,12 +83,12 @@ def test_dropout_of_one_layer_warns_as_torch_does(kind):
         (
             {"nonlinearity": "gelu"},
             ValueError,
-            "^Unknown nonlinearity 'gelu'. Select from 'modrelu', 'relu' or 'tanh'.$",
+            "^`nonlinearity` must be one of 'modrelu', 'relu', 'tanh', got 'gelu'.$",
         ),
         (
             {"init": "xavier"},
             ValueError,
-            "^Unknown init 'xavier'. Select from 'henaff', 'cayley', 'identity', 'haar'.$",
+            "^`init` must be one of 'henaff', 'cayley', 'identity', 'haar', got 'xavier'.$",
         ),
         ({"k": 5}, ValueError, r"`k` must satisfy 1 <= k <= n // 2 = 4, got 5; use k=None"),
         ({"k": 1.0}, TypeError, "`k` must be an integer, got 1.0"),
@@ -103,6 +103,25 @@ def test_dropout_of_one_layer_warns_as_torch_does(kind):
 def test_arguments_that_torch_does_not_know(kind, options, error, words):
     with pytest.raises(error, match=words):
         kind(3, 8, **options)
+
+
+@pytest.mark.parametrize("value", ["False", 1, None, torch.float64], ids=str)
+def test_nothing_else_is_taken_for_a_flag(value):
+    """Such as what stands in the place of `bias`; that of layers torch checks."""
+    words = f"must be True or False, got {value!r}"
+    for kind in LAYERS:
+        with pytest.raises(TypeError, match=f"`bidirectional` {words}"):
+            kind(3, 8, bidirectional=value)
+    for kind in (*CELLS, OrthogonalLinear, RealReadout):
+        with pytest.raises(TypeError, match=f"`bias` {words}"):
+            kind(3, 8, value)
+
+
+@pytest.mark.parametrize("kind", [*CELLS, OrthogonalLinear, RealReadout])
+def test_sizes_are_positive(kind):
+    for sizes, value in (((3, -8), -8), ((0, 8), 0), ((-3, 8), -3)):
+        with pytest.raises(ValueError, match=f"`[a-z_]*` must be at least 1, got {value}"):
+            kind(*sizes)
 
 
 OF_ANOTHER = "call `orthogonalize_` for a complex weight of another"

@@ -1,5 +1,6 @@
 """Options that are refused, and with which words."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,6 @@ SHARED = [
     ({"lr": float("nan")}, r"`lr` must lie in \[0.0, inf\), got nan"),
     ({"lr": float("inf")}, r"`lr` must lie in \[0.0, inf\), got inf"),
     ({"weight_decay": -1e-3}, r"`weight_decay` must lie in \[0.0, inf\), got -0.001"),
-    ({"compile": 1}, "`compile` must be True or False, got 1"),
     ({"stabilize": 0}, "`stabilize` must be at least 1, got 0; use stabilize=None"),
     ({"stabilize": -2}, "`stabilize` must be at least 1, got -2"),
 ]
@@ -47,8 +47,20 @@ OF_ADAM = [
     ({"eps": -1e-8}, r"`eps` must lie in \[0.0, inf\), got -1e-08"),
     (
         {"second_moment": "rowwise"},
-        "`second_moment` must be 'elementwise', 'scalar' or 'mean', got 'rowwise'",
+        "`second_moment` must be one of 'elementwise', 'scalar', 'mean', got 'rowwise'",
     ),
+]
+
+FLAGS = {"maximize": "", "compile": "", "foreach": "None, ", "fused": "None, "}
+OWN_FLAGS = {
+    ProjUNNRiemannianSGD: ("nesterov",),
+    ProjUNNRiemannianAdam: ("amsgrad", "decoupled_weight_decay", "capturable"),
+}
+BAD_FLAGS = [
+    (kind, {name: value}, f"`{name}` must be {more}True or False, got {value!r}")
+    for kind, own in OWN_FLAGS.items()
+    for name, more in {**FLAGS, **dict.fromkeys(own, "")}.items()
+    for value in ("False", 1)
 ]
 
 BAD = [
@@ -62,6 +74,28 @@ BAD = [
 def test_a_bad_hyperparameter_is_refused_at_once(kind, options, match):
     with pytest.raises(ValueError, match=match):
         kind([bystander()], **options)
+
+
+@pytest.mark.parametrize(("kind", "options", "match"), BAD_FLAGS)
+def test_flags_are_not_taken_for_true(kind, options, match):
+    optimizer = kind([bystander()])
+    with pytest.raises(TypeError, match=match):
+        kind([bystander()], **options)
+    with pytest.raises(TypeError, match=match):
+        optimizer.add_param_group({"params": [bystander()], **options})
+    assert len(optimizer.param_groups) == 1
+    optimizer.param_groups[0].update(options)
+    before = Snapshot(optimizer)
+    with pytest.raises(TypeError, match=match):
+        optimizer.step()
+    before.assert_unchanged()
+
+
+def test_flags_of_numpy_are_flags():
+    p = torch.nn.Parameter(torch.zeros(3))
+    p.grad = torch.ones(3)
+    ProjUNNRiemannianSGD([p], lr=0.1, maximize=np.True_, compile=np.False_).step()
+    assert (p > 0).all()
 
 
 @pytest.mark.parametrize(("kind", "options", "match"), BAD)

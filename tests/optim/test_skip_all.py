@@ -148,7 +148,7 @@ def test_nothing_is_read_back_where_reading_would_wait(options, monkeypatch):
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.mark.parametrize("value", [None, True, "none", "manifolds"])
 def test_another_value_is_refused(value, kind):
-    with pytest.raises(ValueError, match="`skip_nonfinite` must be 'manifold' or 'all', got"):
+    with pytest.raises(ValueError, match="`skip_nonfinite` must be one of 'manifold', 'all', got"):
         kind([unitary_parameter(4, 4)], skip_nonfinite=value)
 
 

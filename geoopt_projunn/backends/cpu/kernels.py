@@ -86,5 +86,6 @@ def is_by_columns(x: torch.Tensor) -> bool:
 def check_choice(name: str, value: str | None, known: tuple[str | None, ...]) -> int:
     """Return the number of one of the names that the kernels know."""
     if value not in known:
-        raise Refused(f"`{name}` must be one of {list(known)}, got {value!r}.")
+        choices = ", ".join(map(repr, known))
+        raise Refused(f"`{name}` must be one of {choices}, got {value!r}.")
     return known.index(value)

@@ -9,7 +9,15 @@ from geoopt_projunn.backends.spec import StepSpec
 from tests._asserts import assert_bit_equal, assert_unitary, assert_within
 from tests._matrices import eps, unitary
 from tests.backends._cases import by_columns, stretched
-from tests.backends._steps import assert_alike, bound, of_rank_one, parameters, run, zero_in_part
+from tests.backends._steps import (
+    assert_alike,
+    bound,
+    of_rank_one,
+    parameters,
+    run,
+    with_cancelling_entries,
+    zero_in_part,
+)
 
 from ._step import C64, C128, F32, F64, step
 
@@ -103,7 +111,16 @@ def test_so_they_are_however_matrices_lie_in_memory(layout, rule):
     assert_alike(actual, expected, bound(C64, (9, 9)))
 
 
-@pytest.mark.parametrize(("spoil", "k"), [(of_rank_one, 3), (zero_in_part, 1), (zero_in_part, 3)])
+@pytest.mark.parametrize(
+    ("spoil", "k"),
+    [
+        (of_rank_one, 3),
+        (zero_in_part, 1),
+        (zero_in_part, 3),
+        (with_cancelling_entries, 1),
+        (with_cancelling_entries, 3),
+    ],
+)
 def test_so_they_are_for_zero_and_dependent_gradients(spoil, k):
     params = parameters(2, (12, 12), F64, "tangent" if k == 1 else "tangent, k = 3")
     actual, expected = (

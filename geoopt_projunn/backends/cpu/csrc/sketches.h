@@ -193,13 +193,14 @@ class Sketcher {
       T* const mixed = mixed_.data() + row * width;
       std::copy_n(mixed, width, wide_.begin());
       const double norm = safe_norm(wide_.data(), width), by = norm == 0 ? 0 : 1 / norm;
-      // With the sign of the row, so that -d is sketched as d is.
-      double total = 0;
-      for (Index j = 0; j < width; j += parts_) total += wide_[j];
-      const double share = std::copysign(anywhere * std::sqrt(3.0 / length_), total);
+      const double* const noise = uniform + row * each + count_;
+      // Of the sign that turns with the row, so that -d is sketched as d is.
+      double toward = 0;
+      for (Index j = 0; j < length_; ++j) toward += wide_[parts_ * j] * noise[j];
+      const double share = std::copysign(anywhere * std::sqrt(3.0 / length_), toward);
       for (Index j = 0; j < width; ++j) mixed[j] = static_cast<T>(wide_[j] * by);
       for (Index j = 0; j < length_; ++j)
-        mixed[parts_ * j] += static_cast<T>(share * uniform[row * each + count_ + j]);
+        mixed[parts_ * j] += static_cast<T>(share * noise[j]);
     }
   }
 

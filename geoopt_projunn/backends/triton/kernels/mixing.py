@@ -91,7 +91,7 @@ def mix_rows(
     kind = mixed.dtype.element_ty
     total = count + width // PARTS
     square = tl.zeros((BLOCK,), tl.float64)
-    sign = tl.zeros((BLOCK,), tl.float64)
+    toward = tl.zeros((BLOCK,), tl.float64)
     for first in range(start, end, BLOCK):
         at = first + tl.arange(0, BLOCK)
         inside = at < end
@@ -104,10 +104,11 @@ def mix_rows(
             value += uniform(taken, total, i + 0 * at).to(kind) * d
         wide = value.to(tl.float64)
         square += wide * wide
-        sign += tl.where(at % PARTS == 0, wide, 0.0)
+        noise = uniform(taken, total, count + at // PARTS)
+        toward += tl.where(at % PARTS == 0, wide * noise, 0.0)
         tl.store(mixed + at, value, mask=inside)
     tl.store(sums, tl.sum(square, 0))
-    tl.store(sums + 1, tl.sum(sign, 0))
+    tl.store(sums + 1, tl.sum(toward, 0))
 
 
 @triton.jit
@@ -142,7 +143,7 @@ def mix_columns(
     by = uniform(taken, K * total, which[:, None] * total + index[None, :]).to(kind)
     by = tl.where((which < K)[:, None] & (index < count)[None, :], by, 0.0)
     square = tl.zeros((K_PADDED,), tl.float64)
-    sign = tl.zeros((K_PADDED,), tl.float64)
+    toward = tl.zeros((K_PADDED,), tl.float64)
     # The next block is not fetched ahead: what Adam reads of two would not fit beside each other.
     for first in tl.range(start, end, BLOCK, num_stages=1):
         at = first + tl.arange(0, BLOCK)
@@ -159,10 +160,11 @@ def mix_columns(
             wide = value.to(tl.float64)
             square += tl.sum(wide * wide, 1)
             if part == 0:
-                sign += tl.sum(wide, 1)
+                index_of_noise = which[:, None] * total + count + at[None, :]
+                toward += tl.sum(wide * uniform(taken, K * total, index_of_noise), 1)
             tl.store(mixed + (PARTS * which + part)[:, None] * n + at[None, :], value, mask=mask)
     tl.store(sums + 2 * which, square, mask=which < K)
-    tl.store(sums + 2 * which + 1, sign, mask=which < K)
+    tl.store(sums + 2 * which + 1, toward, mask=which < K)
 
 
 @triton.jit(do_not_specialize=["length", "first", "second", "third"])
@@ -199,7 +201,8 @@ def mix_kernel(
 ):
     """Prepare the numbers of a step, and mix ``each`` entries of its test vectors.
 
-    ``sums``, (b, programs, K, 2), are the squares of what is mixed and its real parts, added up.
+    ``sums``, (b, programs, K, 2), are the squares of what is mixed, and the products of its real
+    parts with the noise that it is to get, added up.
     ``length``, ``first``, ``second`` and ``third`` are the bits of float64; with HAS_RATE the
     length is that of a unit of the learning rate.
     """

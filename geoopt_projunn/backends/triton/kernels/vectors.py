@@ -23,8 +23,8 @@ def lengths(
     mask = (which < K)[:, None] & (at < programs)[None, :]
     source = sums + 2 * (at[None, :] * K + which[:, None])
     square = tl.sum(tl.load(source, mask=mask, other=0.0), 1)
-    sign = tl.sum(tl.load(source + 1, mask=mask, other=0.0), 1)
-    share = tl.where(sign < 0.0, -1.0, 1.0) * anywhere
+    toward = tl.sum(tl.load(source + 1, mask=mask, other=0.0), 1)
+    share = tl.where(toward < 0.0, -1.0, 1.0) * anywhere
     return tl.maximum(tl.sqrt(square), TINY), share.to(kind)
 
 
