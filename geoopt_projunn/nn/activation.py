@@ -37,7 +37,7 @@ def modrelu(z: Tensor, offset: Tensor) -> Tensor:
     if not z.is_complex():
         # The derivative of a sign is 0. If torch derived it, a graph that torch.compile makes for
         # any batch size would take one only.
-        return z.detach().sgn() * torch.relu(z.abs() + offset)
+        return z.detach().sign() * torch.relu(z.abs() + offset)
     # The second derivative of a complex modulus is not a number at 0, even if multiplied by 0.
     zero = z == 0
     # Below this modulus z is scaled up: of a subnormal number torch's sign is not a number.

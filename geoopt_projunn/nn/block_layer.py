@@ -206,8 +206,6 @@ class BlockConv(KeepsManifolds):
                 f"`{name}` must have shape (b, {channels}, {axes}) or ({channels}, {axes}), "
                 f"got {tuple(x.shape)}."
             )
-        if x.numel() == 0:
-            raise ValueError(f"`{name}` must not be empty, got {tuple(x.shape)}; skip the batch.")
         size = tuple(n * stride for n in x.shape[-dims:])
         if any(n % self.stride for n in size):
             raise ValueError(

@@ -127,11 +127,10 @@ class _RNNCell(RecurrentCell, torch.nn.RNNCell):
         known = not self.is_complex and self.nonlinearity != "modrelu"
         if known and not needs_plain_operations(x, hx, self.weight_ih, self.weight_hh):
             return torch.nn.RNNCell.forward(self, x, hx)
-        z = linear(x, self.weight_ih, self.bias_ih)
-        if hx is not None:
-            z = z + linear(hx, self.weight_hh, self.bias_hh)
-        elif self.bias_hh is not None:
-            z = z + self.bias_hh
+        if hx is None:
+            # As in torch's cell every parameter gets a gradient, which DDP waits for.
+            hx = x.new_zeros(*x.shape[:-1], self.hidden_size)
+        z = linear(x, self.weight_ih, self.bias_ih) + linear(hx, self.weight_hh, self.bias_hh)
         return activated(z, self.nonlinearity, self._offset())
 
 

@@ -97,7 +97,8 @@ class Recurrent(KeepsManifolds):
 
 def taken_as(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Take real numbers as complex ones of the same precision, under autocast of any."""
-    if x.is_complex() and not dtype.is_complex:
+    # A trace would keep a conversion that does nothing, and then take inputs of any dtype.
+    if x.dtype == dtype or (x.is_complex() and not dtype.is_complex):
         return x
     # As torch.nn.RNN asks: torch.is_autocast_enabled raises an error for the meta device.
     if x.dtype == _REAL.get(dtype, dtype) or torch._C._is_any_autocast_enabled():

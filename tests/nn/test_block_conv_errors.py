@@ -52,7 +52,7 @@ BAD_INPUTS = {
     ),
     "no channels": ((6, 6), ValueError, r"`input` must have shape \(b, 3, height, width\)"),
     "volumes": ((1, 3, 6, 6, 6), ValueError, r"`input` must have shape \(b, 3, height, width\)"),
-    "no signals": ((0, 3, 6, 6), ValueError, "`input` must not be empty"),
+    "no pixels": ((2, 3, 0, 6), ValueError, r"at least `kernel_size` = \(3, 4\), got \(0, 6\)"),
     "too small": (
         (1, 3, 6, 2),
         ValueError,

@@ -83,7 +83,6 @@ BAD_INPUTS = {
     ),
     "no channels": ((4, 6), ValueError, r"must have shape \(b, 3, 4, 6\)"),
     "two batches": ((1, 2, 3, 4, 6), ValueError, r"must have shape \(b, 3, 4, 6\)"),
-    "no signals": ((0, 3, 4, 6), ValueError, "`input` must not be empty"),
 }
 
 

@@ -4,10 +4,13 @@ import pytest
 import torch
 
 from geoopt_projunn.nn import (
+    BlockOrthogonalConv2d,
+    OrthogonalConv2d,
     OrthogonalGRU,
     OrthogonalGRUCell,
     OrthogonalRNN,
     OrthogonalRNNCell,
+    UnitaryConv2d,
     UnitaryRNN,
     UnitaryRNNCell,
     modrelu,
@@ -107,3 +110,50 @@ def test_a_unitary_layer_keeps_tiny_states_as_its_cell_does(dtype, size):
     grads = [torch.autograd.grad(h.real.sum(), x)[0] * size for h in (states, expected)]
     assert_within(*grads, 1e-4)
     assert grads[0].abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("nonlinearity", ["modrelu", "relu", "tanh"])
+@pytest.mark.parametrize("kind", CELLS)
+def test_without_a_state_every_parameter_of_a_cell_gets_a_gradient(kind, nonlinearity):
+    """As of torch's cells. DistributedDataParallel waits for all of them."""
+    cell = kind(3, 8, nonlinearity=nonlinearity)
+    x = torch.randn(2, 3)
+    assert_within(cell(x), cell(x, torch.zeros(2, 8, dtype=cell.weight_hh.dtype)), 0)
+    cell(x).abs().sum().backward()
+    for name, p in cell.named_parameters():
+        assert p.grad is not None, name
+    assert not cell.weight_hh.grad.any()
+
+
+CONVOLUTIONS = {
+    OrthogonalConv2d: {"size": 4, "stride": 2},
+    UnitaryConv2d: {"size": 4},
+    BlockOrthogonalConv2d: {"kernel_size": 2},
+}
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_a_convolution_of_no_signals_has_no_signals_and_gradients_of_zero(kind):
+    """As torch's convolutions."""
+    layer = kind(3, 12, **CONVOLUTIONS[kind])
+    x = torch.empty(0, 3, 4, 4, dtype=layer.bias.dtype, requires_grad=True)
+    y = layer(x)
+    assert y.shape == (0, *layer(torch.randn(1, 3, 4, 4, dtype=x.dtype)).shape[1:])
+    back = layer.adjoint(y)
+    assert back.shape == x.shape
+    back.abs().sum().backward()
+    for p in (x, *layer.parameters()):
+        assert p.grad.shape == p.shape
+        assert not p.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64, torch.complex64])
+@pytest.mark.parametrize("kind", [OrthogonalRNN, OrthogonalGRU, *CELLS[::2]])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_traced_layer_takes_no_other_dtype_for_its_own(kind, dtype):
+    """A conversion would lose digits, or imaginary parts, in silence."""
+    layer = kind(3, 8)
+    x = torch.randn(4, 3)
+    traced = torch.jit.trace(layer, (x,), check_trace=False)
+    with pytest.raises((RuntimeError, ValueError)):
+        traced(x.to(dtype))
