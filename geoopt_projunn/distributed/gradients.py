@@ -79,6 +79,8 @@ def sketch_gradients_(
       wait until the time-out of the process group, or fail.
     - Every process must take every step, even without gradients of these parameters. If one takes
       none, the others wait until the time-out.
+    - So it does not work with ``torch.amp.GradScaler``, which leaves out the step of a process
+      whose own gradient overflows, nor with ``DistributedDataParallel.join()``.
     - It does not work with ``ZeroRedundancyOptimizer``, where only one process steps a parameter.
     - Gradients may be accumulated over several backward passes. Clip only those of unmarked
       parameters: each process knows only its own gradient of a marked one, and a norm that includes

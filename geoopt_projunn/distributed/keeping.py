@@ -101,8 +101,10 @@ def keep_manifolds(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
             if reason is not None:
                 raise ValueError(
                     f"`{place.path}` on the {place.manifold} {reason}, got {p.placements}; build "
-                    "the model anew and distribute it in another way, or keep this parameter out "
-                    "by `ignored_params` of `fully_shard`."
+                    "the model anew and distribute it in another way: where tensor parallelism "
+                    "has split a matrix, `shard_placement_fn` of `fully_shard` may split its other "
+                    "axis. Or keep this parameter out by `ignored_params` of `fully_shard`, and "
+                    "average its gradient over the processes of that mesh."
                 )
 
 

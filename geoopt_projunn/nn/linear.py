@@ -33,7 +33,7 @@ class OrthogonalLinear(KeepsManifolds, torch.nn.Linear):
     device, dtype
         of the parameters; the dtype is torch.float32 or torch.float64
     k : int, "auto" or None
-        How many planes a step turns, 1 <= k <= min(p, n // 2), n the larger of the two integers and p
+        How many planes a step turns, 1 <= k <= min(p, n // 2), n the larger of the two sizes and p
         the smaller; "auto": 8, or the highest that is allowed if that is less; None: all.
     retraction, sketch
         of the manifold

@@ -6,7 +6,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..backends.distributed import Peers, averages_gradients, digest, is_dtensor, number_of
+from ..backends.distributed import (
+    Peers,
+    averages_gradients,
+    digest,
+    is_dtensor,
+    local_of,
+    number_of,
+)
 from .kinds import low_rank_of, manifold_of
 from .messages import described
 from .nonfinite import reads_at_once
@@ -46,7 +53,7 @@ Reports = Mapping[int, tuple[str | None, Plan]]
 
 
 def stepped_entry(
-    p: torch.Tensor, group: Mapping[str, Any], state: Iterable[str], begins: bool | None = None
+    p: torch.Tensor, group: Mapping[str, Any], state: Mapping[str, Any], begins: bool | None = None
 ) -> Entry:
     """Return the entry of a parameter that takes a step of low rank.
 
@@ -71,6 +78,8 @@ def stepped_entry(
         f"with the state {', '.join(sorted(state))}",
         time,
     ]
+    if begins is not None and "step" in state:
+        details += _steps(state["step"])
     if is_dtensor(p.grad):
         details.append(f"with a gradient placed as {p.grad.placements}")  # type: ignore[union-attr]
     return Entry(name, tuple(details))
@@ -100,6 +109,19 @@ def plan_of(optimizer: Entry, peers: Peers, batches: Iterable[list[tuple[Peers, 
 def digest_of(plan: Plan) -> int:
     """Return a number that tells plans apart; it is not negative."""
     return digest(repr([[tuple(entry) for entry in batch] for batch in plan]))
+
+
+def _steps(taken: torch.Tensor) -> Iterator[str]:
+    """Tell the numbers of steps that a loaded state counts; they choose what a sketch looks at.
+
+    Matrices of a batch that is split over processes count their own.
+    """
+    if is_dtensor(taken):
+        if any(place.is_shard() for place in taken.placements):  # type: ignore[attr-defined]
+            return
+        taken = local_of(taken)
+    counts = taken.flatten().tolist()
+    yield f"after {', '.join(map(str, counts)) if len(counts) <= _MOST else counts} steps"
 
 
 def _layout(p: torch.Tensor) -> Iterator[str]:

@@ -65,8 +65,8 @@ def check_spread(p: torch.Tensor, state: Buffers, rule: Rule, group: Mapping[str
     reason = misplacement(p, manifold.rank(p), manifold.blocks)
     if reason is not None:
         raise ValueError(
-            f"{capitalized(name)} {reason}, got {_placed(p)}; distribute it anew, or keep it whole "
-            "by `ignored_params` of `fully_shard`."
+            f"{capitalized(name)} {reason}, got {_placed(p)}; distribute it anew, or keep it out "
+            "of `fully_shard` by `ignored_params`, and average its gradient."
         )
     if grad.device_mesh != p.device_mesh:  # type: ignore[attr-defined]
         raise ValueError(

@@ -126,7 +126,10 @@ def mend_loaded_state(state: Any, p: torch.Tensor, group: Mapping[str, Any], rul
             state["step"] = torch.tensor(step, device="cpu")
         for name in ("skipped", *(rule.known_buffers & state.keys())):
             _dense(name, state, p, group)
-        state["step"] = _dense("step", state, p, group).to(p.device, torch.int64)
+        # Copies, for torch loads the tensors of the state dict, which may be those of a training
+        # that goes on.
+        state["skipped"] = state["skipped"].clone()
+        state["step"] = _dense("step", state, p, group).to(p.device, torch.int64, copy=True)
     elif isinstance(step, int | float) and manifold_of(p) is None:
         wide = torch.get_default_dtype() == torch.float64
         on_host = not (group.get("fused", False) or group.get("capturable", False))

@@ -157,9 +157,8 @@ def _mostly(rows: torch.Tensor, anywhere: torch.Tensor) -> torch.Tensor:
     """Return the rows at unit length with a share of random ones, uniform in (-1, 1)."""
     # Of unit length, for what follows multiplies them with the gradient once more.
     unit = _unit(rows)
-    # Of the sign that turns with the rows, so that -d is sketched as d is: of their product with the
-    # random ones. (A plain sum is rounding where the entries cancel, as after a softmax.) The
-    # entries have variance 1/3.
+    # The share has the sign of the product of both, so that -d is sketched as d is. (The sign of a
+    # sum would be rounding where entries cancel, as after a softmax.) Entries have variance 1/3.
     toward = (unit.real * anywhere.real).sum(-1, keepdim=True)
     share = torch.full_like(toward, ANYWHERE * math.sqrt(3 / rows.shape[-1])).copysign_(toward)
     return unit.addcmul_(share, anywhere)

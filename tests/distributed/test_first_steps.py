@@ -1,5 +1,7 @@
 """Processes that share parameters compare what they are about to do, before a first step."""
 
+import copy
+
 import pytest
 import torch
 from torch import distributed
@@ -80,6 +82,30 @@ def lack():
 
 def test_a_gradient_that_one_process_lacks_is_an_error_on_all(world):
     assert all(world.run(lack))
+
+
+def count():
+    """The second process loads a state that has counted other steps; then both load the same."""
+    mesh = of_two()
+    if mesh is None:
+        return True
+    one = Sharer(mesh)
+    one.give("ab")
+    one.step()
+    saved = one.optimizer.state_dict()
+    other = copy.deepcopy(saved)
+    other["state"][0]["step"] += 3
+    one.optimizer.load_state_dict(other if distributed.get_rank() == 1 else saved)
+    one.give("ab")
+    one.refused(RuntimeError, r", after 1 steps; process 1 has .*, after 4 steps\.")
+    one.optimizer.load_state_dict(saved)
+    before = one.a.full_tensor()
+    return not torch.equal(one.step()[0], before)
+
+
+def test_other_counts_of_steps_are_an_error_on_all_processes(world):
+    """They choose the columns that a sketch looks at."""
+    assert all(world.run(count))
 
 
 def build():

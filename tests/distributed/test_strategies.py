@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import distributed
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.checkpoint import checkpoint
@@ -118,6 +120,43 @@ def compiled(model):
 
 def same(model):
     return model
+
+
+def split_twice():
+    """Return how far a model is from one that is whole, if tensor parallelism and FSDP split it."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+
+    def split(model, **options):
+        plan = {"0": ColwiseParallel(), "1": RowwiseParallel()}
+        with keep_manifolds(model):
+            parallelize_module(model, mesh["tensor"], plan)
+            fully_shard(model, mesh=mesh["data"], **options)
+
+    def other_axis(p):
+        is_split = isinstance(p, DTensor) and p.dim() == 2
+        return Shard(1 - p.placements[0].dim if is_split else 0)
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(*(torch.nn.Linear(N, N, dtype=torch.float64) for _ in range(2)))
+    for name in ("0.weight", "1.weight"):
+        orthogonalize_(model, name, k=2)
+    alone, other = copy.deepcopy(model), copy.deepcopy(model)
+    split(model, shard_placement_fn=other_axis)
+    with pytest.raises(ValueError, match=r"got \(_Strided.*`shard_placement_fn` .*, and average"):
+        split(other)
+    optimizers = [ProjUNNRiemannianSGD(m.named_parameters(), lr=0.05) for m in (model, alone)]
+    for whole, _ in data():
+        own = whole.chunk(2)[mesh["data"].get_local_rank()]
+        for m, optimizer, x in zip((model, alone), optimizers, (own, whole), strict=True):
+            optimizer.zero_grad()
+            m(x).pow(4).mean().backward()
+            optimizer.step()
+    pairs = zip(model.parameters(), alone.parameters(), strict=True)
+    return max(float((full(p) - q).abs().max()) for p, q in pairs)
+
+
+def test_tensor_parallelism_and_fsdp_may_split_both_axes(world):
+    assert max(world.run(split_twice)) < 1e-14
 
 
 CASES = {

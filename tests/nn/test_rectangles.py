@@ -184,7 +184,11 @@ LAYER_ERRORS = {
         ValueError,
         r"`k` must satisfy 1 <= k <= n // 2 = 0, got 1; use k=None",
     ),
-    "size": (lambda: nn.OrthogonalLinear(0, 6), ValueError, r"`in_features` must be at least 1, got 0"),
+    "size": (
+        lambda: nn.OrthogonalLinear(0, 6),
+        ValueError,
+        r"`in_features` must be at least 1, got 0",
+    ),
     "dtype": (
         lambda: nn.OrthogonalLinear(8, 6, dtype=torch.complex64),
         TypeError,

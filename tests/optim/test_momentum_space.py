@@ -167,7 +167,9 @@ def test_rectangles_and_wrong_combinations_are_refused():
         optimizer.step()
     before.assert_unchanged()
     q = unitary_parameter(4, 4)
-    with pytest.raises(ValueError, match="`momentum_space` must be one of 'ambient', 'tangent', got"):
+    with pytest.raises(
+        ValueError, match="`momentum_space` must be one of 'ambient', 'tangent', got"
+    ):
         ProjUNNRiemannianSGD([q], momentum_space="skew")
     with pytest.raises(ValueError, match="`error_feedback` needs momentum_space"):
         ProjUNNRiemannianSGD([q], error_feedback=0.5, momentum_space="tangent")

@@ -65,13 +65,17 @@ def test_shorter_steps_draw_no_warning(normalize, lr, k):
 @pytest.mark.parametrize("value", ["Angle", True, 1, "frobenius"])
 def test_other_names_are_refused(kind, value):
     p = unitary_parameter(4, 4)
-    with pytest.raises(ValueError, match=r"`normalize` must be one of None, 'angle', 'spectral', got"):
+    with pytest.raises(
+        ValueError, match=r"`normalize` must be one of None, 'angle', 'spectral', got"
+    ):
         kind([p], normalize=value)
     optimizer = kind([p])
     optimizer.param_groups[0]["normalize"] = value
     p.grad = torch.randn_like(p)
     before = Snapshot(optimizer)
-    with pytest.raises(ValueError, match=r"`normalize` must be one of None, 'angle', 'spectral', got"):
+    with pytest.raises(
+        ValueError, match=r"`normalize` must be one of None, 'angle', 'spectral', got"
+    ):
         optimizer.step()
     before.assert_unchanged()
 

@@ -26,6 +26,19 @@ from ._helpers import (
 from ._runs import assert_same_run, clones, each_setting, mixed_parameters, run
 
 
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_steps_are_counted_apart_by_two_optimizers_of_one_state(kind):
+    """torch loads the tensors of a state dict as they are, if it need not convert them."""
+    p, q = unitary_parameter(8, 8), unitary_parameter(8, 8)
+    first, second = kind([p], lr=0.1), kind([q], lr=0.1)
+    feed(first, p, gradients(p, 1))
+    second.load_state_dict(first.state_dict())
+    for name in ("step", "skipped"):
+        assert first.state[p][name].data_ptr() != second.state[q][name].data_ptr()
+    feed(second, q, gradients(q, 2))
+    assert [int(first.state[p]["step"]), int(second.state[q]["step"])] == [1, 3]
+
+
 @each_setting
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_run_saved_at_step_7_and_resumed_ends_bit_equal(dtype, kind, options):

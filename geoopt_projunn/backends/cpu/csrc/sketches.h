@@ -199,8 +199,7 @@ class Sketcher {
       for (Index j = 0; j < length_; ++j) toward += wide_[parts_ * j] * noise[j];
       const double share = std::copysign(anywhere * std::sqrt(3.0 / length_), toward);
       for (Index j = 0; j < width; ++j) mixed[j] = static_cast<T>(wide_[j] * by);
-      for (Index j = 0; j < length_; ++j)
-        mixed[parts_ * j] += static_cast<T>(share * noise[j]);
+      for (Index j = 0; j < length_; ++j) mixed[parts_ * j] += static_cast<T>(share * noise[j]);
     }
   }
 
