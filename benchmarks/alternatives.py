@@ -16,7 +16,12 @@ def powers(more: int, first: Callable[..., torch.Tensor]) -> Sketch:
     """Keep what touches orth(Ω^(1 + more) T), T the given test vectors."""
 
     def sketch(
-        x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor, products: Products
+        x: torch.Tensor,
+        d: torch.Tensor,
+        k: int,
+        counter: torch.Tensor,
+        products: Products,
+        floor: float,
     ) -> Sketched:
         rows = first(x, d, k, counter)
         for _ in range(1 + more):
@@ -90,7 +95,13 @@ class LastBasis:
         self.mixed = mixed
 
     def __call__(
-        self, x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor, products: Products
+        self,
+        x: torch.Tensor,
+        d: torch.Tensor,
+        k: int,
+        counter: torch.Tensor,
+        products: Products,
+        floor: float,
     ) -> Sketched:
         if int(counter.max()) == 0:
             self.rows = random_vectors(x, d, k, counter)
@@ -106,7 +117,12 @@ class LastBasis:
 
 
 def best_possible(
-    x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor, products: Products
+    x: torch.Tensor,
+    d: torch.Tensor,
+    k: int,
+    counter: torch.Tensor,
+    products: Products,
+    floor: float,
 ) -> Sketched:
     """Keep the k largest pairs of singular values of the generator, O(n³)."""
     generator = skewh(d.double() @ x.double().mT)
@@ -115,7 +131,12 @@ def best_possible(
 
 
 def twice_as_wide(
-    x: torch.Tensor, d: torch.Tensor, k: int, counter: torch.Tensor, products: Products
+    x: torch.Tensor,
+    d: torch.Tensor,
+    k: int,
+    counter: torch.Tensor,
+    products: Products,
+    floor: float,
 ) -> Sketched:
     return SKETCHES["tangent"](x, d, 2 * k, counter, products)
 

@@ -203,11 +203,13 @@ def test_the_best_alternative_keeps_the_largest_speeds():
     speeds = torch.linalg.svdvals(generator)[0]
     counter = torch.zeros(1, dtype=torch.int64)
     for k in (1, 2):
-        kept = alternatives.best_possible(x, d, k, counter, IN_TORCH).core.square().sum()
+        kept = alternatives.best_possible(x, d, k, counter, IN_TORCH, 0.0).core.square().sum()
         assert kept == pytest.approx(float(speeds[: 2 * k].square().sum()), rel=1e-9)
         for name, sketch in alternatives.ALTERNATIVES.items():
             if name != "2k wide":
-                assert sketch(x, d, k, counter, IN_TORCH).core.square().sum() <= kept * (1 + 1e-9)
+                assert sketch(x, d, k, counter, IN_TORCH, 0.0).core.square().sum() <= kept * (
+                    1 + 1e-9
+                )
 
 
 def test_every_recurrent_matrix_is_trained_from_the_same_start(tmp_path, capsys):

@@ -41,12 +41,12 @@ class Reference:
         self, x: torch.Tensor, d: torch.Tensor, spec: StepSpec, counter: torch.Tensor
     ) -> Sketched:
         """Sketch the generator of a step along the ambient direction ``d``, (b, n, p)."""
-        floor = () if spec.normalize is None else (noise_floor(x),)
+        floor = 0.0 if spec.normalize is None else noise_floor(x)
         if spec.k is None:
-            sketched = exact(x, d, *floor)
+            sketched = exact(x, d, floor)
         else:
             sketch = coordinates if spec.sketch == COORDINATES else SKETCHES[spec.sketch]
-            sketched = sketch(x, d, spec.k, counter, self.products, *floor)
+            sketched = sketch(x, d, spec.k, counter, self.products, floor)
         return sketched if spec.scale == 1 else sketched.times(spec.scale)
 
     def sketch_tangent(self, x: torch.Tensor, u: torch.Tensor, spec: StepSpec) -> Sketched:

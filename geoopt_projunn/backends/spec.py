@@ -18,7 +18,7 @@ class StepSpec(NamedTuple):
     k: int | None
     """Rank of the sketch; None for the whole generator."""
     sketch: str
-    """Name in :data:`geoopt_projunn.sketches.SKETCHES`."""
+    """Name in :data:`geoopt_projunn.sketches.SKETCHES`, or "coordinates"."""
     retraction: str
     """Name in :data:`geoopt_projunn.retractions.RETRACTIONS`."""
     sweep: int
