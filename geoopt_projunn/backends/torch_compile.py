@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch.torch_version import TorchVersion
 
 # From here on, updates in place are compiled into copies of the whole matrix.
@@ -49,6 +48,9 @@ def compiled(step: Step) -> Step:
     Where it cannot be compiled, for want of a compiler or after too many kinds, a warning says so
     once and the step is taken as it is: nothing has run by then.
     """
+    # Private names of torch, which only this option needs.
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
     # Older versions of torch have one limit for all functions.
     has_limit = "recompile_limit" in inspect.signature(torch.compile).parameters
     limit = {"recompile_limit": _MOST_KINDS} if has_limit else {}

@@ -4,7 +4,6 @@ import gc
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from .gru import OrthogonalGRU, OrthogonalGRUCell
@@ -74,7 +73,7 @@ def assert_matrices(use: Use) -> None:
 
 def _is_kernel(use: Use) -> bool:
     """Return whether a weight is a kernel, or what one is computed of entry by entry."""
-    if not isinstance(use.user, _ConvNd):
+    if not isinstance(use.user, _CONVOLUTIONS):
         return False
     if use.holder is use.user:
         # The latter two are of `torch.nn.utils.weight_norm` and of pruning.
@@ -84,6 +83,10 @@ def _is_kernel(use: Use) -> bool:
     return part is not None and part.ndim > 2
 
 
+_CONVOLUTIONS = (
+    *(torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d),
+    *(torch.nn.ConvTranspose1d, torch.nn.ConvTranspose2d, torch.nn.ConvTranspose3d),
+)
 # How many matrices the weights of modules hold, and the size of each.
 _STACKS: tuple[tuple[tuple[type, ...], str, int, str], ...] = (
     ((torch.nn.LSTM, torch.nn.LSTMCell), "weight_hh weight_ih", 4, "hidden_size"),

@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -34,8 +35,9 @@ from .state import mend_loaded_state
 from .watch import Watch
 
 # Else torch asks a subclass of Tensor, at every attribute, whether it overrides it. A
-# ManifoldParameter does not, and of small matrices that is a tenth of a step.
-_as_tensors = torch._C.DisableTorchFunctionSubclass
+# ManifoldParameter does not, and of small matrices that is a tenth of a step. The name is torch's
+# own affair: without it steps are as right.
+_as_tensors = getattr(torch._C, "DisableTorchFunctionSubclass", nullcontext)
 
 
 class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):

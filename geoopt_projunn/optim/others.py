@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.optim.optimizer import _device_dtype_check_for_fused
 
 from .delegate import Delegate
 from .kinds import Groups, Parts, manifold_of
@@ -69,6 +68,9 @@ def check_plain(p: torch.Tensor, group: dict[str, Any]) -> None:
     """Raise what torch would raise later, when other parameters have moved already."""
     capturable = group.get("capturable", False)
     if group["fused"]:
+        # A private name of torch, which only this rare option needs.
+        from torch.optim.optimizer import _device_dtype_check_for_fused
+
         _device_dtype_check_for_fused(p)
         if p.grad is not None and p.grad.is_sparse:
             raise TypeError(

@@ -50,6 +50,8 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(support, "version", lambda: support.OLDEST_TRITON)
+    # Triton need not be installed.
+    monkeypatch.setattr(support, "_USED", ())
 
     def of(capability):
         forget()
@@ -88,6 +90,15 @@ def test_small_kernels_overlap_on_gpus_that_can(gpu, monkeypatch, capability, dr
     monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: driver, raising=False)
     assert [support.overlaps(device, n) for n in (1, 66, 67)] == [most > 0, most > 0, False]
     assert not support.overlaps(torch.device("cpu"), 1)
+
+
+@pytest.mark.usefixtures("without_gradients")
+@pytest.mark.parametrize("name", ["json:no.name", "json.decoder:no_name", "no_module:name"])
+def test_so_is_one_for_which_triton_has_lost_what_is_used_of_it(gpu, monkeypatch, name):
+    x = gpu((9, 0))
+    monkeypatch.setattr(support, "_USED", ("json:loads", name))
+    with pytest.warns(UserWarning, match=f"cannot be used: this Triton has no `{name}`; a newer"):
+        assert choose(x).name == "reference"
 
 
 @pytest.mark.usefixtures("without_gradients")

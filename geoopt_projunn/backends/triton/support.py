@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import os
+import pkgutil
 import warnings
 
 import torch
@@ -19,6 +20,8 @@ compute capability 8.6, 8.9 and 12 have, those of half as many rows do."""
 _MOST_ROWS = 32
 TILE_BYTES = 512
 """Of the row of a tile, unless a matrix is narrower: what a warp reads at once."""
+_USED = ("triton:knobs.runtime.launch_enter_hook", "triton.compiler:max_shared_mem")
+"""What is used of Triton beside its language, and may change with its version."""
 OLDEST_TRITON = (3, 5)
 """The first that multiplies tiles in float64; it comes with torch 2.9."""
 
@@ -40,6 +43,11 @@ def lack_of_triton() -> str | None:
     if at_hand < OLDEST_TRITON:
         have, need = (".".join(map(str, numbers)) for numbers in (at_hand, OLDEST_TRITON))
         return f"Triton is {have}, and the kernels need {need} or later, as torch 2.9 has"
+    for name in _USED:
+        try:
+            pkgutil.resolve_name(name)
+        except (ImportError, AttributeError):
+            return f"this Triton has no `{name}`; a newer version of this package may know it"
     return None
 
 
