@@ -236,7 +236,7 @@ def _spec(manifold: LowRankManifold, points: torch.Tensor, k: int | None) -> Ste
 
 
 def _highest_rank(manifold: LowRankManifold, points: torch.Tensor) -> int:
-    return manifold._highest_rank(*points.shape[-2:])[0]
+    return manifold.highest_rank(*points.shape[-2:])[0]
 
 
 def _squared_length(x: torch.Tensor, d: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,7 @@ Rank = int | Literal["auto"] | None
 AUTO: Literal["auto"] = "auto"
 """The k of a manifold that takes the rank of a step from the size of each point."""
 _MOST_BY_DEFAULT = 8
-# Of these classes all options are known here.
+# Where the classes of this package are. Subclasses elsewhere may add options, unknown to `__eq__`.
 _OWN = f"{__package__}.manifolds"
 # Read once or twice a step for each parameter: this takes a third of a method's time.
 _options_of = attrgetter("k", "retraction", "sketch", "sweep", "blocks")
@@ -127,7 +127,7 @@ class LowRankManifold(OrthonormalGeometry):
         if self.k != AUTO:
             return self.k
         # Matrices of one row have no plane.
-        return min(_MOST_BY_DEFAULT, self._highest_rank(n, p)[0]) or None
+        return min(_MOST_BY_DEFAULT, self.highest_rank(n, p)[0]) or None
 
     def spec(self, points: torch.Tensor, normalize: str | None = None) -> StepSpec:
         """Return what a backend has to know about steps of points, viewed as :meth:`points`."""
@@ -272,7 +272,7 @@ class LowRankManifold(OrthonormalGeometry):
     def _check_shape(self, shape: tuple[int, ...], name: str) -> tuple[bool, str | None]:
         ok, reason = super()._check_shape(shape, name)
         if ok and isinstance(self.k, int):
-            highest, rule = self._highest_rank(shape[-2] // self.blocks, shape[-1])
+            highest, rule = self.highest_rank(shape[-2] // self.blocks, shape[-1])
             if self.k > highest:
                 return False, (
                     f"`k` must satisfy 1 <= k <= {rule} = {highest}, got {self.k}; "

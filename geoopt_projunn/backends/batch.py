@@ -13,7 +13,10 @@ Pieces = Sequence[torch.Tensor]
 
 
 def gather(pieces: Pieces, lead: int | None = None) -> torch.Tensor:
-    """View or stack tensors as one, with its ``lead`` first dimensions, all but 2, as one."""
+    """Return all matrices as one batch: a view of one tensor, a stack of several.
+
+    The first ``lead`` dimensions, by default all but the last 2, become one.
+    """
     shape = pieces[0].shape
     lead = len(shape) - 2 if lead is None else lead
     whole = pieces[0].detach() if len(pieces) == 1 else torch.stack(list(pieces))

@@ -33,7 +33,7 @@ class OrthonormalGeometry(CheckedMatrices):
     """Of the metric: its gradient is this times skewh(d xᴴ) x."""
 
     @staticmethod
-    def _highest_rank(n: int, p: int) -> tuple[int, str]:
+    def highest_rank(n: int, p: int) -> tuple[int, str]:
         """Return the highest rank of a sketch of an n x p matrix, and how it comes about."""
         raise NotImplementedError
 

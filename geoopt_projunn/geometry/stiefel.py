@@ -27,7 +27,8 @@ class StiefelGeometry(OrthonormalGeometry):
     _factor: ClassVar[float] = 2.0
 
     @staticmethod
-    def _highest_rank(n: int, p: int) -> tuple[int, str]:
+    def highest_rank(n: int, p: int) -> tuple[int, str]:
+        """Return the largest k of points (n, p), and its rule in words."""
         n, p = max(n, p), min(n, p)
         return min(p, n // 2), "min(p, n // 2)"
 

@@ -31,7 +31,8 @@ class UnitaryGeometry(OrthonormalGeometry):
         return False, f"{reason[:-1]}; for rectangular matrices use LowRankStiefel."
 
     @staticmethod
-    def _highest_rank(n: int, p: int) -> tuple[int, str]:
+    def highest_rank(n: int, p: int) -> tuple[int, str]:
+        """Return the largest k of points (n, p), and its rule in words."""
         return n // 2, "n // 2"
 
     @full_precision

@@ -132,9 +132,9 @@ def _warn_if_reduced() -> None:
         reduced = torch.get_float32_matmul_precision() != "highest"
     if reduced:
         warnings.warn(
-            "Matrices on LowRankUnitary need products in full precision, but a function that uses "
-            "them is compiled while float32 products are reduced to TF32 or bfloat16. Compile and "
-            'call it with `torch.set_float32_matmul_precision("highest")`, or leave that '
+            "Orthogonal and unitary matrices need products in full precision, but a function that "
+            "uses them is compiled while float32 products are reduced to TF32 or bfloat16. Compile "
+            'and call it with `torch.set_float32_matmul_precision("highest")`, or leave that '
             "function uncompiled: then full precision is set for it by itself.",
             stacklevel=2,
         )

@@ -224,7 +224,7 @@ class BlockConv(KeepsManifolds):
 def _manifold(shape: Sequence[int], k: Rank, **options: Any) -> LowRankManifold:
     """Return the manifold of one parameter, with k cut to what its shape allows."""
     manifold = manifold_for(shape, k, **options)
-    highest, _ = manifold._highest_rank(*shape)
+    highest, _ = manifold.highest_rank(*shape)
     if not isinstance(manifold.k, int) or manifold.k <= highest:
         return manifold
     return manifold_for(shape, highest or None, **options)

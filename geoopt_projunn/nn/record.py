@@ -58,9 +58,10 @@ class Record(dict[str, Any]):
         super().__init__(parameters)
         self.owner, self.path, self.counterpart = owner, path, counterpart
         self.manifolds: dict[str, Manifold] = dict(manifolds or {})
-        # The parameters that a name had before, oldest first. Beside each, the id of the one that
-        # came for it, if that is changed while it is here, and the Euclidean that it was on, if so.
-        # No reference: swap_tensors refuses what has weak ones.
+        # The parameters that a name had before, oldest first: a weak reference to each; the id of
+        # its replacement if that is put on a manifold for as long as it is here (no reference,
+        # since swap_tensors refuses what has weak ones); and the geoopt.Euclidean that the
+        # replacement was on, if it was on one.
         self._history: dict[str, list[tuple[weakref.ref[Any], int | None, Manifold | None]]] = {}
         # Names whose parameter does not fit, but may be there for one call only.
         self._unfit: set[str] = set()

@@ -17,9 +17,10 @@ from ..backends.distributed import (
     peers_of_group,
     peers_of_mesh,
 )
+from . import waiting
 from .capture import is_capturing
 from .kinds import Groups, Parts
-from .nonfinite import States, reads_at_once
+from .nonfinite import States
 from .plans import (
     Entry,
     Plan,
@@ -36,7 +37,7 @@ from .settled import Begun, Settled
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-# Those of plans are not negative.
+# What a process that has failed sends in place of the digest of its plan, which is never negative.
 _OF_A_FAILURE = -1
 
 Rates = dict["ProcessGroup", torch.Tensor]
@@ -135,7 +136,7 @@ class Agreement:
         if not (self._devices or self._settles):
             return {}
         plans: dict[Peers, Plan] = defaultdict(list)
-        waiting = set()
+        awaited = set()
         for group, part in zip(self._groups, parts, strict=True):
             for params, _, states in part.low_rank.values():
                 over = averages_gradients(params[0])
@@ -148,8 +149,8 @@ class Agreement:
                 ]
                 plans[peers].append(plan)
                 if any(p in begun for p in params):
-                    waiting.add(peers)
-        error, rates = self._decide(self._sorted(), plans, waiting)
+                    awaited.add(peers)
+        error, rates = self._decide(self._sorted(), plans, awaited)
         if error is not None:
             raise error
         if self._settles and self._settled is not None:
@@ -215,7 +216,7 @@ class Agreement:
         self,
         all_peers: Iterable[Peers],
         plans: Mapping[Peers, Plan],
-        waiting: Collection[Peers] = (),
+        awaited: Collection[Peers] = (),
         *,
         act: str = "take a step with gradients of",
         all_wait: bool = False,
@@ -226,12 +227,12 @@ class Agreement:
             plan = plans.get(peers, [])
             number = digest_of(plan) if failure is None else _OF_A_FAILURE
             alike = peers.are_alike(number, self._devices[peers])
-            all_read = all_wait or peers.share or reads_at_once(alike)
-            if not (all_read or peers in waiting):
+            all_read = all_wait or peers.share or waiting.reads_at_once(alike)
+            if not (all_read or peers in awaited):
                 one = torch.ones((), dtype=torch.float64, device=alike.device)
                 rates[peers.groups[0]] = torch.where(alike, one, torch.nan)
             elif not alike:
-                # Who reads alone cannot ask the others.
+                # The others may not wait here, and then no second exchange is possible.
                 reports = peers.objects((failure, plan)) if all_read else {}
                 error = RuntimeError(_message(act, reports, share=peers.share))
                 # No step of other processes either, of groups that come later.

@@ -11,7 +11,7 @@ import torch
 class Delegate:
     """An optimizer of another class that works on this one's state and groups.
 
-    Parameters that are not low-rank unitary are stepped by the libraries that define their
+    Parameters that are on none of our manifolds are stepped by the libraries that define their
     steps, torch and geoopt, and not by a copy of them.
 
     Parameters

@@ -17,7 +17,7 @@ from .messages import capitalized, described
 State = Mapping[str, torch.Tensor]
 Group = Mapping[str, Any]
 Groups = list[dict[str, Any]]
-# Of an abstract class the check takes longer than of the very class.
+# The concrete classes first: isinstance takes longer for an abstract one.
 _LOW_RANK = (LowRankUnitary, LowRankStiefel, LowRankManifold)
 _ANY = (*_LOW_RANK, Manifold)
 _COMPLEX = {torch.complex32, torch.complex64, torch.complex128}

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 
 from ..backends.distributed import agreed_by_all, is_dtensor, local_of
+from . import waiting
 from .kinds import Parts
 
 SKIP_NONFINITE = ("manifold", "all")
 COUNTER = "skipped_steps"
-"""What counts skipped steps in the state of parameters that are not on LowRankUnitary."""
+"""What counts skipped steps in the state of parameters that are not on our manifolds."""
 
 States = Mapping[torch.Tensor, dict[str, Any]]
 
@@ -76,7 +77,7 @@ class AllOrNothing:
 
     def _can_undo(self) -> bool:
         """Return whether reading would wait, and all that a step changes can be put back."""
-        if any(reads_at_once(p) for p in self.finite):
+        if any(waiting.reads_at_once(p) for p in self.finite):
             return False
         # torch.where takes neither DTensors nor sparse tensors.
         tensors = list(self.finite) + [p.grad for p in self.finite]
@@ -126,13 +127,8 @@ class AllOrNothing:
             count_skipped(self._states[p], p, ~finite)
 
 
-def reads_at_once(t: torch.Tensor) -> bool:
-    """Return whether the host reads the values of a tensor without waiting for its device."""
-    return t.is_cpu
-
-
 def count_skipped(state: dict[str, Any], p: torch.Tensor, steps: int | torch.Tensor) -> None:
-    """Add to the counter of a parameter that is not on LowRankUnitary."""
+    """Add to the counter of a parameter that is not on one of this package's manifolds."""
     if COUNTER not in state:
         with torch.inference_mode(False):
             # Not in the dtype of the parameter: bfloat16 counts to 256.

@@ -1,4 +1,4 @@
-"""Let torch and geoopt step the parameters that are not on LowRankUnitary."""
+"""Let torch and geoopt step the parameters that are not on this package's manifolds."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

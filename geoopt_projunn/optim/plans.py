@@ -14,9 +14,9 @@ from ..backends.distributed import (
     local_of,
     number_of,
 )
+from . import waiting
 from .kinds import low_rank_of, manifold_of
 from .messages import described
-from .nonfinite import reads_at_once
 
 OPTIONS = (
     "normalize",
@@ -143,7 +143,7 @@ def _told(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return tuple(map(_told, value))
     if isinstance(value, torch.Tensor):
-        return value.item() if reads_at_once(value) else "a tensor"
+        return value.item() if waiting.reads_at_once(value) else "a tensor"
     return value
 
 

@@ -41,7 +41,7 @@ def step_kinds(
         kinds = [Members([p], [grad], [state]) for p, grad, state in single]
     apart = [_apart(members.grads, points) for members in kinds]
     names = ("step", "skipped", *rule.buffer_names(group))
-    # This runs in every step, and few have no length.
+    # Asked once a group: this runs in every step, and few rates are zero.
     has_no_length = is_zero(group["lr"])
     may_stay = has_no_length or False in begun.values()
     for members, grads in zip(kinds, apart, strict=True):
@@ -79,7 +79,7 @@ def _stays(p: torch.Tensor, begun: Begun, has_no_length: bool) -> bool:
 
 
 def _apart(grads: list[torch.Tensor], points: set[int]) -> list[torch.Tensor]:
-    """Return gradients, those that are points themselves, and would turn with them, as copies."""
+    """Copy gradients that are parameters themselves, which the step would change."""
     addresses = _addresses(grads)
     if points.isdisjoint(addresses):
         return grads

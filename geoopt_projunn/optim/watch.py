@@ -8,10 +8,10 @@ import torch
 
 from ..backends.distributed import averages_gradients, is_dtensor, local_of
 from ..normalization import furthest
+from . import waiting
 from .capture import is_capturing
 from .kinds import Members, is_low_rank, low_rank_of, manifold_of
 from .messages import capitalized, warn
-from .nonfinite import reads_at_once
 from .state import worst_errors
 
 # A GPU's answer is read when later steps are taken: within 100 steps.
@@ -52,7 +52,7 @@ class Watch:
         if not finite or self._warned_of_skip or is_capturing():
             return
         for p, flag in finite.items():
-            if reads_at_once(p):
+            if waiting.reads_at_once(p):
                 self._warn_of_gradient(p, not flag, described)
             else:
                 before = self._nonfinite.get(p)
@@ -66,7 +66,7 @@ class Watch:
         if name is None or self._warned_of_angle:
             return
         if isinstance(lr, torch.Tensor):
-            if not reads_at_once(lr):
+            if not waiting.reads_at_once(lr):
                 return
             lr = lr.item()
         for p in params:
@@ -103,7 +103,7 @@ class Watch:
                 counters = [state["skipped"] for state in of_params]
                 if is_dtensor(counters[0]):
                     counters = [local_of(counter) for counter in counters]
-                if reads_at_once(counters[0]) and _any(counters):
+                if waiting.reads_at_once(counters[0]) and _any(counters):
                     for p, counter in zip(params, counters, strict=True):
                         self._warn_of_count(p, float(counter.sum()), described)
         measures = self._steps % _EVERY == 0
@@ -182,7 +182,7 @@ def _or_disagreed(p: torch.Tensor) -> str:
     if is_dtensor(p):
         return ", or processes differ in its manifold, in `normalize` or in `maximize`"
     # On a GPU; else it is an error.
-    if averages_gradients(p) is None or reads_at_once(p):
+    if averages_gradients(p) is None or waiting.reads_at_once(p):
         return ""
     return ", or processes had gradients of different parameters"
 

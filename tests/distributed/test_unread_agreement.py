@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from geoopt_projunn.optim import agreement, nonfinite, watch
+from geoopt_projunn.optim import waiting
 
 from ._averaging import RULES, Replica
 
@@ -14,8 +14,7 @@ def skip(rule):
     """Disagree where the host does not read: the steps are skipped alike, and counted."""
     replica = Replica(2, rule)
     with pytest.MonkeyPatch.context() as patched:
-        for module in (agreement, nonfinite, watch):
-            patched.setattr(module, "reads_at_once", lambda t: False)
+        patched.setattr(waiting, "reads_at_once", lambda t: False)
         if not replica.is_in:
             return None
         # All read at a first step, and know of themselves alone.
@@ -54,8 +53,7 @@ def same(device_reads):
     if not replica.is_in:
         return None
     with pytest.MonkeyPatch.context() as patched:
-        for module in (agreement, nonfinite, watch):
-            patched.setattr(module, "reads_at_once", lambda t: device_reads)
+        patched.setattr(waiting, "reads_at_once", lambda t: device_reads)
         for _ in range(3):
             replica.give("ab")
             replica.optimizer.step()

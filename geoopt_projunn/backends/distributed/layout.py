@@ -68,7 +68,7 @@ def placements_of_batch(p: Any) -> list[Any] | None:
 
 
 class Axis:
-    """The rows or the columns of matrices, all of which are here.
+    """Rows or columns that are not split over processes: all of them are here.
 
     Parameters
     ----------

@@ -58,7 +58,7 @@ class Sizes:
         itemsize = x.element_size() // parts
         block = _OF_A_VECTOR if of_rows else _OF_VECTORS[itemsize]
         tiles = Tiles.of(n, width, itemsize, has_room=count == 1 and itemsize == 4)
-        # One program reads the small matrices of all: fewer where these are not small.
+        # One program reads the r x r results of all programs: take fewer programs where r is large.
         most = MOST_PROGRAMS.value if count <= _SMALL else MOST_PROGRAMS.value // 2
         most, most_that_mix = (1, 1) if tiles.is_small else (most, MOST_THAT_MIX.value)
         return cls(
