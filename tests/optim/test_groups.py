@@ -54,7 +54,7 @@ def test_a_group_without_parameters_is_left_out():
         ({"lr": -1.0}, ValueError, "`lr` must lie in"),
         ({"angle": -1.0}, ValueError, "`angle` must lie in"),
         ({"angle": "0.5"}, TypeError, "`angle` must be a number"),
-        ({"normalize": None}, ValueError, "`normalize` must be one of 'angle', 'spectral', got None"),
+        ({"normalize": None}, ValueError, "`normalize` must be one of 'angle', 'spectral', got"),
         ({"angle": None}, ValueError, "One of `steps` and `angle` must be given, got neither"),
         ({"steps": 100}, ValueError, "One of `steps` and `angle` must be given, got both"),
         ({"angle": None, "steps": 0}, ValueError, "`steps` must be at least 1, got 0; or pass `a"),
