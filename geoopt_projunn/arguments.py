@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from numbers import Integral
 from typing import Any
 
-import numpy as np
 import torch
 
 
@@ -28,20 +27,23 @@ def assert_known(name: str, value: Any, known: Iterable[Any], whose: str = "") -
     ``whose`` says in the error what the choice depends on.
     """
     known = list(known)
-    # Compared with the type, for 1 == True; `in` a dict would hash the value, which may have none.
-    if not any(value is one or (type(value) is type(one) and value == one) for one in known):
+    # In a list, for a value of another type may have no hash.
+    if not (value is None or isinstance(value, str)) or value not in known:
         choices = ", ".join(map(repr, known))
         raise ValueError(f"`{name}` must be one of {choices}{whose}, got {value!r}.")
 
 
-def assert_flag(name: str, value: Any, *, may_be_none: bool = False) -> None:
-    """Raise TypeError unless a value is a bool; the text "False" would count as true."""
-    # This runs in every step, and hardly any value is one of numpy.
+def assert_flag(name: str, value: Any, *, may_be_none: bool = False, remedy: str = "") -> None:
+    """Raise TypeError unless a value is a bool; the text "False" would count as true.
+
+    Those of numpy are refused, as torch's layers do: `torch.load` takes no state that holds them.
+    ``remedy`` is what the error says to do instead.
+    """
     if value is True or value is False or (may_be_none and value is None):
         return
-    if not isinstance(value, np.bool_):
-        choices = "None, True or False" if may_be_none else "True or False"
-        raise TypeError(f"`{name}` must be {choices}, got {value!r}.")
+    choices = "None, True or False" if may_be_none else "True or False"
+    end = f"; {remedy}." if remedy else "."
+    raise TypeError(f"`{name}` must be {choices}, got {value!r}{end}")
 
 
 def assert_module(name: str, value: Any) -> None:

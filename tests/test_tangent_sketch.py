@@ -34,7 +34,7 @@ def test_the_tangent_sketch_is_all_of_the_generator_that_touches_k_directions(dt
         weights, anywhere = hash_rows(k, count + n, counter, dtype).split((count, n), -1)
         few = d[turn] if k == 1 else d[:, turn].mH
         rows = normalize(weights @ few, dim=-1)
-        toward = (rows * anywhere).real.sum(-1, keepdim=True)
+        toward = (rows.conj() * (anywhere + 1j * anywhere.roll(-1, -1))).real.sum(-1, keepdim=True)
         sign = torch.where(toward < 0, -1, 1)
         rows = rows + sign * anywhere * 0.3 * (3 / n) ** 0.5
         q = torch.linalg.qr(whole @ (x @ rows.mH if k == 1 else rows.mH)).Q
@@ -167,3 +167,16 @@ def test_the_tangent_sketch_finds_the_leading_plane(dtype):
     share = torch.cat(gains) / (2 * 10.0**2)
     # Not in every draw: test vectors may happen to lie across.
     assert share.quantile(0.05) > (0.45 if dtype.is_complex else 0.9)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("phase", [1, 1j, (1 + 1j) / 2**0.5])
+def test_an_ascent_is_sketched_as_the_descent_whatever_the_phase_of_a_gradient(k, phase):
+    """And rounding of what would be zero decides nothing."""
+    x = torch.eye(24, dtype=torch.complex128)
+    d = phase * torch.randn(24, 24, dtype=torch.float64).to(x.dtype)
+    rounded = d + 1e-17 * torch.randn_like(d)
+    for counter in range(12):
+        kept = generator(run("tangent", x, d, k, counter))
+        assert_within(generator(run("tangent", x, -d, k, counter)), -kept, 1e-12)
+        assert_within(generator(run("tangent", x, rounded, k, counter)), kept, 1e-12)

@@ -87,7 +87,7 @@ class ModReLU(torch.nn.Module):
                 if dtype.is_complex
                 else f"`dtype` must be a floating point type, got {dtype}."
             )
-        (self.num_features,) = integers(num_features=num_features)
+        (self.num_features,) = integers(0, num_features=num_features)
         self.offset = torch.nn.Parameter(torch.empty(self.num_features, device=device, dtype=dtype))
         self.reset_parameters()
 

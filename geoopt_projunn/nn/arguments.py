@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..arguments import checked_integer
+from ..arguments import assert_flag, checked_integer
 from ..linalg.precision import WIDE
 
 
@@ -25,12 +25,9 @@ def positive_tuple(name: str, value: Any, dims: int) -> tuple[int, ...]:
 
 def checked_bias(bias: Any) -> bool:
     """Return ``bias`` of a convolution, or raise: in torch's, its place is that of `padding`."""
-    if not isinstance(bias, bool):
-        raise TypeError(
-            f"`bias` must be True or False, got {bias!r}; if it is meant as `padding`, leave it "
-            "out, because the padding here is circular."
-        )
-    return bias
+    remedy = "if it is meant as `padding`, leave it out, because the padding here is circular"
+    assert_flag("bias", bias, remedy=remedy)
+    return bool(bias)
 
 
 def checked_dtype(

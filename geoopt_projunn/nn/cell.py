@@ -119,7 +119,10 @@ class _RNNCell(RecurrentCell, torch.nn.RNNCell):
     ) -> None:
         manifold = LowRankUnitary(k, retraction=retraction, sketch=sketch)
         known, dtype = self._options(nonlinearity, init, dtype, bias=bias)
-        input_size, hidden_size = integers(input_size=input_size, hidden_size=hidden_size)
+        (input_size,), (hidden_size,) = (
+            integers(0, input_size=input_size),
+            integers(hidden_size=hidden_size),
+        )
         super().__init__(input_size, hidden_size, bias, known, device=device, dtype=dtype)
         self._finish(nonlinearity, manifold, ["weight_hh"])
 

@@ -148,7 +148,7 @@ class FullWidthConv(KeepsManifolds):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Convolve ``input``, (b, in_channels, *size) or (in_channels, *size)."""
         x = self._checked("input", input, self.in_channels, self.size)
-        y = _some(self._convolve, x)
+        y = _of_any_batch(self._convolve, x)
         if self.bias is not None:
             y = y + self.bias.view(-1, *(1,) * self._dims)
         return y if input.dim() == x.dim() else y.squeeze(0)
@@ -175,7 +175,7 @@ class FullWidthConv(KeepsManifolds):
             as the layer itself does
         """
         y = self._checked("output", output, self.out_channels, self.grid)
-        x = _some(self._convolve_back, y)
+        x = _of_any_batch(self._convolve_back, y)
         return x if output.dim() == y.dim() else x.squeeze(0)
 
     @torch.no_grad()
@@ -284,8 +284,10 @@ class FullWidthConv(KeepsManifolds):
         return x if x.dim() > len(shape) else x.unsqueeze(0)
 
 
-def _some(convolve: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """Convolve a batch. FFTs take no empty one: it is made of one signal, which is left out."""
+def _of_any_batch(
+    convolve: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor
+) -> torch.Tensor:
+    """Convolve a batch. FFTs refuse an empty one: it gets one signal of zeros, which is dropped."""
     if x.numel() > 0:
         return convolve(x)
     return convolve(torch.cat((x, x.new_zeros(1, *x.shape[1:]))))[:0]

@@ -245,7 +245,10 @@ class OrthogonalGRUCell(_Gated, RecurrentCell, torch.nn.GRUCell):
     ) -> None:
         manifold = LowRankUnitary(k, retraction=retraction, sketch=sketch)
         _, dtype = self._options(nonlinearity, init, dtype, bias=bias)
-        input_size, hidden_size = integers(input_size=input_size, hidden_size=hidden_size)
+        (input_size,), (hidden_size,) = (
+            integers(0, input_size=input_size),
+            integers(hidden_size=hidden_size),
+        )
         super().__init__(input_size, hidden_size, bias, device=device, dtype=dtype)
         self._finish(nonlinearity, manifold, ["weight_hh"])
 

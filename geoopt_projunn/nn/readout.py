@@ -46,7 +46,7 @@ class RealReadout(torch.nn.Linear):
         dtype: torch.dtype | None = None,
     ) -> None:
         assert_flag("bias", bias)
-        in_features, out_features = integers(in_features=in_features, out_features=out_features)
+        in_features, out_features = integers(0, in_features=in_features, out_features=out_features)
         super().__init__(2 * in_features, out_features, bias=bias, device=device, dtype=dtype)
 
     def forward(self, input: Tensor) -> Tensor:

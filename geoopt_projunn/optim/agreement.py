@@ -232,7 +232,7 @@ class Agreement:
                 one = torch.ones((), dtype=torch.float64, device=alike.device)
                 rates[peers.groups[0]] = torch.where(alike, one, torch.nan)
             elif not alike:
-                # The others may not wait here, and then no second exchange is possible.
+                # The others may have gone on unread, and take no part in a second exchange.
                 reports = peers.objects((failure, plan)) if all_read else {}
                 error = RuntimeError(_message(act, reports, share=peers.share))
                 # No step of other processes either, of groups that come later.

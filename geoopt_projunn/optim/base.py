@@ -35,8 +35,8 @@ from .state import mend_loaded_state
 from .watch import Watch
 
 # Else torch asks a subclass of Tensor, at every attribute, whether it overrides it. A
-# ManifoldParameter does not, and of small matrices that is a tenth of a step. The name is torch's
-# own affair: without it steps are as right.
+# ManifoldParameter does not, and of small matrices that is a tenth of a step. A private name:
+# without it steps are only slower.
 _as_tensors = getattr(torch._C, "DisableTorchFunctionSubclass", nullcontext)
 
 

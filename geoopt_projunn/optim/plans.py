@@ -121,7 +121,8 @@ def _steps(taken: torch.Tensor) -> Iterator[str]:
             return
         taken = local_of(taken)
     counts = taken.flatten().tolist()
-    yield f"after {', '.join(map(str, counts)) if len(counts) <= _MOST else counts} steps"
+    told = str(counts[0]) if len(set(counts)) == 1 else ", ".join(map(str, counts))
+    yield f"after {told} step{'' if told == '1' else 's'}"
 
 
 def _layout(p: torch.Tensor) -> Iterator[str]:

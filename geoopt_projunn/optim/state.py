@@ -126,8 +126,8 @@ def mend_loaded_state(state: Any, p: torch.Tensor, group: Mapping[str, Any], rul
             state["step"] = torch.tensor(step, device="cpu")
         for name in ("skipped", *(rule.known_buffers & state.keys())):
             _dense(name, state, p, group)
-        # Copies, for torch loads the tensors of the state dict, which may be those of a training
-        # that goes on.
+        # Copies of what is counted, for torch loads the tensors of the state dict as they are, and
+        # these may be those of a training that goes on.
         state["skipped"] = state["skipped"].clone()
         state["step"] = _dense("step", state, p, group).to(p.device, torch.int64, copy=True)
     elif isinstance(step, int | float) and manifold_of(p) is None:
@@ -139,7 +139,7 @@ def mend_loaded_state(state: Any, p: torch.Tensor, group: Mapping[str, Any], rul
             device="cpu" if on_host else p.device,
         )
     if isinstance(state.get(COUNTER), torch.Tensor):
-        state[COUNTER] = state[COUNTER].to(p.device, torch.float32)
+        state[COUNTER] = state[COUNTER].to(p.device, torch.float32, copy=True)
 
 
 def _dense(

@@ -1,4 +1,4 @@
-"""Where the host waits for a device."""
+"""Whether the host would wait for a device; a module of its own, which tests patch."""
 
 import torch
 

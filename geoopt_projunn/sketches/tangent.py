@@ -157,9 +157,13 @@ def _mostly(rows: torch.Tensor, anywhere: torch.Tensor) -> torch.Tensor:
     """Return the rows at unit length with a share of random ones, uniform in (-1, 1)."""
     # Of unit length, for what follows multiplies them with the gradient once more.
     unit = _unit(rows)
-    # The share has the sign of the product of both, so that -d is sketched as d is. (The sign of a
-    # sum would be rounding where entries cancel, as after a softmax.) Entries have variance 1/3.
-    toward = (unit.real * anywhere.real).sum(-1, keepdim=True)
+    # Its sign is that of an inner product of the row and the noise, which flips with d, so that -d
+    # is sketched as d is. (That of a sum would be rounding where entries cancel, as after a
+    # softmax.) Imaginary parts meet other entries of the noise. Entries have variance 1/3.
+    noise = anywhere.real
+    toward = (unit.real * noise).sum(-1, keepdim=True)
+    if unit.is_complex():
+        toward += (unit.imag * noise.roll(-1, -1)).sum(-1, keepdim=True)
     share = torch.full_like(toward, ANYWHERE * math.sqrt(3 / rows.shape[-1])).copysign_(toward)
     return unit.addcmul_(share, anywhere)
 

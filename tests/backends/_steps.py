@@ -90,5 +90,10 @@ def with_cancelling_entries(grad, step, index):
     return grad - grad.mean(-2, keepdim=True)
 
 
+def imaginary(grad, step, index):
+    """Let all entries have no real part, if they are complex."""
+    return 1j * grad.real if grad.is_complex() else grad
+
+
 def zero_in_part(grad, step, index):
     return grad * 0 if (step + index) % 2 else grad

@@ -13,6 +13,7 @@ from ._steps import (
     METHODS,
     assert_alike,
     bound,
+    imaginary,
     of_rank_one,
     parameters,
     run,
@@ -96,15 +97,14 @@ def test_so_they_are_for_zero_and_dependent_gradients(name, rule, method, spoil)
         assert_alike(actual, run("reference", params, rule, spoil=spoil), 1e-10)
 
 
+@pytest.mark.parametrize("spoil", [with_cancelling_entries, imaginary])
 @methods
 @dtypes
 @each_other
-def test_so_they_are_where_the_entries_of_a_gradient_cancel(name, dtype, method):
+def test_so_they_are_where_the_entries_of_a_gradient_cancel(name, dtype, method, spoil):
     """Rounding of what is zero decides nothing."""
     params = parameters(2, (3, 24, 24), dtype, method)
-    actual, expected = (
-        run(each, params, "gradient", spoil=with_cancelling_entries) for each in (name, "reference")
-    )
+    actual, expected = (run(each, params, "gradient", spoil=spoil) for each in (name, "reference"))
     assert_alike(actual, expected, bound(dtype, (24, 24)))
 
 

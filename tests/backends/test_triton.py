@@ -92,6 +92,14 @@ def test_small_kernels_overlap_on_gpus_that_can(gpu, monkeypatch, capability, dr
     assert not support.overlaps(torch.device("cpu"), 1)
 
 
+@pytest.mark.skipif(
+    (support.version() or (0,)) < support.OLDEST_TRITON, reason="Triton is not installed, or older"
+)
+def test_this_triton_has_what_is_used_of_it():
+    """Or tests of the kernels would be skipped."""
+    assert support.lack_of_triton() is None
+
+
 @pytest.mark.usefixtures("without_gradients")
 @pytest.mark.parametrize("name", ["json:no.name", "json.decoder:no_name", "no_module:name"])
 def test_so_is_one_for_which_triton_has_lost_what_is_used_of_it(gpu, monkeypatch, name):

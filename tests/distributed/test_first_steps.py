@@ -97,7 +97,7 @@ def count():
     other["state"][0]["step"] += 3
     one.optimizer.load_state_dict(other if distributed.get_rank() == 1 else saved)
     one.give("ab")
-    one.refused(RuntimeError, r", after 1 steps; process 1 has .*, after 4 steps\.")
+    one.refused(RuntimeError, r", after 1 step; process 1 has .*, after 4 steps\.")
     one.optimizer.load_state_dict(saved)
     before = one.a.full_tensor()
     return not torch.equal(one.step()[0], before)

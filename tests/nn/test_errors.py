@@ -1,5 +1,8 @@
 """Bad input is refused in torch's words, or with the rule, the value and a remedy."""
 
+import enum
+
+import numpy as np
 import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
@@ -117,11 +120,29 @@ def test_nothing_else_is_taken_for_a_flag(value):
             kind(3, 8, value)
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 @pytest.mark.parametrize("kind", [*CELLS, OrthogonalLinear, RealReadout])
 def test_sizes_are_positive(kind):
-    for sizes, value in (((3, -8), -8), ((0, 8), 0), ((-3, 8), -3)):
-        with pytest.raises(ValueError, match=f"`[a-z_]*` must be at least 1, got {value}"):
+    """There may be no input, as in torch's cells."""
+    for sizes, value in (((3, -8), -8), ((-3, 8), -3)):
+        with pytest.raises(ValueError, match=f"`[a-z_]*` must be at least [01], got {value}"):
             kind(*sizes)
+    if kind is not OrthogonalLinear:
+        x = torch.zeros(2, 0, dtype=torch.complex64 if kind is RealReadout else None)
+        assert kind(0, 8)(x).shape == (2, 8)
+
+
+class Name(enum.StrEnum):
+    HAAR = "haar"
+    RELU = "relu"
+
+
+@every_kind
+def test_names_may_be_of_a_subclass_of_str(kind):
+    for init, nonlinearity in ((Name.HAAR, Name.RELU), (np.str_("haar"), np.str_("relu"))):
+        assert kind(3, 8, init=init, nonlinearity=nonlinearity).init == "haar"
+    with pytest.raises(ValueError, match=r"`init` must be one of .*, got 1"):
+        kind(3, 8, init=1)
 
 
 OF_ANOTHER = "call `orthogonalize_` for a complex weight of another"

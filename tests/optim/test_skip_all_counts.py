@@ -68,6 +68,19 @@ def test_counters_are_saved_and_loaded(kind):
     resumed = kind(others, lr=0.1)
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert resumed.skipped_steps_by_parameter() == optimizer.skipped_steps_by_parameter()
+    # Also without a copy they are counted apart.
+    shared = kind([copy.deepcopy(p) for p in params], lr=0.1)
+    shared.load_state_dict(optimizer.state_dict())
+    counters = [
+        [
+            state["skipped_steps"].data_ptr()
+            for state in opt.state.values()
+            if "skipped_steps" in state
+        ]
+        for opt in (optimizer, shared)
+    ]
+    assert counters[0]
+    assert not set(counters[0]) & set(counters[1])
     for opt, ps in ((optimizer, params), (resumed, others)):
         feed(opt, ps, gradients(ps, 2))
     for p, q in zip(params, others, strict=True):

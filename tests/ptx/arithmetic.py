@@ -27,6 +27,8 @@ def operation(name: tuple[str, ...], operands: int) -> Operation:
         For an instruction that is not known.
     """
     verb, kind = name[0], KINDS.get(name[-1])
+    if kind is None or (verb == "cvt" and name[-2] not in KINDS) or not set(name[1:]) <= _KNOWN:
+        raise Fault(f"unknown: {'.'.join(name)}")
     if verb == "cvt":
         return (kind,), _conversion(name)
     if verb == "selp":
@@ -42,10 +44,10 @@ def operation(name: tuple[str, ...], operands: int) -> Operation:
     if verb in ("mul", "mad") and "wide" in name:
         wide = KINDS[f"{name[-1][0]}{16 * size_of(kind)}"]
         return (kind, kind, wide)[:operands], _wide_product
-    if verb in ("fma", "mad") and "hi" not in name:
+    if verb in ("fma", "mad"):
         return (kind,) * 3, _fused if verb == "fma" else lambda x, y, z: x * y + z
     found = _FUNCTIONS.get(verb)
-    if found is None or "hi" in name or "sat" in name or kind is None:
+    if found is None:
         raise Fault(f"unknown: {'.'.join(name)}")
     if verb in ("div", "rem") and kind not in (np.float32, np.float64):
         found = _quotient if verb == "div" else _remainder
@@ -72,7 +74,7 @@ def _flushing(name: tuple[str, ...], function: Callable[..., np.ndarray]) -> Any
 
 
 def _fused(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Multiply and add in more digits, and round once; for float64 that is nearly exact."""
+    """Multiply and add in more digits, and round: nearly what a GPU does, which rounds but once."""
     wide = np.float64 if x.dtype == np.float32 else np.longdouble
     return (x.astype(wide) * y + z).astype(x.dtype)
 
@@ -109,7 +111,11 @@ def _shift_right(x: np.ndarray, by: np.ndarray) -> np.ndarray:
 
 def _extract(x: np.ndarray, first: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Return some bits of a number, with the sign of their first one if it has a sign."""
-    bits, (first, *_), (count, *_) = 8 * x.dtype.itemsize, first, count
+    if (first != first[0]).any() or (count != count[0]).any():
+        raise Fault("threads extract different bits")
+    bits, first, count = 8 * x.dtype.itemsize, int(first[0]), int(count[0])
+    if first + count > bits:
+        raise Fault("there are not as many bits to extract")
     kind = x.dtype.type
     return (x << kind(bits - first - count)) >> kind(bits - count)
 
@@ -162,6 +168,12 @@ _COMPARISONS: dict[str, Callable[..., np.ndarray]] = {
     "geu": lambda x, y: ~(x < y),
     "num": lambda x, y: ~_is_nan(x, y),
     "nan": _is_nan,
+}
+# Modifiers that make no difference here, or that are looked at.
+_KNOWN = {
+    *KINDS,
+    *_COMPARISONS,
+    *("rn", "rni", "rzi", "rmi", "rpi", "lo", "wide", "approx", "full", "ftz", "NaN"),
 }
 _FUNCTIONS: dict[str, Callable[..., np.ndarray]] = {
     "mov": lambda x: x,

@@ -1,4 +1,4 @@
-"""Launches: programs and their warps, in any order."""
+"""Launches: the warps of all programs, in any order."""
 
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -22,11 +22,23 @@ class Launch(NamedTuple):
     arguments: Sequence[int]
     """Addresses and numbers, as bits."""
     overlaps: bool
-    """Whether the kernel before may still run."""
+    """Whether it may start before the previous kernel has ended."""
+
+
+class _Program(NamedTuple):
+    """Warps that meet at barriers."""
+
+    shared: Shared
+    waiting: dict[int, int]
+    """Where those are that have come to a barrier, or to their end (-1)."""
+    warps: list[Iterator[int]]
 
 
 class Machine:
-    """A GPU: of all that is ready to run next, one chosen at random does.
+    """A GPU, on which each warp has a priority drawn at random.
+
+    Of all that can run, the warp of the highest priority does, up to its next barrier. So one
+    program may be far ahead of another one, or of the other half of itself.
 
     Parameters
     ----------
@@ -81,20 +93,24 @@ class Machine:
                 ).run(given)
                 for number in range(launch.warps)
             ]
-            programs.append((shared, warps))
+            programs.append(_Program(shared, {}, warps))
         # GPUs do not warn of what is not finite.
         with np.errstate(all="ignore"):
-            while programs:
-                chosen = int(self._random.integers(len(programs)))
-                shared, warps = programs[chosen]
-                if self._met(warps):
-                    shared.barrier()
-                else:
-                    programs.pop(chosen)
+            self._run(programs)
 
-    def _met(self, warps: list[Iterator[int]]) -> bool:
-        """Run all warps up to where they meet, one after the other; return whether they do."""
-        places = {next(warps[i], -1) for i in self._random.permutation(len(warps))}
-        if len(places) != 1:
-            raise Fault("warps wait for each other at different places")
-        return places != {-1}
+    def _run(self, programs: list[_Program]) -> None:
+        every = [(program, number) for program in programs for number in range(len(program.warps))]
+        ready = [every[index] for index in self._random.permutation(len(every))]
+        while ready:
+            program, number = ready.pop()
+            program.waiting[number] = next(program.warps[number], -1)
+            if len(program.waiting) < len(program.warps):
+                continue
+            places = set(program.waiting.values())
+            if len(places) != 1:
+                raise Fault("warps wait for each other at different places")
+            program.waiting.clear()
+            if places != {-1}:
+                program.shared.barrier()
+                for one in self._random.permutation(len(program.warps)):
+                    ready.insert(int(self._random.integers(len(ready) + 1)), (program, int(one)))

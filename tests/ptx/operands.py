@@ -93,5 +93,9 @@ def put(call: Any, register: str, value: np.ndarray, mask: np.ndarray | None) ->
     elif value.dtype != kind:
         value = value.view(kind)
     if mask is not None:
-        value = np.where(mask, value, call.registers.get(register, np.zeros(THREADS, kind)))
+        # What a thread has not written is nothing to rely on.
+        before = call.registers.get(register)
+        if before is None:
+            before = np.full(THREADS, True) if kind is np.bool_ else ~np.zeros(THREADS, kind)
+        value = np.where(mask, value, before)
     call.registers[register] = value

@@ -5,6 +5,7 @@ To be loaded before Triton's driver is asked for, in a process of its own.
 
 import ctypes
 import os
+from operator import index
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from .machine import Launch, Machine
 from .reading import Module, read
 
 ARCHITECTURE = int(os.environ.get("PTX_ARCHITECTURE", "90"))
-_MACHINE = Machine(seed=0)
+_MACHINE = Machine(seed=int(os.environ.get("PTX_SEED", "0")))
 _compiled: dict[int, CompiledKernel] = {}
 _modules: dict[int, Module] = {}
 ran = {"launched by Triton": 0, "launched by C++": 0}
@@ -46,7 +47,7 @@ class _Launcher:
     def __call__(self, *args: Any) -> None:
         own = [arg for arg, kind in zip(args[9:], self._kinds, strict=True) if kind != "constexpr"]
         tensors = [arg for arg in own if isinstance(arg, torch.Tensor)]
-        values = [arg.data_ptr() if isinstance(arg, torch.Tensor) else int(arg) for arg in own]
+        values = [arg.data_ptr() if isinstance(arg, torch.Tensor) else index(arg) for arg in own]
         data = self._metadata
         launch = Launch(args[:3], data.num_warps, data.shared, values, data.launch_pdl)
         ran["launched by Triton"] += 1

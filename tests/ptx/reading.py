@@ -86,7 +86,10 @@ def _body(lines: list[str], at: int) -> tuple[tuple[list[Instruction], dict[str,
                 labels[found[1]], part = len(instructions), found[2]
             if part.startswith((".local", ".shared")):
                 raise Fault(f"unknown: {part}")
-            if part and not part.startswith((".", "{", "}")):
+            if part.startswith(("{", "}")):
+                # Of a call: registers of a scope of their own would be those of its surroundings.
+                part = part.strip("{} ")
+            if part and not part.startswith("."):
                 instructions.append(_instruction(part))
     return (instructions, labels), at - 1
 

@@ -42,7 +42,7 @@ def test_steps_are_those_of_the_reference(shape, rule, dtype, method, launches):
 
 @pytest.mark.parametrize(("n", "rule"), [(24, "nesterov"), (70, "momentum")])
 def test_bits_do_not_depend_on_the_order_of_programs_and_warps(n, rule):
-    """Each repetition has another one."""
+    """The random order differs in each of these runs."""
     x, grad = unitary(2, n, n, dtype=F32), torch.randn(2, n, n)
     spec = StepSpec(1, "tangent", "exponential", 1)
     first, again = (step("triton", x, grad, spec, rule=rule)[0] for _ in range(2))

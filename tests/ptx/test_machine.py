@@ -29,9 +29,9 @@ HEAD = """
 """
 
 
-def run(body, number=7, *, programs=1, overlaps=False, seed=0):
-    """Run two warps on 64 numbers for each program; return what they become."""
-    numbers = np.arange(64, dtype=np.uint32)
+def run(body, number=7, *, programs=1, overlaps=False, seed=0, start=1):
+    """Run two warps of each program on 64 numbers; return what they become."""
+    numbers = start * np.arange(64, dtype=np.uint32)
     begin = numbers.ctypes.data
     launch = Launch((programs, 1, 1), 2, 512, (begin, number), overlaps)
     Machine(seed).run(read(HEAD + body + "ret;\n}"), launch, [(begin, begin + numbers.nbytes)])
@@ -107,6 +107,82 @@ def test_a_number_keeps_its_sign_in_a_longer_register():
     assert (run(body, number=-5).view(np.float32) == -5).all()
 
 
+TICKET = (
+    """
+    setp.eq.b32 %p1, %r1, 32;           // a thread of one warp stores what the program has found
+    mov.u32 %r5, %ctaid.x;
+    mad.wide.u32 %rd3, %r5, 4, %rd1;
+    mov.b32 %r7, 1;
+    @%p1 st.global.b32 [ %rd3 + 64 ], %r7;
+    BARRIER
+    setp.eq.b32 %p2, %r1, 0;            // one of the other warp takes a ticket
+    @%p2 atom.global.gpu.acq_rel.add.u32 %r8, [ %rd1 + 0 ], %r7;
+    setp.eq.b32 %p3, %r8, 4;
+    and.pred %p4, %p2, %p3;             // and the last program adds up
+    mov.b32 %r6, 0;
+"""
+    + "".join(
+        f"@%p4 ld.global.b32 %r7, [ %rd1 + {64 + 4 * i} ]; @%p4 add.s32 %r6, %r6, %r7;"
+        for i in range(5)
+    )
+    + "@%p4 st.global.b32 [ %rd1 + 128 ], %r6;"
+)
+
+
+def sum_by_tickets(barrier, seed):
+    body = TICKET.replace("BARRIER", barrier)
+    numbers = run("setp.lt.u32 %p5, %r1, 0;" + body, programs=5, seed=seed, start=0)
+    return numbers[32]
+
+
+def test_a_ticket_without_a_barrier_before_it_is_wrong_in_some_order():
+    assert {sum_by_tickets("bar.sync 0;", seed) for seed in range(20)} == {5}
+    assert len({sum_by_tickets("", seed) for seed in range(20)}) > 1
+
+
+@pytest.mark.parametrize(
+    ("instruction", "expected"),
+    [
+        ("add.s32 %r7, %r2, -3", 4),
+        ("sub.s32 %r7, 3, %r2", 2**32 - 4),
+        ("div.s32 %r7, -7, 2", 2**32 - 3),
+        ("rem.s32 %r7, -7, 2", 2**32 - 1),
+        ("rem.u32 %r7, %r2, 4", 3),
+        ("shl.b32 %r7, %r2, 33", 0),
+        ("shr.s32 %r7, -8, 1", 2**32 - 4),
+        ("shr.u32 %r7, -8, 28", 15),
+        ("bfe.u32 %r7, 240, 4, 3", 7),
+        ("bfe.s32 %r7, 240, 4, 4", 2**32 - 1),
+        ("prmt.b32 %r7, 0x44332211, 0x88776655, 0x7401", 0x88551122),
+        ("mul.wide.s32 %rd3, -2, 3; cvt.u32.u64 %r7, %rd3", 2**32 - 6),
+        ("selp.b32 %r7, 1, 2, %p8", 2),
+        ("cvt.rzi.s32.f32 %r7, 0fC0200000", 2**32 - 2),
+        ("cvt.rni.s32.f32 %r7, 0f40200000", 2),
+        ("min.f32 %r7, 0f7FC00000, 0f3F800000", 0x3F800000),
+        ("fma.rn.f32 %r7, 0f40000000, 0f40400000, 0f3F800000", 0x40E00000),
+        ("neg.f32 %r7, 0f3F800000", 0xBF800000),
+        ("redux.sync.max.s32 %r7, %r2, -1", 7),
+    ],
+)
+def test_arithmetic_is_that_of_a_gpu(instruction, expected):
+    body = f"setp.lt.u32 %p8, %r1, 0; {instruction}; st.global.b32 [%rd2], %r7;"
+    assert (run(body) == expected).all()
+
+
+def test_matrices_of_the_registers_of_a_warp_are_multiplied():
+    """With entries of 1 in the first matrix, each result is a sum of the other's columns."""
+    body = """
+    cvt.rn.f64.u32 %rd3, %r1;
+    mov.b64 %rd4, 0d3FF0000000000000;
+    mov.b64 %rd5, 0d0000000000000000;
+    mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%rd6, %rd7}, {%rd4}, {%rd3}, {%rd5, %rd5};
+    cvt.rzi.u32.f64 %r7, %rd6;
+    st.global.b32 [%rd2], %r7;
+    """
+    columns = np.arange(32).reshape(8, 4).sum(1)
+    assert (run(body)[:32] == columns[2 * (np.arange(32) % 4)]).all()
+
+
 FAULTS = {
     "it stores outside": (
         "st.global.b32 [ %rd2 + 4 ], %r1;",
@@ -152,6 +228,13 @@ FAULTS = {
         "a thread is asked that does not take part",
     ),
     "a register has no value": ("add.s32 %r7, %r8, 1;", "%r8 is read before it is written"),
+    "a conversion is unknown": ("cvt.f32.f16 %r7, %r1;", "unknown: cvt.f32.f16"),
+    "a rounding is unknown": ("add.rz.f32 %r7, %r1, %r1;", "unknown: add.rz.f32"),
+    "a result is cut off": ("fma.rn.sat.f32 %r7, %r1, %r1, %r1;", "unknown: fma.rn.sat.f32"),
+    "some threads wait for copies": (
+        "setp.eq.b32 %p1, %r1, 0; @%p1 cp.async.wait_group 0;",
+        "only some threads take part",
+    ),
     "an instruction is unknown": ("vote.sync.all.pred %p1, %p1, -1;", "unknown: vote.sync.all"),
 }
 

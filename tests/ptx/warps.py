@@ -157,12 +157,13 @@ class Call:
                 raise Fault(f"only some threads of a warp run {instruction.text}")
             if verb == "ret":
                 return
-            if verb == "bar":
-                if "warp" not in instruction.name:
-                    yield at
+            if verb == "bar" and instruction.name[1] == "sync":
+                yield at
             elif verb == "griddepcontrol":
                 if instruction.name[1] == "wait":
                     self.warp.must_wait = False
+            elif verb == "bar":
+                raise Fault(f"unknown: {instruction.text}")
             else:
                 yield from self._callee(instruction).run()
             at += 1
@@ -211,7 +212,7 @@ _OF_ORDER = ("bra", "ret", "bar", "griddepcontrol", "call")
 
 
 def _action(instruction: Instruction) -> Action:
-    """Return what an instruction does to the registers of a call, and to memory."""
+    """Return a function that runs one instruction."""
     maker = _MAKERS.get(instruction.name[0], _arithmetic)
     return maker(instruction)
 
@@ -317,10 +318,8 @@ def _store(instruction: Instruction) -> Action:
 
 
 def _copy(instruction: Instruction) -> Action:
-    if "commit_group" in instruction.name:
-        return lambda call, mask: call.warp.commit()
-    if "wait_group" in instruction.name:
-        return lambda call, mask: call.warp.wait(int(instruction.operands[0]))
+    if {"commit_group", "wait_group"} & set(instruction.name):
+        return _order_copies(instruction)
     to, source = (
         _address(text, kind)
         for text, kind in zip(instruction.operands, (np.uint32, np.uint64), strict=False)
@@ -341,6 +340,17 @@ def _copy(instruction: Instruction) -> Action:
             words[index, which] = call.warp.global_memory().load(at + 4 * index, np.uint32)
         if len(every):
             call.warp.begin_copy(_used(to(call), size, mask), [word[every] for word in words])
+
+    return act
+
+
+def _order_copies(instruction: Instruction) -> Action:
+    def act(call: Call, mask: Mask) -> None:
+        _assert_all(mask)
+        if "commit_group" in instruction.name:
+            call.warp.commit()
+        else:
+            call.warp.wait(int(instruction.operands[0]))
 
     return act
 
@@ -367,7 +377,7 @@ def _shuffle(instruction: Instruction) -> Action:
     to, source, by, *_ = instruction.operands
     get, distance = getter(source, np.uint32), getter(by, np.uint32)
     way = instruction.name[2]
-    if way not in ("bfly", "idx"):
+    if way not in ("bfly", "idx") or instruction.operands[3:] != ["31", "-1"]:
         raise Fault(f"unknown: {instruction.text}")
 
     def act(call: Call, mask: Mask) -> None:

@@ -21,7 +21,7 @@ _MOST_ROWS = 32
 TILE_BYTES = 512
 """Of the row of a tile, unless a matrix is narrower: what a warp reads at once."""
 _USED = ("triton:knobs.runtime.launch_enter_hook", "triton.compiler:max_shared_mem")
-"""What is used of Triton beside its language, and may change with its version."""
+"""Names outside of triton.language that this package uses; a new Triton may drop them."""
 OLDEST_TRITON = (3, 5)
 """The first that multiplies tiles in float64; it comes with torch 2.9."""
 

@@ -12,6 +12,7 @@ from tests.backends._cases import by_columns, stretched
 from tests.backends._steps import (
     assert_alike,
     bound,
+    imaginary,
     of_rank_one,
     parameters,
     run,
@@ -119,10 +120,13 @@ def test_so_they_are_however_matrices_lie_in_memory(layout, rule):
         (zero_in_part, 3),
         (with_cancelling_entries, 1),
         (with_cancelling_entries, 3),
+        (imaginary, 1),
+        (imaginary, 3),
     ],
 )
 def test_so_they_are_for_zero_and_dependent_gradients(spoil, k):
-    params = parameters(2, (12, 12), F64, "tangent" if k == 1 else "tangent, k = 3")
+    dtype = C128 if spoil is imaginary else F64
+    params = parameters(2, (12, 12), dtype, "tangent" if k == 1 else "tangent, k = 3")
     actual, expected = (
         run(name, params, "gradient", steps=2, spoil=spoil) for name in ("triton", "reference")
     )

@@ -194,9 +194,11 @@ class Sketcher {
       std::copy_n(mixed, width, wide_.begin());
       const double norm = safe_norm(wide_.data(), width), by = norm == 0 ? 0 : 1 / norm;
       const double* const noise = uniform + row * each + count_;
-      // Of the sign that turns with the row, so that -d is sketched as d is.
+      // Its sign is that of row · noise, which flips when the row does.
       double toward = 0;
       for (Index j = 0; j < length_; ++j) toward += wide_[parts_ * j] * noise[j];
+      if (parts_ == 2)
+        for (Index j = 0; j < length_; ++j) toward += wide_[2 * j + 1] * noise[(j + 1) % length_];
       const double share = std::copysign(anywhere * std::sqrt(3.0 / length_), toward);
       for (Index j = 0; j < width; ++j) mixed[j] = static_cast<T>(wide_[j] * by);
       for (Index j = 0; j < length_; ++j) mixed[parts_ * j] += static_cast<T>(share * noise[j]);

@@ -104,8 +104,9 @@ def mix_rows(
             value += uniform(taken, total, i + 0 * at).to(kind) * d
         wide = value.to(tl.float64)
         square += wide * wide
-        noise = uniform(taken, total, count + at // PARTS)
-        toward += tl.where(at % PARTS == 0, wide * noise, 0.0)
+        # Imaginary parts meet the next entry of the noise.
+        entry = (at // PARTS + at % PARTS) % (width // PARTS)
+        toward += tl.where(inside, wide * uniform(taken, total, count + entry), 0.0)
         tl.store(mixed + at, value, mask=inside)
     tl.store(sums, tl.sum(square, 0))
     tl.store(sums + 1, tl.sum(toward, 0))
@@ -159,9 +160,8 @@ def mix_columns(
                 value = -value
             wide = value.to(tl.float64)
             square += tl.sum(wide * wide, 1)
-            if part == 0:
-                index_of_noise = which[:, None] * total + count + at[None, :]
-                toward += tl.sum(wide * uniform(taken, K * total, index_of_noise), 1)
+            entry = which[:, None] * total + count + (at[None, :] + part) % n
+            toward += tl.sum(wide * uniform(taken, K * total, entry), 1)
             tl.store(mixed + (PARTS * which + part)[:, None] * n + at[None, :], value, mask=mask)
     tl.store(sums + 2 * which, square, mask=which < K)
     tl.store(sums + 2 * which + 1, toward, mask=which < K)
@@ -201,8 +201,8 @@ def mix_kernel(
 ):
     """Prepare the numbers of a step, and mix ``each`` entries of its test vectors.
 
-    ``sums``, (b, programs, K, 2), are the squares of what is mixed, and the products of its real
-    parts with the noise that it is to get, added up.
+    ``sums``, (b, programs, K, 2), are the squares of what is mixed, and its products with the noise
+    that it is to get, added up.
     ``length``, ``first``, ``second`` and ``third`` are the bits of float64; with HAS_RATE the
     length is that of a unit of the learning rate.
     """
