@@ -35,7 +35,6 @@ def wander(steps, dtype, retraction, sweep):
     [
         *(("cpu", name, torch.float32) for name in RETRACTIONS),
         ("cpu", "exponential", torch.complex64),
-        ("reference", "exponential", torch.float32),
         ("reference", "exponential", torch.complex64),
     ],
     indirect=["each_way"],

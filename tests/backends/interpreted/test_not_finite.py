@@ -24,19 +24,20 @@ def test_gradients_that_vanish_skip_no_step():
     assert buffers["skipped"] == 0
 
 
-@pytest.mark.usefixtures("small")
 @pytest.mark.filterwarnings("ignore:A step of a parameter .* was skipped")
 @pytest.mark.parametrize(
-    ("rule", "method", "bad"),
+    ("small", "rule", "method", "bad"),
     [
-        ("gradient", "tangent", torch.nan),
-        ("gradient", "tangent, k = 3", torch.inf),
-        ("maximize", "lsi", -torch.inf),
-        ("nesterov", "tangent", torch.inf),
-        ("amsgrad", "tangent", torch.nan),
-        ("scalar", "tangent", -torch.inf),
+        ("one kernel", "gradient", "tangent", torch.nan),
+        ("one kernel", "maximize", "lsi", -torch.inf),
+        ("one kernel", "scalar", "tangent", -torch.inf),
+        ("many kernels", "gradient", "tangent, k = 3", torch.inf),
+        ("many kernels", "nesterov", "tangent", torch.inf),
+        ("many kernels", "amsgrad", "tangent", torch.nan),
     ],
+    indirect=["small"],
 )
+@pytest.mark.usefixtures("small")
 def test_where_a_step_is_not_finite_nothing_changes(rule, method, bad):
     def spoil(grad, step, index):
         if step == 1:
