@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from ..arguments import checked_integer
 from ..linalg.precision import full_precision
 from ..low_rank_manifold import Rank
 from ..manifolds import LowRankUnitary
 from .activation import activated
-from .arguments import integers
 from .recurrent import Recurrent, taken_as
 from .transforms import bound_to, needs_plain_operations
 
@@ -119,10 +119,8 @@ class _RNNCell(RecurrentCell, torch.nn.RNNCell):
     ) -> None:
         manifold = LowRankUnitary(k, retraction=retraction, sketch=sketch)
         known, dtype = self._options(nonlinearity, init, dtype, bias=bias)
-        (input_size,), (hidden_size,) = (
-            integers(0, input_size=input_size),
-            integers(hidden_size=hidden_size),
-        )
+        input_size = checked_integer("input_size", input_size, least=0)
+        hidden_size = checked_integer("hidden_size", hidden_size)
         super().__init__(input_size, hidden_size, bias, known, device=device, dtype=dtype)
         self._finish(nonlinearity, manifold, ["weight_hh"])
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from ..arguments import checked_integer
 from ..low_rank_manifold import Rank
 from ..manifolds import LowRankUnitary
 from .arguments import integers
@@ -245,10 +246,8 @@ class OrthogonalGRUCell(_Gated, RecurrentCell, torch.nn.GRUCell):
     ) -> None:
         manifold = LowRankUnitary(k, retraction=retraction, sketch=sketch)
         _, dtype = self._options(nonlinearity, init, dtype, bias=bias)
-        (input_size,), (hidden_size,) = (
-            integers(0, input_size=input_size),
-            integers(hidden_size=hidden_size),
-        )
+        input_size = checked_integer("input_size", input_size, least=0)
+        hidden_size = checked_integer("hidden_size", hidden_size)
         super().__init__(input_size, hidden_size, bias, device=device, dtype=dtype)
         self._finish(nonlinearity, manifold, ["weight_hh"])
 

@@ -142,11 +142,9 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
         generators :math:`G` of their sketches, :math:`B \leftarrow \mu B + G`, of which the step
         follows a second sketch; for square matrices only. "ambient" needs fewer steps where the
         normal part of the gradients (the part off the manifold) is small, as it is near the
-        solution of a least-squares problem with little residual. Where it stays large, as with
-        straight-through gradients of quantized weights, and with losses of
-        :math:`\operatorname{tr}(U^H x)` even at :math:`x = U`, it adds up in an ambient buffer,
-        and a part of it becomes tangent, in a wrong direction, as x turns: take "tangent" there,
-        or no momentum.
+        solution of least squares with little residual. Where it stays large, as for quantized
+        weights, and for :math:`\operatorname{tr}(U^H x)` even at :math:`x = U`, it adds up, and a
+        part becomes tangent, in a wrong direction, as x turns: take "tangent", or no momentum.
     error_feedback : float, optional
         On LowRankUnitary, the share :math:`\phi` in [0, 1) of what a step has left out that stays
         in the buffer for the next one. With :math:`C` the part of the direction that a step

@@ -1,8 +1,5 @@
 """Bad input is refused in torch's words, or with the rule, the value and a remedy."""
 
-import enum
-
-import numpy as np
 import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
@@ -106,43 +103,6 @@ def test_dropout_of_one_layer_warns_as_torch_does(kind):
 def test_arguments_that_torch_does_not_know(kind, options, error, words):
     with pytest.raises(error, match=words):
         kind(3, 8, **options)
-
-
-@pytest.mark.parametrize("value", ["False", 1, None, torch.float64], ids=str)
-def test_nothing_else_is_taken_for_a_flag(value):
-    """Such as what stands in the place of `bias`; that of layers torch checks."""
-    words = f"must be True or False, got {value!r}"
-    for kind in LAYERS:
-        with pytest.raises(TypeError, match=f"`bidirectional` {words}"):
-            kind(3, 8, bidirectional=value)
-    for kind in (*CELLS, OrthogonalLinear, RealReadout):
-        with pytest.raises(TypeError, match=f"`bias` {words}"):
-            kind(3, 8, value)
-
-
-@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
-@pytest.mark.parametrize("kind", [*CELLS, OrthogonalLinear, RealReadout])
-def test_sizes_are_positive(kind):
-    """There may be no input, as in torch's cells."""
-    for sizes, value in (((3, -8), -8), ((-3, 8), -3)):
-        with pytest.raises(ValueError, match=f"`[a-z_]*` must be at least [01], got {value}"):
-            kind(*sizes)
-    if kind is not OrthogonalLinear:
-        x = torch.zeros(2, 0, dtype=torch.complex64 if kind is RealReadout else None)
-        assert kind(0, 8)(x).shape == (2, 8)
-
-
-class Name(enum.StrEnum):
-    HAAR = "haar"
-    RELU = "relu"
-
-
-@every_kind
-def test_names_may_be_of_a_subclass_of_str(kind):
-    for init, nonlinearity in ((Name.HAAR, Name.RELU), (np.str_("haar"), np.str_("relu"))):
-        assert kind(3, 8, init=init, nonlinearity=nonlinearity).init == "haar"
-    with pytest.raises(ValueError, match=r"`init` must be one of .*, got 1"):
-        kind(3, 8, init=1)
 
 
 OF_ANOTHER = "call `orthogonalize_` for a complex weight of another"

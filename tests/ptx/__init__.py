@@ -5,9 +5,10 @@ which places data in the registers of threads and in memory that they share, and
 wait for each other. Here that code runs. PTX is the assembler of NVIDIA's GPUs; ``ptxas``, which
 turns it into machine code, is the one part of the way that is left out.
 
-`reading` takes PTX apart, `operands` and `arithmetic` are about numbers, `warps` about the 32
-threads that run in step, `memory` about what they read and write, `machine` about launches. An
-unknown instruction is an error. `plugin` is a driver for Triton, and makes pytest use it.
+`reading` takes PTX apart, `operands` and `arithmetic` are about numbers, `instructions` about what
+each of them does, `warps` about the 32 threads that run in step, `memory` about what they read and
+write, `machine` about launches. An unknown instruction is an error. `plugin` is a driver for
+Triton, and makes pytest use it.
 
 The order in which the warps of all programs run is random. So a result that depends on it does not
 equal the reference, for some seed. Some faults that no order need show are errors as well: shared
