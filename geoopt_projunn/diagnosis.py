@@ -6,13 +6,18 @@ from typing import NamedTuple
 
 import torch
 
-from .arguments import assert_module, checked_integer
+from .arguments import assert_module, check_range, checked_integer
 from .backends import choose
 from .backends.distributed import reshard_all, whole_of
 from .backends.spec import StepSpec
 from .linalg.dense import largest, skewh
 from .linalg.precision import full_precision
-from .low_rank_manifold import LowRankManifold, low_rank_manifold_of
+from .low_rank_manifold import (
+    LowRankManifold,
+    assert_has_values,
+    assert_some_low_rank,
+    low_rank_manifold_of,
+)
 from .manifolds import LowRankUnitary
 from .normalization import noise_floor
 
@@ -25,14 +30,13 @@ _COUNTERS = 3
 @full_precision
 @torch.no_grad()
 def kept_fraction(
-    x: torch.Tensor, grad: torch.Tensor, ks: Iterable[int] = (1, 2, 4, 8, 16)
+    x: torch.Tensor, grad: torch.Tensor, ks: int | Iterable[int] = (1, 2, 4, 8, 16)
 ) -> dict[int, float]:
     r"""Return which share of a gradient steps of given ranks would follow.
 
     :math:`\lVert \text{sketch} \rVert^2 / \lVert \text{tangent gradient} \rVert^2` of generators,
-    as a mean over three sketches and over the matrices of a batch. If k = 8,
-    the default, keeps far less than half, a larger k saves steps. Beyond about half, steps become
-    more expensive and hardly fewer.
+    as a mean over three sketches and over the matrices of a batch. Above one half, a larger k
+    hardly saves steps. Below, it does, but each step takes longer; at a few percent it pays.
 
     Parameters
     ----------
@@ -40,7 +44,7 @@ def kept_fraction(
         a point on one of this package's manifolds, or square unitary matrices, (\*, n, n)
     grad : torch.Tensor
         its Euclidean gradient, of the same shape
-    ks : iterable of int
+    ks : int or iterable of int
         ranks; those that are too high for matrices of this size are left out
 
     Returns
@@ -65,7 +69,7 @@ def kept_fraction(
     if not _is_finite(points):
         whole = torch.full_like(whole, math.nan)
     shares = {}
-    for i, rank in enumerate(ks):
+    for i, rank in enumerate([ks] if isinstance(ks, int) else ks):
         k = checked_integer(f"ks[{i}]", rank, remedy="pass ranks, as in ks=(1, 2, 4)")
         if k <= _highest_rank(manifold, points):
             shares[k] = _kept(_spec(manifold, points, k), points, grads, whole)
@@ -113,14 +117,14 @@ class Diagnosis(tuple[ParameterDiagnosis, ...]):
     __str__ = __repr__
 
 
-def diagnose(model: torch.nn.Module, *, lr: float = 1.0) -> Diagnosis:
+def diagnose(model: torch.nn.Module, *, lr: float | torch.Tensor = 1.0) -> Diagnosis:
     r"""Say what a step would do to each orthogonal parameter of a model, after ``backward``.
 
     Parameters
     ----------
     model : torch.nn.Module
         with gradients of its parameters
-    lr : float
+    lr : float or torch.Tensor
         Learning rate of the gradient step whose angle is shown. Momentum, Adam's moments and
         ``normalize`` are not known here: with ``normalize`` the angle is the learning rate.
 
@@ -134,10 +138,9 @@ def diagnose(model: torch.nn.Module, *, lr: float = 1.0) -> Diagnosis:
 
     Raises
     ------
-    TypeError
-        If ``model`` is no module.
-    ValueError
-        If no parameter is on a manifold of this package, or none of them has a gradient.
+    TypeError, ValueError
+        If ``model`` is no module, ``lr`` is no number or below 0, no parameter is on a manifold of
+        this package, none of these has a gradient, or one is on the meta device.
 
     Notes
     -----
@@ -153,18 +156,19 @@ def diagnose(model: torch.nn.Module, *, lr: float = 1.0) -> Diagnosis:
     ['weight_hh_l0']
     """
     assert_module("model", model)
+    check_range("lr", lr, 0.0)
     reshard_all(model)
     named = model.named_parameters()
     orthogonal = {name: p for name, p in named if low_rank_manifold_of(p) is not None}
+    assert_some_low_rank(model, orthogonal)
+    for name, p in orthogonal.items():
+        assert_has_values(name, p)
     if all(p.grad is None for p in orthogonal.values()):
-        what = "a gradient" if orthogonal else "a parameter on LowRankUnitary or LowRankStiefel"
-        remedy = (
-            "call `backward()` on a loss first"
-            if orthogonal
-            else "make one a `geoopt.ManifoldParameter`, or use a layer of `geoopt_projunn.nn`"
+        raise ValueError(
+            "`model` must have a gradient, but none of its parameters on LowRankUnitary and "
+            "LowRankStiefel has one; call `backward()` on a loss first."
         )
-        raise ValueError(f"`model` must have {what}, but has none; {remedy}.")
-    return Diagnosis(_diagnosed(name, p, lr) for name, p in orthogonal.items())
+    return Diagnosis(_diagnosed(name, p, float(lr)) for name, p in orthogonal.items())
 
 
 @full_precision

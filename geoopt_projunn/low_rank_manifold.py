@@ -1,7 +1,7 @@
 r"""Steps of rank k on matrices with orthonormal columns, and geoopt's contract for them."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from operator import attrgetter
 from typing import Any, Literal, TypeVar
 
@@ -37,7 +37,8 @@ def _step(method: Callable[..., T]) -> Callable[..., T]:
     @functools.wraps(method)
     def wrapped(self: "LowRankManifold", x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         # What is no matrix is refused by the method.
-        if self.k is None or (x.dim() >= 2 and self.rank(x) is None):
+        is_matrix = isinstance(x, torch.Tensor) and x.dim() >= 2
+        if self.k is None or (is_matrix and self.rank(x) is None):
             return method(self, x, *args, **kwargs)
         with torch.set_grad_enabled(False):
             result = method(self, x, *args, **kwargs)
@@ -120,7 +121,14 @@ class LowRankManifold(OrthonormalGeometry):
         ----------
         x : torch.Tensor
             (*, blocks n, p), a point; only its shape counts
+
+        Raises
+        ------
+        ValueError
+            If x has fewer than two dimensions.
         """
+        if x.dim() < 2:
+            self._assert_check_shape(x.shape, "x")
         return self._rank(x.shape[-2] // self.blocks, x.shape[-1])
 
     def _rank(self, n: int, p: int) -> int | None:
@@ -285,3 +293,22 @@ def low_rank_manifold_of(p: torch.Tensor) -> LowRankManifold | None:
     """Return the manifold of a parameter, None unless it is one of these."""
     manifold = getattr(p, "manifold", None)
     return manifold if isinstance(manifold, LowRankManifold) else None
+
+
+def assert_some_low_rank(model: torch.nn.Module, found: Collection[Any]) -> None:
+    """Raise ValueError if a model was found to have no parameter on these manifolds."""
+    if not found:
+        raise ValueError(
+            "`model` must have a parameter on LowRankUnitary or LowRankStiefel, but "
+            f"{type(model).__name__} has none; make one a `geoopt.ManifoldParameter`, call "
+            "`orthogonalize_`, or use a layer of `geoopt_projunn.nn`."
+        )
+
+
+def assert_has_values(name: str, p: torch.Tensor) -> None:
+    """Raise ValueError for a parameter on the meta device."""
+    if p.is_meta:
+        raise ValueError(
+            f"`{name}` must have values, but is on the meta device; call `to_empty` and load "
+            "values."
+        )

@@ -189,9 +189,9 @@ def test_it_prints_as_a_table():
 
 
 def test_without_gradients_or_orthogonal_parameters_there_is_nothing_to_tell():
-    with pytest.raises(ValueError, match=r"a gradient, but has none; call `backward\(\)`"):
+    with pytest.raises(ValueError, match=r"must have a gradient, but none .* call `backward\(\)`"):
         diagnose(Model())
-    with pytest.raises(ValueError, match=r"a parameter on LowRankUnitary.*but has none"):
+    with pytest.raises(ValueError, match=r"a parameter on LowRankUnitary.*but Linear has none"):
         diagnose(torch.nn.Linear(2, 2))
 
 
@@ -209,3 +209,34 @@ def test_a_large_parameter_is_finite():
     module.weight = weight
     (row,) = diagnose(module)
     assert row.note != "parameter not finite"
+
+
+@pytest.mark.parametrize(
+    ("lr", "kind", "message"),
+    [
+        (-1.0, ValueError, r"`lr` must lie in \[0\.0, inf\), got -1\.0"),
+        ("fast", TypeError, r"`lr` must be a number, got 'fast'"),
+    ],
+)
+def test_a_learning_rate_is_a_number_that_is_not_negative(lr, kind, message):
+    with pytest.raises(kind, match=message):
+        diagnose(Model(), lr=lr)
+
+
+def test_a_learning_rate_may_be_a_tensor():
+    module = torch.nn.Module()
+    module.weight = on(LowRankUnitary(), unitary(8, 8))
+    module.weight.grad = torch.randn(8, 8, dtype=torch.float64)
+    (row,), (expected,) = diagnose(module, lr=torch.tensor(0.5)), diagnose(module, lr=0.5)
+    assert type(row.angle) is float
+    assert row == expected
+
+
+def test_a_parameter_without_values_is_named():
+    with pytest.raises(ValueError, match=r"`weight_hh_l0` must have values, but is on the meta"):
+        diagnose(geoopt_projunn.nn.OrthogonalRNN(3, 8, device="meta"))
+
+
+def test_one_rank_may_be_a_number():
+    x, grad = unitary(8, 8), torch.randn(8, 8, dtype=torch.float64)
+    assert kept_fraction(x, grad, ks=2) == kept_fraction(x, grad, ks=(2,))

@@ -2,6 +2,8 @@
 
 import torch
 
+from ..linalg.modes import in_forward_mode, is_transformed
+
 
 def refusal_of_modes() -> str | None:
     """Return why kernels that torch does not look into cannot serve now, None if they can."""
@@ -12,13 +14,8 @@ def refusal_of_modes() -> str | None:
         return None
     # Of what torch.func transforms, the derivative and the batch would be lost; so would the
     # derivative of forward mode.
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if is_transformed():
         return "torch.func transforms the tensors"
-    if torch.autograd.forward_ad._current_level >= 0:
+    if in_forward_mode():
         return "derivatives are taken in forward mode"
     return None
-
-
-def is_watched() -> bool:
-    """Return whether a mode of torch or a profiler has to be told of each operation."""
-    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._autograd._profiler_enabled()

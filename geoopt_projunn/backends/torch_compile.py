@@ -2,12 +2,13 @@
 
 import functools
 import inspect
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch.torch_version import TorchVersion
+
+from ..warning import warn
 
 # From here on, updates in place are compiled into copies of the whole matrix.
 _COPIES_FROM = 512**2
@@ -33,11 +34,10 @@ def pays(x: torch.Tensor) -> bool:
 
 @functools.cache
 def _warn_of_corruption() -> None:
-    warnings.warn(
+    warn(
         "`compile=True` has no effect on a CPU, because torch.compile of torch "
         f"{torch.__version__} corrupts memory there; use torch 2.9 or later, or leave "
         "`compile` out.",
-        stacklevel=2,
     )
 
 
@@ -75,10 +75,9 @@ def compiled(step: Step) -> Step:
             fast(*arguments, group={**constants, "lr": lr})
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             works = False
-            warnings.warn(
+            warn(
                 "`compile=True` has no effect from here on, because torch.compile failed: "
                 f"{str(error).strip().splitlines()[0]}",
-                stacklevel=2,
             )
             step(*arguments, group=group)
 

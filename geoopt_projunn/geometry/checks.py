@@ -51,6 +51,7 @@ class CheckedMatrices(Manifold):
 
     def assert_check_point(self, x: torch.Tensor) -> None:
         """Raise TypeError for an unsupported dtype, ValueError for an unsupported shape."""
+        assert_tensor("x", x)
         if x.dtype not in WIDE:
             raise TypeError(dtype_rule("x", x.dtype))
         super().assert_check_point(x)
@@ -99,8 +100,7 @@ class CheckedMatrices(Manifold):
     def _flatten(self, **tensors: torch.Tensor) -> tuple[list[torch.Tensor], torch.Size]:
         """Check, broadcast and view as (b, n, p), n >= p, stored by rows or by columns."""
         for name, tensor in tensors.items():
-            if not isinstance(tensor, torch.Tensor):
-                raise TypeError(f"`{name}` must be a tensor, got {type(tensor).__name__}.")
+            assert_tensor(name, tensor)
         x = tensors["x"]
         self.assert_check_point(x)
         for name, tensor in tensors.items():
@@ -110,10 +110,7 @@ class CheckedMatrices(Manifold):
                     "optimizers of this package, `projx`, `orthogonality_error` and "
                     "`estimate_orthogonality_error` take DTensors."
                 )
-            if tensor.dtype != x.dtype:
-                raise TypeError(same_dtype_rule(name, tensor, x))
-            if tensor.shape[-2:] != x.shape[-2:]:
-                raise ValueError(shape_rule(name, tensor, x))
+        assert_like(**tensors)
         try:
             expanded = torch.broadcast_tensors(*tensors.values())
         except RuntimeError as error:
@@ -146,9 +143,21 @@ def upright(x: torch.Tensor) -> torch.Tensor:
     return x.mT if x.shape[-2] < x.shape[-1] else x
 
 
-def assert_shapes(x: torch.Tensor, **vectors: torch.Tensor) -> None:
-    """Raise ValueError unless vectors have the shape of their point."""
+def assert_tensor(name: str, value: object) -> None:
+    """Raise TypeError for what is no tensor."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(
+            f"`{name}` must be a tensor, got {type(value).__name__}; convert it with "
+            f"`torch.as_tensor({name})`."
+        )
+
+
+def assert_like(x: torch.Tensor, **vectors: torch.Tensor) -> None:
+    """Raise an error unless vectors have the dtype and the shape of their point."""
     for name, vector in vectors.items():
+        assert_tensor(name, vector)
+        if vector.dtype != x.dtype:
+            raise TypeError(same_dtype_rule(name, vector, x))
         if vector.shape[-2:] != x.shape[-2:]:
             raise ValueError(shape_rule(name, vector, x))
 
@@ -157,7 +166,7 @@ def shape_rule(name: str, tensor: torch.Tensor, x: torch.Tensor) -> str:
     """Say that a vector must have the shape of its point."""
     return (
         f"`{name}` must have shape (*, {x.shape[-2]}, {x.shape[-1]}) like `x`, "
-        f"got {tuple(tensor.shape)}."
+        f"got {tuple(tensor.shape)}; pass a vector at this very point."
     )
 
 

@@ -141,8 +141,9 @@ class OrthonormalGeometry(CheckedMatrices):
         r"""Measure :math:`\lVert x^H x - I \rVert_F`, real; :math:`O(np^2)`, no gradient.
 
         Of shape (*); with several blocks (*, blocks), one for each. A DTensor is gathered on every
-        process.
+        process. For other dtypes and shapes than those of points, TypeError or ValueError.
         """
+        self.assert_check_point(x)
         return orthogonality_error(self.points(whole_of(x)))
 
     @full_precision
@@ -184,6 +185,11 @@ class OrthonormalGeometry(CheckedMatrices):
         self.assert_check_point(x)
         x = self.points(x)
         return choose(x).estimate_orthogonality_error(x)
+
+
+def euclidean_inner(u: torch.Tensor, v: torch.Tensor, *, keepdim: bool = False) -> torch.Tensor:
+    r"""Return :math:`\operatorname{Re tr}(u^H v)` of each pair of matrices."""
+    return (u.conj() * v).real.sum((-2, -1), keepdim=keepdim)
 
 
 def _exponential(x: torch.Tensor, u: torch.Tensor) -> Rotation:

@@ -6,8 +6,8 @@ import torch
 
 from ..linalg.polar_factor import PolarFactor
 from ..linalg.precision import full_precision
-from .checks import assert_shapes
-from .orthonormal import OrthonormalGeometry
+from .checks import assert_like
+from .orthonormal import OrthonormalGeometry, euclidean_inner
 
 
 class StiefelGeometry(OrthonormalGeometry):
@@ -46,10 +46,11 @@ class StiefelGeometry(OrthonormalGeometry):
         The sum over the blocks, if a point has several. :math:`O(np^2)`.
         """
         v = u if v is None else v
-        assert_shapes(x, u=u, v=v)
+        assert_like(x, u=u, v=v)
         x, u, v = (self.points(t) for t in (x, u, v))
         inside = x.mH @ u
-        inner = _products(u, v) - _products(inside, inside if v is u else x.mH @ v) / 2
+        of_normal = euclidean_inner(inside, inside if v is u else x.mH @ v)
+        inner = euclidean_inner(u, v) - of_normal / 2
         inner = inner if self.blocks == 1 else inner.sum(-1)
         return inner[..., None, None] if keepdim else inner
 
@@ -98,7 +99,3 @@ _NO_LOGARITHM = (
     "closed form, and iterations find it only for points that are near each other. Take {}, or "
     "LowRankUnitary for square points."
 )
-
-
-def _products(u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    return (u.conj() * v).real.sum((-2, -1))

@@ -8,8 +8,8 @@ from ..linalg.dense import has_negative_determinant
 from ..linalg.distance import GeodesicDistance, Logarithm
 from ..linalg.polar_factor import PolarFactor
 from ..linalg.precision import full_precision
-from .checks import assert_shapes
-from .orthonormal import OrthonormalGeometry
+from .checks import assert_like
+from .orthonormal import OrthonormalGeometry, euclidean_inner
 
 
 class UnitaryGeometry(OrthonormalGeometry):
@@ -104,8 +104,8 @@ class UnitaryGeometry(OrthonormalGeometry):
     ) -> torch.Tensor:
         r"""Return :math:`\operatorname{Re tr}(u^H v)`, real, (*) or (*, 1, 1)."""
         v = u if v is None else v
-        assert_shapes(x, u=u, v=v)
-        return (u.conj() * v).real.sum((-2, -1), keepdim=keepdim)
+        assert_like(x, u=u, v=v)
+        return euclidean_inner(u, v, keepdim=keepdim)
 
     @full_precision
     def proju(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:

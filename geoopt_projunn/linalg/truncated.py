@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from .modes import is_transformed
+
 _REFUSAL = (
     "`{}` with a rank k cannot be differentiated, but a gradient with respect to its arguments was "
     "asked for; use k=None, whose steps can, or detach the result."
@@ -105,7 +107,7 @@ def _is_differentiated(given: list[torch.Tensor]) -> bool:
     if torch.is_grad_enabled() and (
         any(t.requires_grad for t in given)
         # Of a batch of torch.func.vmap one does not see which require a gradient.
-        or torch._C._are_functorch_transforms_active()
+        or is_transformed()
     ):
         return True
     return any(map(_has_tangent, given))

@@ -1,11 +1,10 @@
 """The modReLU, which keeps the phase of a state."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from .arguments import integers
+from .arguments import assert_real_dtype, integers
+from .real import StaysReal
 
 __all__ = ["ModReLU", "modrelu"]
 
@@ -57,7 +56,7 @@ def activated(z: Tensor, nonlinearity: str, offset: Tensor | None) -> Tensor:
     return torch.view_as_complex(function(torch.view_as_real(z))) if z.is_complex() else function(z)
 
 
-class ModReLU(torch.nn.Module):
+class ModReLU(StaysReal):
     r"""Apply :func:`modrelu` with a learned offset for each feature.
 
     Parameters
@@ -80,13 +79,7 @@ class ModReLU(torch.nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if dtype is not None and not dtype.is_floating_point:
-            raise TypeError(
-                f"`dtype` must be real, got {dtype}; the offset of a complex modulus is real, "
-                f"use `dtype={dtype.to_real()}`."
-                if dtype.is_complex
-                else f"`dtype` must be a floating point type, got {dtype}."
-            )
+        assert_real_dtype("the offset of a complex modulus is", dtype)
         (self.num_features,) = integers(0, num_features=num_features)
         self.offset = torch.nn.Parameter(torch.empty(self.num_features, device=device, dtype=dtype))
         self.reset_parameters()
@@ -107,12 +100,3 @@ class ModReLU(torch.nn.Module):
     def extra_repr(self) -> str:
         """Return the number of features."""
         return f"{self.num_features}"
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        # `.to(torch.complex64)` of a model must not make the offset complex.
-        return super()._apply(lambda t: real(fn(t)), recurse)  # type: ignore[no-untyped-call]
-
-
-def real(t: Tensor) -> Tensor:
-    """Return the real part of a complex tensor, any other one as it is."""
-    return t.real.contiguous() if t.is_complex() else t

@@ -55,6 +55,13 @@ def checked_dtype(
     return dtype
 
 
+def assert_real_dtype(what: str, dtype: torch.dtype | None) -> None:
+    """Raise TypeError unless a dtype is real; ``what`` begins the reason, "the offset is"."""
+    if dtype is not None and not dtype.is_floating_point:
+        right = dtype.to_real() if dtype.is_complex else torch.float32
+        raise TypeError(f"`dtype` must be real, got {dtype}; {what} real, use `dtype={right}`.")
+
+
 def assert_dtype_of_layer(name: str, x: torch.Tensor, dtype: torch.dtype) -> None:
     """Raise TypeError for a signal of another dtype, except where autocast would convert it."""
     # The meta device has no autocast, and torch raises an error if it is asked.

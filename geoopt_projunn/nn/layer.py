@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from ..linalg.modes import is_autocast
 from ..linalg.precision import full_precision
 from .fused import in_full_precision
 from .order import Order
@@ -213,7 +214,7 @@ class RecurrentLayer(Recurrent, torch.nn.RNNBase):
             )
         # torch's class looks at a list of weights that torch.func.functional_call leaves stale.
         dtype = self.weight_ih_l0.dtype
-        if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
+        if input.dtype != dtype and not is_autocast():
             raise ValueError(
                 f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
                 f"Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"

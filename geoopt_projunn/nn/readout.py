@@ -1,18 +1,16 @@
 """Real outputs from a complex state."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ..arguments import assert_flag
-from .activation import real
-from .arguments import integers
+from .arguments import assert_real_dtype, integers
+from .real import StaysReal
 
 __all__ = ["RealReadout"]
 
 
-class RealReadout(torch.nn.Linear):
+class RealReadout(StaysReal, torch.nn.Linear):
     r"""Map complex features h to :math:`A \operatorname{Re} h + B \operatorname{Im} h + c`, real.
 
     Every real-linear map of h has this form, so that the map sees all of h.
@@ -35,6 +33,19 @@ class RealReadout(torch.nn.Linear):
         in which a complex tensor lies in memory
     bias : torch.nn.Parameter
         (out_features,)
+    in_features : int
+        2 in_features of the argument: the columns of the weight
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is of the wrong kind or out of range.
+
+    Examples
+    --------
+    >>> readout = RealReadout(8, 2)
+    >>> readout(torch.randn(5, 8, dtype=torch.complex64)).shape
+    torch.Size([5, 2])
     """
 
     def __init__(
@@ -46,6 +57,7 @@ class RealReadout(torch.nn.Linear):
         dtype: torch.dtype | None = None,
     ) -> None:
         assert_flag("bias", bias)
+        assert_real_dtype("the weight is", dtype)
         in_features, out_features = integers(0, in_features=in_features, out_features=out_features)
         super().__init__(2 * in_features, out_features, bias=bias, device=device, dtype=dtype)
 
@@ -56,8 +68,15 @@ class RealReadout(torch.nn.Linear):
                 f"`input` must be complex, got {input.dtype}; "
                 "use torch.nn.Linear for real features."
             )
+        features = self.in_features // 2
+        if input.shape[-1] != features:
+            raise ValueError(
+                f"`input` must have {features} features, the last dimension, got shape "
+                f"{tuple(input.shape)}; make the readout with `in_features={input.shape[-1]}`."
+            )
         return super().forward(torch.view_as_real(input.resolve_conj()).flatten(-2))
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        # `.to(torch.complex64)` of a model must not make the weight complex.
-        return super()._apply(lambda t: real(fn(t)), recurse)  # type: ignore[no-untyped-call]
+    def extra_repr(self) -> str:
+        """Return the arguments, in_features of complex numbers."""
+        bias = self.bias is not None
+        return f"in_features={self.in_features // 2}, out_features={self.out_features}, bias={bias}"

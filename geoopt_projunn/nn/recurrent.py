@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..arguments import assert_flag, assert_known
 from ..init import INITS
+from ..linalg.modes import is_autocast
 from ..low_rank_manifold import low_rank_manifold_of
 from ..manifolds import LowRankUnitary
 from .arguments import checked_dtype
@@ -100,7 +101,6 @@ def taken_as(x: Tensor, dtype: torch.dtype) -> Tensor:
     # A trace would keep a conversion that does nothing, and then take inputs of any dtype.
     if x.dtype == dtype or (x.is_complex() and not dtype.is_complex):
         return x
-    # As torch.nn.RNN asks: torch.is_autocast_enabled raises an error for the meta device.
-    if x.dtype == _REAL.get(dtype, dtype) or torch._C._is_any_autocast_enabled():
+    if x.dtype == _REAL.get(dtype, dtype) or is_autocast():
         return x.to(dtype)
     return x

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..linalg.modes import is_capturing
 from .transforms import needs_plain_operations
 
 __all__ = ["Remembered", "are_comparable"]
@@ -47,6 +48,4 @@ def are_comparable(tensors: Sequence[torch.Tensor]) -> bool:
     """Return whether values can be looked at: not in a program, nor in a transform."""
     if torch.compiler.is_compiling() or needs_plain_operations(*tensors):
         return False
-    if tensors[0].is_cuda and torch.cuda.is_current_stream_capturing():
-        return False
-    return not tensors[0].is_meta
+    return not tensors[0].is_meta and not (tensors[0].is_cuda and is_capturing())

@@ -7,6 +7,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ..linalg.modes import holds_gradients_of_many, in_forward_mode, is_transformed
+
 T = TypeVar("T")
 
 
@@ -18,11 +20,7 @@ def needs_plain_operations(*tensors: Tensor | None) -> bool:
     holds a batch of gradients. The faster functions of this package work in place and know their
     first derivative only.
     """
-    if (
-        torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-        or is_exported()
-    ):
+    if is_transformed() or in_forward_mode() or is_exported():
         return True
     # The compiler takes the faster functions, and cannot look at the types of tensors.
     return not (torch.compiler.is_compiling() or all(map(_is_ordinary, tensors)))
@@ -62,12 +60,10 @@ def constant(function: Callable[..., T]) -> Callable[..., T]:
 
 
 def _is_ordinary(t: Tensor | None) -> bool:
-    # A batch of gradients is what is_grads_batched and jacobian(vectorize=True) pass to a backward
-    # function.
-    return t is None or (_is_plain(type(t)) and not torch._C._functorch.is_legacy_batchedtensor(t))
+    return t is None or (_is_ordinary_type(type(t)) and not holds_gradients_of_many(t))
 
 
 @functools.lru_cache(maxsize=64)
-def _is_plain(kind: type) -> bool:
+def _is_ordinary_type(kind: type) -> bool:
     # isinstance would take any tensor that acts as a parameter.
     return kind is Tensor or torch.nn.Parameter in kind.__mro__

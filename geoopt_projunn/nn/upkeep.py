@@ -7,7 +7,7 @@ from ..backends.distributed import reshard_all
 from ..geometry.checks import dtype_rule, without_x
 from ..linalg.dense import largest
 from ..linalg.precision import WIDE
-from ..low_rank_manifold import LowRankManifold, low_rank_manifold_of
+from ..low_rank_manifold import LowRankManifold, assert_has_values, low_rank_manifold_of
 from .record import Record
 
 __all__ = ["orthogonality_errors", "project_"]
@@ -132,11 +132,7 @@ def _on_low_rank(module: torch.nn.Module) -> list[tuple[str, torch.Tensor, LowRa
         manifold = low_rank_manifold_of(p)
         if manifold is None:
             continue
-        if p.is_meta:
-            raise ValueError(
-                f"`{name}` must have values, but is on the meta device; call `to_empty` and load "
-                "values."
-            )
+        assert_has_values(name, p)
         try:
             manifold.assert_check_point(p)
         except (TypeError, ValueError) as error:

@@ -7,10 +7,10 @@ from typing import Any
 import geoopt
 import torch
 
-from ..arguments import assert_flag, assert_known
+from ..arguments import assert_flag, assert_known, check_range
 from ..backends.spec import Buffers, NativeRule, Proposal, Total
 from .base import ProjUNNOptimizer
-from .options import check_range, on_device
+from .options import on_device
 
 __all__ = ["ProjUNNRiemannianAdam"]
 

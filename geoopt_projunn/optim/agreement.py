@@ -17,8 +17,8 @@ from ..backends.distributed import (
     peers_of_group,
     peers_of_mesh,
 )
+from ..linalg.modes import is_capturing
 from . import waiting
-from .capture import is_capturing
 from .kinds import Groups, Parts
 from .nonfinite import States
 from .plans import (

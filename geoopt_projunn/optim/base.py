@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from geoopt.optim.mixin import OptimMixin
 
-from ..arguments import assert_flag, assert_known
+from ..arguments import assert_flag, assert_known, check_range
 from ..backends.spec import Rule
 from ..linalg.precision import full_precision
 from ..normalization import NORMALIZATIONS
@@ -18,12 +18,7 @@ from .capture import check_captured
 from .lost import LostManifolds
 from .messages import described
 from .nonfinite import SKIP_NONFINITE, AllOrNothing
-from .options import (
-    check_have_values,
-    check_range,
-    checked_stabilize,
-    warn_of_misspelt,
-)
+from .options import check_have_values, checked_stabilize, warn_of_misspelt
 from .others import Others
 from .preparing import Preparation, Prepared
 from .printing import printed

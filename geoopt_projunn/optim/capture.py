@@ -5,15 +5,11 @@ from typing import Any
 
 import torch
 
+from ..linalg.modes import is_capturing
 from .kinds import Parts, manifold_of
 from .messages import capitalized, described
 
 States = Mapping[torch.Tensor, Mapping[str, Any]]
-
-
-def is_capturing() -> bool:
-    """Return whether a CUDA graph is being captured, so that nothing may wait for the GPU."""
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def check_has_begun(p: torch.Tensor, group: Mapping[str, Any]) -> None:

@@ -4,12 +4,12 @@ from typing import Any
 
 import torch
 
-from ..arguments import assert_known, assert_module, checked_integer
+from ..arguments import assert_known, assert_module, check_range, checked_integer
 from ..backends.distributed import reshard_all
+from ..low_rank_manifold import assert_some_low_rank
 from ..normalization import NORMALIZATIONS, planned_angle
 from ..sketches.coordinates import COORDINATES
 from .kinds import is_low_rank, low_rank_of, manifold_of
-from .options import check_range
 
 __all__ = ["param_groups"]
 
@@ -104,12 +104,7 @@ def param_groups(
     _check_one_answer(steps, angle, sequence_length)
     named = list(model.named_parameters())
     orthogonal = [(name, p) for name, p in named if is_low_rank(manifold_of(p))]
-    if not orthogonal:
-        raise ValueError(
-            "`model` must have a parameter on LowRankUnitary or LowRankStiefel, but "
-            f"{type(model).__name__} has none; make one a `geoopt.ManifoldParameter`, use a layer "
-            "of `geoopt_projunn.nn`, or pass `model.named_parameters()` to an optimizer."
-        )
+    assert_some_low_rank(model, orthogonal)
     groups: list[dict[str, Any]] = []
     if steps is None:
         groups.append({"params": orthogonal, "lr": angle, "normalize": normalize})

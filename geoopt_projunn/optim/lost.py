@@ -7,10 +7,11 @@ import torch
 
 from ..backends.distributed import is_dtensor
 from ..geometry.checks import upright
+from ..linalg.modes import is_capturing
 from ..linalg.precision import WIDE
-from .capture import is_capturing
+from ..warning import warn
 from .kinds import Groups, Parts, manifold_of
-from .messages import capitalized, described, warn
+from .messages import capitalized, described
 from .state import OFF_MANIFOLD, relative_error
 
 

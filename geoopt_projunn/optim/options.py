@@ -1,44 +1,16 @@
 """What the options of a group of parameters may be."""
 
 import difflib
-import math
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..arguments import checked_integer
-from .messages import warn
+from ..warning import warn
 
-# Schedules leave a rate of -5e-18 where it should be 0.
-ROUNDING = 1e-12
-NUMBERS = (int, float, np.integer, np.floating)
 # As close as "momentun" to "momentum"; "weight_decay_scale" is no misspelt "weight_decay".
 _MISSPELT = 0.85
-
-
-def check_range(name: str, value: Any, low: float, high: float = float("inf")) -> None:
-    """Raise an error unless low <= value < high; the value of a tensor on a GPU is not read.
-
-    Nor is one refused that is not finite: wherever the tensor is, it only skips steps.
-    """
-    # This runs in every step, and few values are anything else.
-    if type(value) is float and low <= value < high:
-        return
-    if isinstance(value, torch.Tensor):
-        if value.numel() != 1:
-            raise ValueError(f"`{name}` must be one number, got a tensor of {value.numel()}.")
-        if value.is_complex() or value.dtype == torch.bool:
-            raise TypeError(f"`{name}` must be a real number, got a tensor of {value.dtype}.")
-        if not value.is_cpu or not math.isfinite(value := value.detach().item()):
-            return
-    if isinstance(value, bool) or not isinstance(value, NUMBERS):
-        raise TypeError(
-            f"`{name}` must be a number, got {value!r}; pass an int, a float or a tensor."
-        )
-    if not low - ROUNDING <= value or not (value < high or value == low):
-        raise ValueError(f"`{name}` must lie in [{low}, {high}), got {value}.")
 
 
 def checked_stabilize(value: Any) -> int | None:

@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
+from ..arguments import NUMBERS, ROUNDING
 from .delegate import Delegate
 from .kinds import Groups, Parts, manifold_of
 from .messages import described
 from .nonfinite import States, count_skipped
-from .options import NUMBERS, ROUNDING, is_zero, on_device
+from .options import is_zero, on_device
 
 
 class Others:

@@ -6,10 +6,9 @@ from typing import Any
 import geoopt
 import torch
 
-from ..arguments import assert_flag, assert_known
+from ..arguments import assert_flag, assert_known, check_range
 from ..backends.spec import Buffers, NativeRule, Proposal, TangentMomentum, Total
 from .base import ProjUNNOptimizer
-from .options import check_range
 
 __all__ = ["ProjUNNRiemannianSGD"]
 

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import torch
 
 from ..backends.distributed import averages_gradients, is_dtensor, local_of
+from ..linalg.modes import is_capturing
 from ..normalization import furthest
+from ..warning import warn
 from . import waiting
-from .capture import is_capturing
 from .kinds import Members, is_low_rank, low_rank_of, manifold_of
-from .messages import capitalized, warn
+from .messages import capitalized
 from .state import worst_errors
 
 # A GPU's answer is read when later steps are taken: within 100 steps.

@@ -62,8 +62,10 @@ def test_without_kernels_one_warning_says_what_that_costs():
     x = geoopt.ManifoldParameter(torch.eye(4), manifold=LowRankUnitary())
     optimizer = ProjUNNRiemannianSGD([x], lr=0.1)
     x.grad = torch.randn(4, 4)
-    with pytest.warns(UserWarning, match="up to nine times as long .* missing: .* not built"):
+    what = "up to nine times as long .* missing: .* not built"
+    with pytest.warns(UserWarning, match=what) as record:
         optimizer.step()
+    assert record[0].filename == __file__
     optimizer.step()  # a second one would be an error here
     assert backends.available()[-1] == "reference"
     assert "cpu" not in backends.available()

@@ -33,3 +33,22 @@ def test_it_closes_a_network_over_complex_states():
     loss.backward()
     assert loss.dtype == torch.float32
     assert all(p.grad is not None for p in (*layer.parameters(), *readout.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "right"), [(torch.complex128, "float64"), (torch.int64, "float32")]
+)
+def test_its_weight_is_real(dtype, right):
+    message = rf"`dtype` must be real, got {dtype}; the weight is real, use `dtype=torch\.{right}`"
+    with pytest.raises(TypeError, match=message):
+        RealReadout(3, 2, dtype=dtype)
+
+
+def test_another_number_of_features_is_refused():
+    message = r"`input` must have 3 features, .* got shape \(4, 5\); .*`in_features=5`"
+    with pytest.raises(ValueError, match=message):
+        RealReadout(3, 2)(torch.randn(4, 5, dtype=torch.complex64))
+
+
+def test_it_prints_its_arguments():
+    assert str(RealReadout(3, 2)) == "RealReadout(in_features=3, out_features=2, bias=True)"

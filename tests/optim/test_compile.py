@@ -175,8 +175,10 @@ def test_where_compilation_fails_a_warning_says_so_and_the_step_is_taken():
             for p, x in zip(parameters, start, strict=True):
                 p.grad = torch.ones_like(x).tril()
             if compile:
-                with pytest.warns(UserWarning, match="`compile=True` has no effect from here on"):
+                what = "`compile=True` has no effect from here on"
+                with pytest.warns(UserWarning, match=what) as record:
                     optimizer.step()
+                assert record[0].filename == __file__
             else:
                 optimizer.step()
             optimizer.step()  # without another warning

@@ -79,6 +79,8 @@ def makers(manifold):
         "assert_check_point": manifold.assert_check_point,
         "assert_check_point_on_manifold": manifold.assert_check_point_on_manifold,
         "projx": manifold.projx,
+        "orthogonality_error": manifold.orthogonality_error,
+        "estimate_orthogonality_error": manifold.estimate_orthogonality_error,
         "proju": lambda x: manifold.proju(x, other),
         "egrad2rgrad": lambda x: manifold.egrad2rgrad(x, other),
         "retr": lambda x: manifold.retr(x, other),
@@ -197,7 +199,7 @@ def test_an_argument_of_another_shape_than_the_point_is_refused(method, place, s
     message = rf"`{name}` must have shape \(\*, 4, 4\) like `x`, got \("
     with pytest.raises(ValueError, match=message) as info:
         call_with(method, place, torch.zeros(shape))
-    assert f"got {tuple(shape)}." in str(info.value)
+    assert f"got {tuple(shape)};" in str(info.value)
 
 
 @places
@@ -213,6 +215,27 @@ def test_lengths_of_vectors_that_do_not_fit_are_refused(method):
     arguments = (x, v) if method == "norm" else (x, u, v)
     with pytest.raises(ValueError, match=r"must have shape \(\*, 4, 4\)"):
         getattr(LowRankUnitary(), method)(*arguments)
+
+
+@pytest.mark.parametrize("manifold", [LowRankUnitary(), LowRankStiefel()], ids=str)
+def test_an_inner_product_of_another_dtype_is_refused(manifold):
+    x, u = torch.eye(4), torch.zeros(4, 4)
+    with pytest.raises(TypeError, match=r"`v` must have the dtype of `x`, torch\.float32"):
+        manifold.inner(x, u, u.double())
+
+
+@takers
+@pytest.mark.parametrize("k", [2, None])
+def test_a_point_that_is_no_tensor_is_refused(taker, k):
+    if taker.startswith("Manifold"):
+        return  # geoopt's own error
+    with pytest.raises(TypeError, match=r"`x` must be a tensor, got list; .*`torch\.as_tensor"):
+        makers(LowRankUnitary(k))[taker]([[1.0, 0.0], [0.0, 1.0]])
+
+
+def test_a_vector_has_no_rank():
+    with pytest.raises(ValueError, match=r"`x` must have shape \(\*, n, n\), got \(3,\)"):
+        LowRankUnitary().rank(torch.zeros(3))
 
 
 def test_a_refusal_changes_nothing():

@@ -4,10 +4,10 @@ They are built with the package if there is a C++ compiler.
 """
 
 import functools
-import warnings
 
 import torch
 
+from ...warning import warn
 from ..extensions import REMEDY, lack_of
 from ..modes import refusal_of_modes
 
@@ -61,10 +61,9 @@ def refusal(x: torch.Tensor) -> str | None:
 def warn_of_lack() -> None:
     """Say once that steps on a CPU are slower than they could be."""
     if reason := lack():
-        warnings.warn(
+        warn(
             "Steps on the CPU are right but slow, up to nine times as long for small matrices, "
             f"because {reason}. {REMEDY}",
-            stacklevel=2,
         )
 
 

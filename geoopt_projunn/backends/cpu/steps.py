@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch.autograd.graph import increment_version
 
+from ...linalg.modes import is_watched
 from ...normalization import noise_floor
 from ..batch import Pieces
-from ..modes import is_watched
 from . import kernels
 from .kernels import check_choice
 from .operators import FLOPS_OF_SKETCH, operator

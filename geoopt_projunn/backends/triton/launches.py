@@ -8,13 +8,13 @@ import functools
 import itertools
 import struct
 import sys
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from triton.compiler import CompiledKernel
 
+from ...warning import warn
 from ..extensions import REMEDY, lack_of
 from . import support
 
@@ -171,8 +171,7 @@ def driver() -> int:
 
 @functools.cache
 def _warn_of_lack() -> None:
-    warnings.warn(
+    warn(
         "Steps on a GPU are right but slow to start: Triton launches each of their kernels, "
         f"because {_LACK}",
-        stacklevel=2,
     )

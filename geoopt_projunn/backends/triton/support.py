@@ -4,9 +4,10 @@ import functools
 import importlib.util
 import os
 import pkgutil
-import warnings
 
 import torch
+
+from ...warning import warn
 
 OLDEST = (8, 0)
 """Compute capability of the oldest GPUs for which the kernels are compiled in the tests."""
@@ -112,8 +113,7 @@ def warn_of_lack(device: torch.device) -> None:
     """Say once that steps on a GPU are slower than they could be."""
     reason = lack(device)
     if reason is not None:
-        warnings.warn(
+        warn(
             f"Steps on {device} are taken in torch's operations, some hundred launches each, "
             f"because the Triton kernels cannot be used: {reason}.",
-            stacklevel=2,
         )
