@@ -178,9 +178,14 @@ def as_real(rows: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(rows.resolve_conj()).flatten(-2) if rows.is_complex() else rows
 
 
-def plain(t: torch.Tensor) -> torch.Tensor:
-    """Return a tensor that lies in memory in its order, as it is; itself if it does."""
+def materialized(t: torch.Tensor) -> torch.Tensor:
+    """Return a tensor that is contiguous and not conjugated or negated lazily; itself if it is."""
     return t.resolve_conj().resolve_neg().contiguous()
+
+
+def is_materialized(t: torch.Tensor) -> bool:
+    """Return whether a tensor is contiguous and not conjugated or negated lazily."""
+    return t.is_contiguous() and not t.is_conj() and not t.is_neg()
 
 
 def is_square(x: torch.Tensor) -> bool:

@@ -10,7 +10,7 @@ from ..arguments import assert_known, checked_integer
 from ..low_rank_manifold import LowRankManifold, Rank
 from .arguments import assert_dtype_of_layer, checked_bias, checked_dtype, positive_tuple
 from .block_kernels import alternating_axes, block_kernel
-from .circular import fold, pad, padding_before, paddings, plain_convolution
+from .circular import circular_convolution, fold, pad, padding_before, paddings
 from .keeping import KeepsManifolds, record_manifolds
 from .remembered import Remembered, are_comparable
 from .starting import RECTANGULAR, manifold_for, start_at, steps_of
@@ -161,7 +161,7 @@ class BlockConv(KeepsManifolds):
         torch.nn.Conv1d or torch.nn.Conv2d
             of the same ``kernel_size``, ``padding_mode = "circular"``
         """
-        return plain_convolution(self.kernel(), self.stride, self.bias)
+        return circular_convolution(self.kernel(), self.stride, self.bias)
 
     def extra_repr(self) -> str:
         """Return the arguments that tell two layers apart."""

@@ -12,7 +12,7 @@ from ..low_rank_manifold import Rank
 from ..manifolds import LowRankUnitary
 from .activation import activated
 from .recurrent import Recurrent, taken_as
-from .transforms import bound_to, needs_plain_operations
+from .transforms import bound_to, needs_torch_operations
 
 __all__ = ["OrthogonalRNNCell", "UnitaryRNNCell"]
 
@@ -126,7 +126,7 @@ class _RNNCell(RecurrentCell, torch.nn.RNNCell):
 
     def _step(self, x: Tensor, hx: Tensor | None) -> Tensor:
         known = not self.is_complex and self.nonlinearity != "modrelu"
-        if known and not needs_plain_operations(x, hx, self.weight_ih, self.weight_hh):
+        if known and not needs_torch_operations(x, hx, self.weight_ih, self.weight_hh):
             return torch.nn.RNNCell.forward(self, x, hx)
         if hx is None:
             # As in torch's cell every parameter gets a gradient, which DDP waits for.

@@ -53,7 +53,7 @@ def _zeros_around(x: torch.Tensor, axis: int, before: int, behind: int) -> torch
     return torch.nn.functional.pad(x, (0, 0) * (x.dim() - 1 - axis) + (before, behind))
 
 
-def plain_convolution(
+def circular_convolution(
     kernel: torch.Tensor, stride: int, bias: torch.Tensor | None
 ) -> torch.nn.Module:
     r"""Return torch's circular convolution that has a copy of a kernel (out, in, \*size)."""

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from .kernels.launching import serve
-from .transforms import constant, needs_plain_operations
+from .transforms import constant, needs_torch_operations
 
 Index = tuple[int | slice, ...]
 
@@ -95,8 +95,8 @@ def analyse(
     pairs : torch.Tensor
         (pairs of frequencies, b, c), complex
     """
-    if needs_plain_operations(x):
-        return _analyse_plainly(x, grid, weight)
+    if needs_torch_operations(x):
+        return _analyse_in_torch(x, grid, weight)
     return _Analysis.apply(x, grid, weight)  # type: ignore[no-untyped-call]
 
 
@@ -104,7 +104,7 @@ def synthesise(
     own: torch.Tensor, pairs: torch.Tensor, grid: tuple[int, ...], weight: float = 1
 ) -> torch.Tensor:
     """Return the real signal, (b, c, *grid), of the coordinates ``own`` and ``weight * pairs``."""
-    if needs_plain_operations(own, pairs):
+    if needs_torch_operations(own, pairs):
         return _synthesise_plainly(own, pairs, grid, weight)
     return _Synthesis.apply(own, pairs, grid, weight)  # type: ignore[no-untyped-call]
 
@@ -179,7 +179,7 @@ class _Synthesis(torch.autograd.Function):
         return *analyse(x, ctx.grid, 2 * ctx.weight), None, None
 
 
-def _analyse_plainly(
+def _analyse_in_torch(
     x: torch.Tensor, grid: tuple[int, ...], weight: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     half = (

@@ -14,10 +14,10 @@ from ..low_rank_manifold import Rank
 from ..manifolds import LowRankUnitary
 from .arguments import assert_dtype_of_layer, checked_bias, checked_dtype, positive_tuple
 from .channels import channels_to_pixels, pixels_to_channels
-from .circular import padding_before, plain_convolution
+from .circular import circular_convolution, padding_before
 from .keeping import KeepsManifolds, record_manifolds
 from .starting import assert_fits, start_at, steps_of
-from .transforms import bound_to, needs_plain_operations
+from .transforms import bound_to, needs_torch_operations
 
 __all__ = ["FullWidthConv"]
 
@@ -44,7 +44,7 @@ class _Multiply(torch.autograd.Function):
 
 
 def _multiply(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    if needs_plain_operations(x, w):
+    if needs_torch_operations(x, w):
         return x @ w.mT
     return _Multiply.apply(x, w)  # type: ignore[no-untyped-call]
 
@@ -202,7 +202,7 @@ class FullWidthConv(KeepsManifolds):
         unit.flatten(2)[..., 0] = torch.eye(count, **factory)
         rows = self.adjoint(unit).conj()
         kernel = rows.roll(padding_before(self.size, self.stride), tuple(range(2, 2 + self._dims)))
-        return plain_convolution(kernel, self.stride, self.bias)
+        return circular_convolution(kernel, self.stride, self.bias)
 
     def extra_repr(self) -> str:
         """Return the arguments that tell two layers apart."""

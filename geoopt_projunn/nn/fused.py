@@ -16,12 +16,11 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_
 from ..linalg.precision import full_precision_cudnn
 from .untaped import gradients_of
 
-Weights = list[Tensor]
-Call = Callable[[Tensor, Tensor | None, Weights], tuple[Tensor, Tensor]]
+Call = Callable[[Tensor, Tensor | None, list[Tensor]], tuple[Tensor, Tensor]]
 
 
 def in_full_precision(
-    call: Call, x: Tensor, h0: Tensor | None, weights: Weights
+    call: Call, x: Tensor, h0: Tensor | None, weights: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Return ``call(x, h0, weights)``, the states and the last ones."""
     given = (x, h0, *weights)

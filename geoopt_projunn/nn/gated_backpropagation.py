@@ -24,7 +24,7 @@ def state_before(run: Run, before: Tensor, h0: Tensor | None) -> Tensor:
     return torch.cat([continued, begun]) if shared > 0 else begun
 
 
-class Backpropagation(Pass):
+class GatedBackpropagation(Pass):
     """The backward pass of x, h0 and the weights.
 
     ``needed`` says for each of these whether its gradient is wanted. ``parts`` are (rows, 4n):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import untaped
 from .gated import GatedWeights, unrolled_gates
-from .gated_backpropagation import Backpropagation, state_before
+from .gated_backpropagation import GatedBackpropagation, state_before
 from .order import Order, rows_of
 from .pointwise import pointwise_for
 
@@ -56,7 +56,7 @@ class _Recurrence(untaped.Recurrence):
     ) -> list[Tensor | None]:
         (parts,), (x, h0, *weights) = kept, given
         about = GatedWeights(*weights), grads, needed, self.nonlinearity, self.order
-        return Backpropagation(states, parts, x, h0, *about).run()
+        return GatedBackpropagation(states, parts, x, h0, *about).run()
 
 
 def _forward(

@@ -11,7 +11,7 @@ from ..linalg.precision import full_precision
 from .fused import in_full_precision
 from .order import Order
 from .recurrent import Recurrent, taken_as
-from .transforms import bound_to, is_exported, needs_plain_operations
+from .transforms import bound_to, is_exported, needs_torch_operations
 
 
 class RecurrentLayer(Recurrent, torch.nn.RNNBase):
@@ -83,7 +83,7 @@ class RecurrentLayer(Recurrent, torch.nn.RNNBase):
     def _call(self, input: Any, hx: Tensor | None) -> Any:
         packed = isinstance(input, PackedSequence)
         fused = self._fused and torch.backends.cudnn.enabled
-        if fused and not needs_plain_operations(input.data if packed else input, hx):
+        if fused and not needs_torch_operations(input.data if packed else input, hx):
             return self._run_fused(input, hx)
         if packed:
             return self._run_packed(input, hx)

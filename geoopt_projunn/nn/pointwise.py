@@ -62,7 +62,7 @@ class _Tanh(Pointwise):
         torch.ops.aten.tanh_backward.grad_input(grad, h, grad_input=grad)
 
 
-class ModReLU(Pointwise):
+class PointwiseModReLU(Pointwise):
     r"""z / |z| max(0, |z| + b).
 
     h moves with b along its phase :math:`p = h / |h|`, so that the gradient of b is the sum of
@@ -89,7 +89,7 @@ class ModReLU(Pointwise):
             total.add_(along)
 
 
-class _RealModReLU(ModReLU):
+class _RealModReLU(PointwiseModReLU):
     """The derivative is 1 where h is not 0: it needs no offset."""
 
     def forward_(self, z: Tensor) -> None:
@@ -105,7 +105,7 @@ class _RealModReLU(ModReLU):
         grad.mul_(sign)
 
 
-class _ComplexModReLU(ModReLU):
+class _ComplexModReLU(PointwiseModReLU):
     r"""With :math:`w = \bar p g` z has the gradient :math:`p (\Re w + i \rho\, \Im w)`.
 
     The ratio :math:`\rho = |h| / |z|`, and :math:`|z| = |h| - b` where h is not 0.
@@ -135,7 +135,7 @@ class _ComplexModReLU(ModReLU):
         grad.mul_(phase)
 
 
-class _ModReLUInKernels(ModReLU):
+class _ModReLUInKernels(PointwiseModReLU):
     """The same, one launch each way."""
 
     def __init__(self, offset: Tensor | None) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..linalg.modes import is_capturing
-from .transforms import needs_plain_operations
+from .transforms import needs_torch_operations
 
 __all__ = ["Remembered", "are_comparable"]
 
@@ -46,6 +46,6 @@ def _same(before: torch.Tensor, now: torch.Tensor) -> bool:
 
 def are_comparable(tensors: Sequence[torch.Tensor]) -> bool:
     """Return whether values can be looked at: not in a program, nor in a transform."""
-    if torch.compiler.is_compiling() or needs_plain_operations(*tensors):
+    if torch.compiler.is_compiling() or needs_torch_operations(*tensors):
         return False
     return not tensors[0].is_meta and not (tensors[0].is_cuda and is_capturing())

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .kernels.launching import serve
 from .order import Order
-from .pointwise import ModReLU, Pointwise, pointwise_for
+from .pointwise import Pointwise, PointwiseModReLU, pointwise_for
 
 if TYPE_CHECKING:
     from .kernels.recurrence import Loop
@@ -44,10 +44,10 @@ class _InOneLaunch(Stepping):
     """
 
     joins = True
-    pointwise: ModReLU
+    pointwise: PointwiseModReLU
 
     def __init__(self, loop: "Loop", offset: Tensor | None, reverse: bool) -> None:
-        super().__init__(ModReLU(offset))
+        super().__init__(PointwiseModReLU(offset))
         self._loop, self._sign = loop, -1 if reverse else 1
 
     def forward_(self, first: Tensor, steps: int) -> None:

@@ -12,7 +12,7 @@ from ..linalg.modes import holds_gradients_of_many, in_forward_mode, is_transfor
 T = TypeVar("T")
 
 
-def needs_plain_operations(*tensors: Tensor | None) -> bool:
+def needs_torch_operations(*tensors: Tensor | None) -> bool:
     """Return whether a call must consist of torch's own operations.
 
     That is so under torch.func (``grad``, ``vmap``, ``jvp``, …), in forward mode, in

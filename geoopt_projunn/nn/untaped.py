@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..linalg.precision import full_precision
 from .order import Order
-from .transforms import needs_plain_operations
+from .transforms import needs_torch_operations
 
 Grads = tuple[Tensor | None, Tensor | None]
 """The gradients of the states and of the last states."""
@@ -61,7 +61,7 @@ def run(recurrence: Recurrence, *given: Tensor | None) -> tuple[Tensor, Tensor]:
     With ``create_graph=True``, and for a batch of gradients, the backward pass runs the recurrence
     again as a loop of torch's operations and differentiates that.
     """
-    if needs_plain_operations(*given):
+    if needs_torch_operations(*given):
         return recurrence.unrolled(*given)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
         return _Untaped.apply(recurrence, *given)  # type: ignore[no-untyped-call]
@@ -97,7 +97,7 @@ class _Untaped(torch.autograd.Function):
         # As they were made; hooks of saved tensors may have laid them out anew.
         states, *kept = (t.contiguous() for t in (states, *saved[count:]))
         grads, needed = (grad, grad_final), ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled() or needs_plain_operations(*grads):
+        if torch.is_grad_enabled() or needs_torch_operations(*grads):
             given = _all_given(recurrence.names, read, ctx.others)
             return None, *_differentiable_backward(recurrence, given, grads, needed)
         return None, *recurrence.backward(states, tuple(kept), read, grads, needed)

@@ -149,7 +149,7 @@ def test_a_layer_has_the_gradients_of_the_loop_of_operations(
     ours = gradients()
     # Both ways, of two layers and two directions.
     assert replays is None or len(replays) >= 8
-    monkeypatch.setattr("geoopt_projunn.nn.untaped.needs_plain_operations", lambda *_: True)
+    monkeypatch.setattr("geoopt_projunn.nn.untaped.needs_torch_operations", lambda *_: True)
     for actual, expected in zip(ours, gradients(), strict=True):
         assert_same_to_rounding(actual, expected)
 
@@ -180,7 +180,7 @@ def test_a_convolution_has_the_gradients_of_torchs_operations(kind, arguments, m
 
     ours = derivatives()
     for module in ("frequencies", "full_width"):
-        path = f"geoopt_projunn.nn.{module}.needs_plain_operations"
+        path = f"geoopt_projunn.nn.{module}.needs_torch_operations"
         monkeypatch.setattr(path, lambda *_: True)
     for actual, expected in zip(ours, derivatives(), strict=True):
         assert_same_to_rounding(actual, expected, ulps=100)

@@ -67,19 +67,19 @@ def warn_of_lack() -> None:
         )
 
 
-def is_plain(x: torch.Tensor) -> bool:
+def is_by_rows(x: torch.Tensor) -> bool:
     """Return whether the entries of a tensor lie in memory in their order, as they are."""
     return x.is_contiguous() and not (x.is_complex() and x.is_conj())
 
 
 def is_stored(x: torch.Tensor) -> bool:
     """Return whether matrices are stored by rows or by columns."""
-    return is_plain(x) or is_plain(x.mT)
+    return is_by_rows(x) or is_by_rows(x.mT)
 
 
 def is_by_columns(x: torch.Tensor) -> bool:
     """Return whether matrices are stored by columns, and not by rows."""
-    return not is_plain(x) and is_plain(x.mT)
+    return not is_by_rows(x) and is_by_rows(x.mT)
 
 
 def check_choice(name: str, value: str | None, known: tuple[str | None, ...]) -> int:

@@ -38,7 +38,7 @@ def operator(
     return made
 
 
-def _plain(t: torch.Tensor) -> torch.Tensor:
+def _by_rows(t: torch.Tensor) -> torch.Tensor:
     return t.contiguous().resolve_conj()
 
 
@@ -71,8 +71,8 @@ def both_sides(left: torch.Tensor, right: torch.Tensor, x: torch.Tensor) -> Pair
     """Return left @ x and right @ x.mH."""
     (b, n, m), of_left, of_right = x.shape, left.shape[-2], right.shape[-2]
     outs, points = _of_both_sides(left, right, x), (x, (b, n, m), x.dtype)
-    lefts = _plain(left), (b, of_left, n), x.dtype
-    rights = _plain(right), (b, of_right, m), x.dtype
+    lefts = _by_rows(left), (b, of_left, n), x.dtype
+    rights = _by_rows(right), (b, of_right, m), x.dtype
     _call("both_sides", (b, n, m, of_left, of_right), *outs, x=points, left=lefts, right=rights)
     return outs
 
@@ -85,7 +85,7 @@ def both_sides(left: torch.Tensor, right: torch.Tensor, x: torch.Tensor) -> Pair
 def add_product_(x: torch.Tensor, rows: torch.Tensor, factor: torch.Tensor) -> None:
     """Add rows.mH @ factor in place."""
     (b, n, m), r = x.shape, rows.shape[-2]
-    left, right = (_plain(rows), (b, r, n), x.dtype), (_plain(factor), (b, r, m), x.dtype)
+    left, right = (_by_rows(rows), (b, r, n), x.dtype), (_by_rows(factor), (b, r, m), x.dtype)
     _call("add_product", (b, n, m, r), x=(x, (b, n, m), x.dtype), rows=left, factor=right)
     increment_version([x])
 
@@ -126,7 +126,7 @@ _FLOPS_OF_CORES = {"exponential": 19 * 2.0, "cayley": 8 / 3 + 2 * 2, "polar": 10
 )
 def retract(core: torch.Tensor, name: str) -> torch.Tensor:
     """Return geoopt_projunn.retractions.RETRACTIONS[name] of a core."""
-    core, kind = _plain(core), kernels.check_choice("name", name, kernels.RETRACTIONS)
+    core, kind = _by_rows(core), kernels.check_choice("name", name, kernels.RETRACTIONS)
     (b, r, _), delta = core.shape, torch.empty_like(core)
     _call("retract", (b, r, kind), delta, core=(core, (b, r, r), WIDE[core.dtype]))
     return delta
@@ -152,8 +152,8 @@ def turn_(
         "turn",
         (b, n, p, r, sweep, is_by_columns(x)),
         x=_matrices(x, x),
-        rows=(_plain(rows), (b, r, n), x.dtype),
-        delta=(_plain(delta), (b, r, r), WIDE[x.dtype]),
+        rows=(_by_rows(rows), (b, r, n), x.dtype),
+        delta=(_by_rows(delta), (b, r, r), WIDE[x.dtype]),
         counter=(counter.contiguous(), (b,), torch.int64),
         active=(turned, (b,), torch.bool),
     )

@@ -15,7 +15,7 @@ from .marks import averages_gradients
 from .products import Spread, SpreadProducts
 
 # Above, stacking copies more than the exchanges that it saves are worth.
-_STACK_BELOW = 256
+_TOGETHER_BELOW = 256
 
 
 class Distributed(Reference):
@@ -61,7 +61,7 @@ class Distributed(Reference):
             rate = layout.common(group["lr"], choices, local_of(x[members[0]]).device)
             options = group if rate is group["lr"] else {**group, "lr": rate}
             # By the whole size: every process must take as many parts as the others.
-            most = len(members) if x[members[0]].shape[-1] < _STACK_BELOW else 1
+            most = len(members) if x[members[0]].shape[-1] < _TOGETHER_BELOW else 1
             for start in range(0, len(members), most):
                 some = members[start : start + most]
                 points = [local_of(x[i]) for i in some]

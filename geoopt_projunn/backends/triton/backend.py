@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ...linalg.precision import WIDE
-from ...linalg.rows import plain
+from ...linalg.rows import is_materialized, materialized
 from ..batch import Pieces
 from ..batch_sizes import parts_of_list
 from ..modes import refusal_of_modes
@@ -106,10 +106,10 @@ def _step_one(
     if x.numel() == 0:
         return
     given = [x, *buffers.values()]
-    if not all(map(_is_plain, (*given, grad))):
-        own = [plain(t) for t in given]
+    if not all(map(is_materialized, (*given, grad))):
+        own = [materialized(t) for t in given]
         of_own = dict(zip(buffers, own[1:], strict=True))
-        _step_one(own[0], plain(grad), of_own, native, spec, group)
+        _step_one(own[0], materialized(grad), of_own, native, spec, group)
         for to, t in zip(given, own, strict=True):
             if to is not t:
                 to.copy_(t)
@@ -165,8 +165,3 @@ def _native(rule: Rule, group: Mapping[str, Any]) -> NativeRule | None:
     numbers: tuple[object, ...] = native.numbers
     on_device = any(isinstance(v, torch.Tensor) and not v.is_cpu for v in numbers)
     return None if on_device else native
-
-
-def _is_plain(t: torch.Tensor) -> bool:
-    """Return whether a tensor lies in memory in its order, as it is."""
-    return t.is_contiguous() and not t.is_conj() and not t.is_neg()

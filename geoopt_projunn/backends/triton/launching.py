@@ -46,13 +46,13 @@ def launch(
     """
     if starts_early:
         options["launch_pdl"] = True
-    named = {name: _plain(value) for name, value in options.items()}
-    compiled = kernel[tuple(grid)](*map(_plain, args), **named)
+    named = {name: _value_of(value) for name, value in options.items()}
+    compiled = kernel[tuple(grid)](*map(_value_of, args), **named)
     if (record := recorder()) is not None:
         record.launched(compiled, kernel, tuple(grid), args, options)
 
 
-def _plain(value: Any) -> Any:
+def _value_of(value: Any) -> Any:
     return value.bits if isinstance(value, Number) else value
 
 
@@ -116,26 +116,26 @@ class Tiles(NamedTuple):
         return cls(block, blocks, rows_each, -(-n // rows_each), is_small)
 
 
-def rows_of_tile(tiles: Tiles, dtype: torch.dtype, *, by_dot: bool, is_plain: bool) -> int:
+def rows_of_tile(tiles: Tiles, dtype: torch.dtype, *, by_dot: bool, is_gradient: bool) -> int:
     """Return as many rows as there is room for beside sums and what a rule makes of a gradient."""
     is_double = dtype == torch.float64
     if by_dot:
-        return 2 * BM if is_plain and not is_double else BM
+        return 2 * BM if is_gradient and not is_double else BM
     if tiles.is_small:
         # With fewer registers more programs run at once. But an entry that several threads hold
         # could be stored by one of them before another has read it.
-        few = BM // 2 if is_plain and not is_double else BM // 4
+        few = BM // 2 if is_gradient and not is_double else BM // 4
         return max(few, _THREADS // tiles.block)
     return BM // 4 if is_double else BM
 
 
-def stages(tiles: Tiles, rows: int, dtype: torch.dtype, *, is_plain: bool) -> int:
+def stages(tiles: Tiles, rows: int, dtype: torch.dtype, *, is_gradient: bool) -> int:
     """Return how many tiles a program of so many rows has in work: it fetches the next ahead."""
     if tiles.is_small:
         return 2
     if rows <= _FEW_TILES * BM and dtype == torch.float32:
         return 1
-    return 3 if is_plain else 2
+    return 3 if is_gradient else 2
 
 
 class Share(NamedTuple):

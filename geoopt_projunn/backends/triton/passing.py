@@ -53,8 +53,8 @@ class Passes:
         self.of_x = (self.x,) * 4
         self.counter, self.skipped, self.length, self.rate = counter, skipped, length, rate
         self.is_limited = is_limited
-        self.kind = self.sizes.memory(self.x.dtype, x.device)
-        self.wide = self.sizes.wide_memory(x.device)
+        self.memory = self.sizes.memory(self.x.dtype, x.device)
+        self.memory64 = self.sizes.wide_memory(x.device)
         self.flags = self.sizes.flags(x.device)
         self._has_begun = False
         self._parts: list[Part] = []
@@ -86,10 +86,10 @@ class Passes:
 
     def options(self, source: tuple[torch.Tensor, ...]) -> dict[str, Any]:
         """Return what kernels are told of a matrix to read: it may be what a rule makes."""
-        is_plain = source is self.of_x
+        is_gradient = source is self.of_x
         return {
-            "RULE": directions.GRADIENT if is_plain else self.rule.rule,
-            "HAS_MOST": self.rule.has_most and not is_plain,
+            "RULE": directions.GRADIENT if is_gradient else self.rule.rule,
+            "HAS_MOST": self.rule.has_most and not is_gradient,
             "PARTS": self.sizes.parts,
         }
 
@@ -114,18 +114,18 @@ class Passes:
             "RIGHT": 0 if right is None else self.sizes.count,
         }
         is_short = not any(map(by_dot, counts.values()))
-        is_plain = options["RULE"] == directions.GRADIENT
+        is_gradient = options["RULE"] == directions.GRADIENT
         is_wide = min(counts["LEFT"], counts["RIGHT"]) > 0 and by_dot(self.sizes.count)
         self.launch(
             passes.pass_kernel,
             (self.sizes.b, tiles.blocks, tiles.splits),
             *source,
-            self.wide["numbers"],
+            self.memory64["numbers"],
             *(unused if t is None else t for t in (left, more, right, left_sums)),
-            self.kind["own_sums"],
+            self.memory["own_sums"],
             unused if right_sums is None else right_sums,
             self.flags["bad"],
-            self.wide["squares"],
+            self.memory64["squares"],
             self.sizes.n,
             self.sizes.width,
             tiles.rows_each,
@@ -135,14 +135,14 @@ class Passes:
             **{f"{name}_BY_DOT": by_dot(count) for name, count in counts.items()},
             IS_CHECKED=is_checked,
             **options,
-            BM=rows_of_tile(tiles, self.x.dtype, by_dot=not is_short, is_plain=is_plain),
+            BM=rows_of_tile(tiles, self.x.dtype, by_dot=not is_short, is_gradient=is_gradient),
             BN=tiles.block,
             STAGES=stages(
                 tiles,
                 tiles.rows_each,
                 self.x.dtype,
                 # In float64 there is no room for three tiles of all that Adam reads.
-                is_plain=is_plain or self.x.dtype == torch.float32,
+                is_gradient=is_gradient or self.x.dtype == torch.float32,
             ),
             num_warps=MANY_WARPS if is_wide else 4,
         )

@@ -21,7 +21,7 @@ import triton
 from .launches import Launch, Launches, Place, can_join, joined
 
 # What Triton may assume of addresses and of integers when it compiles a kernel.
-DIVISOR = 16
+ALIGNMENT = 16
 # Of parts of one allocation, as of allocations.
 _ALIGNED = 512
 _MOST_PROGRAMS = 1024
@@ -148,7 +148,7 @@ def run(
     device = inputs[0].device
     addresses, own_bits = [t.data_ptr() for t in inputs], bits_of(numbers)
     values = (*addresses, *own_bits)
-    alignments = [address % DIVISOR for address in addresses]
+    alignments = [address % ALIGNMENT for address in addresses]
     key = key, device, *[t.dtype for t in inputs], *alignments, *map(specialized, own_bits)
     program = _programs.get(key)
     if program is not None and not has_hooks():
@@ -166,7 +166,7 @@ def run(
 
 def specialized(value: int) -> tuple[bool, bool, bool]:
     """Return what of an address or an integer makes Triton compile a kernel of its own."""
-    return value % DIVISOR == 0, value == 1, -(2**31) <= value < 2**31
+    return value % ALIGNMENT == 0, value == 1, -(2**31) <= value < 2**31
 
 
 def bits_of(numbers: Sequence[float]) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .launches import Launch, Launches, Place, can_join, joined
-from .programs import DIVISOR, has_hooks, in_order, specialized, stream_of
+from .programs import ALIGNMENT, has_hooks, in_order, specialized, stream_of
 
 Share = Callable[..., tuple[int, tuple[int, ...]]]
 
@@ -56,7 +56,7 @@ class Repeated:
         for t in tensors:
             address = t.data_ptr()
             addresses.append(address)
-            like += (address % DIVISOR, t.shape, t.stride(), t.dtype)
+            like += (address % ALIGNMENT, t.shape, t.stride(), t.dtype)
         key = tuple(like)
         launch = self._launches.get(key)
         if launch is None:

@@ -29,46 +29,49 @@ class SketchLaunches(Passes):
 
     def tangent(self) -> None:
         """Sketch as geoopt_projunn.sketches.tangent does."""
-        kind, splits = self.kind, self.sizes.tiles.splits
+        memory, splits = self.memory, self.sizes.tiles.splits
         if self.sizes.k == 1:
             self._mix(mixing.ROWS)
             self._row_sums()
-            test, along, partial = kind["test"], kind["vectors"], 1
+            test, along, partial = memory["test"], memory["vectors"], 1
         else:
             self._mix(mixing.COLUMNS)
             self._column_sums()
-            test, along, partial = kind["vectors"], kind["sums"], splits
+            test, along, partial = memory["vectors"], memory["sums"], splits
         self._generator(test, along, partial, is_checked=True)
-        self._basis(kind["back"], kind["last"])
-        self.pass_over(self.of_x, left=kind["narrow"], left_sums=kind["sums"])
-        self._generator(kind["narrow"], kind["sums"], splits, is_checked=False)
+        self._basis(memory["back"], memory["last"])
+        self.pass_over(self.of_x, left=memory["narrow"], left_sums=memory["sums"])
+        self._generator(memory["narrow"], memory["sums"], splits, is_checked=False)
 
     def _generator(
         self, rows: torch.Tensor, right: torch.Tensor, partial: int, *, is_checked: bool
     ) -> None:
         """Write the row sums of twice the generator, ``back`` and ``last``."""
-        kind = self.kind
+        memory = self.memory
         self.pass_over(
             self.of_d,
             left=rows,
-            left_sums=kind["along"],
+            left_sums=memory["along"],
             right=right,
             partial=partial,
-            right_sums=kind["back"],
+            right_sums=memory["back"],
             is_checked=is_checked,
         )
         self.pass_over(
-            self.of_x, right=kind["along"], partial=self.sizes.tiles.splits, right_sums=kind["last"]
+            self.of_x,
+            right=memory["along"],
+            partial=self.sizes.tiles.splits,
+            right_sums=memory["last"],
         )
 
     def lsi(self) -> None:
         """Sketch as geoopt_projunn.sketches.lsi does."""
-        kind = self.kind
+        memory = self.memory
         self._mix(mixing.NOISE)
-        self.pass_over(self.of_d, left=kind["mixed"], left_sums=kind["sums"], is_checked=True)
-        self._basis(kind["sums"], kind["sums"])
-        self.pass_over(self.of_d, right=kind["narrow"], partial=1, right_sums=kind["back"])
-        self.pass_over(self.of_x, right=kind["narrow"], partial=1, right_sums=kind["last"])
+        self.pass_over(self.of_d, left=memory["mixed"], left_sums=memory["sums"], is_checked=True)
+        self._basis(memory["sums"], memory["sums"])
+        self.pass_over(self.of_d, right=memory["narrow"], partial=1, right_sums=memory["back"])
+        self.pass_over(self.of_x, right=memory["narrow"], partial=1, right_sums=memory["last"])
 
     def few(self) -> int:
         """Return how many rows or columns of the direction are mixed."""
@@ -88,10 +91,10 @@ class SketchLaunches(Passes):
             *self.of_d,
             self.counter,
             self.x if self.rate is None else self.rate,
-            self.wide["numbers"],
+            self.memory64["numbers"],
             self.flags["tickets"],
-            self.kind["mixed"],
-            self.wide["sums"],
+            self.memory["mixed"],
+            self.memory64["sums"],
             *map(bits, (self.length, *self.rule.numbers)),
             sizes.mixing.each,
             sizes.n,
@@ -112,17 +115,17 @@ class SketchLaunches(Passes):
         rows = BM if sizes.n >= _TALL else BM // 4
         rows = max(rows, power_of_two(-(-sizes.n // MOST_IN_GRID)))
         if sizes.tiles.is_small:
-            rows = rows_of_tile(sizes.tiles, self.x.dtype, by_dot=False, is_plain=True)
+            rows = rows_of_tile(sizes.tiles, self.x.dtype, by_dot=False, is_gradient=True)
         programs = 1 if sizes.tiles.is_small else -(-sizes.n // rows)
         self.launch(
             vectors.row_sums_kernel,
             (sizes.b, programs),
             self.x,
-            self.kind["mixed"],
-            self.wide["sums"],
+            self.memory["mixed"],
+            self.memory64["sums"],
             self.counter,
-            self.kind["vectors"],
-            self.kind["test"],
+            self.memory["vectors"],
+            self.memory["test"],
             self.anywhere(),
             sizes.mixing.programs,
             sizes.n,
@@ -131,7 +134,7 @@ class SketchLaunches(Passes):
             PARTS=sizes.parts,
             BM=rows,
             BN=sizes.tiles.block,
-            STAGES=stages(sizes.tiles, sizes.width, self.x.dtype, is_plain=True),
+            STAGES=stages(sizes.tiles, sizes.width, self.x.dtype, is_gradient=True),
         )
 
     def _column_sums(self) -> None:
@@ -140,11 +143,11 @@ class SketchLaunches(Passes):
             vectors.column_sums_kernel,
             (sizes.b, sizes.tiles.blocks, sizes.tiles.splits),
             self.x,
-            self.kind["mixed"],
-            self.wide["sums"],
+            self.memory["mixed"],
+            self.memory64["sums"],
             self.counter,
-            self.kind["vectors"],
-            self.kind["sums"],
+            self.memory["vectors"],
+            self.memory["sums"],
             self.anywhere(),
             sizes.mixing.programs,
             sizes.n,
@@ -155,13 +158,15 @@ class SketchLaunches(Passes):
             PADDED=padded(sizes.count),
             BY_DOT=by_dot(sizes.count),
             PARTS=sizes.parts,
-            BM=rows_of_tile(sizes.tiles, self.x.dtype, by_dot=by_dot(sizes.count), is_plain=True),
+            BM=rows_of_tile(
+                sizes.tiles, self.x.dtype, by_dot=by_dot(sizes.count), is_gradient=True
+            ),
             BN=sizes.tiles.block,
-            STAGES=stages(sizes.tiles, sizes.tiles.rows_each, self.x.dtype, is_plain=True),
+            STAGES=stages(sizes.tiles, sizes.tiles.rows_each, self.x.dtype, is_gradient=True),
         )
 
     def _basis(self, plus: torch.Tensor, minus: torch.Tensor) -> None:
-        sizes, share, wide = self.sizes, self.sizes.basis, self.wide
+        sizes, share, memory64 = self.sizes, self.sizes.basis, self.memory64
         of_column_sums = self.spec.sketch == "lsi"
         length = sizes.p if of_column_sums else sizes.n
         alike = {
@@ -177,15 +182,15 @@ class SketchLaunches(Passes):
             (sizes.b, share.programs),
             plus,
             minus,
-            wide["numbers"],
+            memory64["numbers"],
             self.flags["tickets"],
-            wide["squares"],
+            memory64["squares"],
             *self.of_d[2:],
-            wide["sketched"],
-            wide["gram_of_sketched"],
-            wide["largest_of_sketched"],
-            wide["seen"],
-            wide["by_of_sketched"],
+            memory64["sketched"],
+            memory64["gram_of_sketched"],
+            memory64["largest_of_sketched"],
+            memory64["seen"],
+            memory64["by_of_sketched"],
             share.each,
             sizes.tiles.splits if of_column_sums else sizes.tiles.blocks,
             sizes.tiles.splits * sizes.tiles.blocks,
@@ -199,12 +204,12 @@ class SketchLaunches(Passes):
             bases.basis_kernel,
             (sizes.b, share.programs),
             self.flags["tickets"],
-            wide["sketched"],
-            wide["by_of_sketched"],
-            wide["gram_of_sketched"],
-            self.kind["narrow"],
-            wide["q"],
-            wide["again"],
+            memory64["sketched"],
+            memory64["by_of_sketched"],
+            memory64["gram_of_sketched"],
+            self.memory["narrow"],
+            memory64["q"],
+            memory64["again"],
             share.each,
             length,
             sizes.width,

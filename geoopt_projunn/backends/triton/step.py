@@ -42,7 +42,12 @@ class Step(SketchLaunches):
         self.end()
 
     def _core(self) -> None:
-        name, sizes, share, wide = self.spec.normalize, self.sizes, self.sizes.core, self.wide
+        name, sizes, share, memory64 = (
+            self.spec.normalize,
+            self.sizes,
+            self.sizes.core,
+            self.memory64,
+        )
         alike = {
             "COUNT": sizes.count,
             "PADDED": padded(2 * sizes.count),
@@ -55,18 +60,18 @@ class Step(SketchLaunches):
             cores.collect_kernel,
             (sizes.b, share.programs),
             self.x,
-            wide["q"],
-            self.kind["back"],
-            self.kind["last"],
+            memory64["q"],
+            self.memory["back"],
+            self.memory["last"],
             self.counter,
-            wide["numbers"],
+            memory64["numbers"],
             self.flags["tickets"],
-            wide["again"],
-            wide["rows"],
-            wide["gram"],
-            wide["largest"],
-            wide["by"],
-            self.kind["own"],
+            memory64["again"],
+            memory64["rows"],
+            memory64["gram"],
+            memory64["largest"],
+            memory64["by"],
+            self.memory["own"],
             share.each,
             sizes.tiles.blocks,
             sizes.n,
@@ -80,14 +85,14 @@ class Step(SketchLaunches):
             cores.core_kernel,
             (sizes.b, share.programs),
             self.flags["bad"],
-            wide["numbers"],
+            memory64["numbers"],
             self.flags["tickets"],
-            wide["rows"],
-            wide["by"],
-            wide["gram"],
-            wide["products"],
-            self.kind["basis"],
-            wide["delta"],
+            memory64["rows"],
+            memory64["by"],
+            memory64["gram"],
+            memory64["products"],
+            self.memory["basis"],
+            memory64["delta"],
             self.flags["finite"],
             bits(0.0 if name is None else noise_floor(self.x)),
             share.each,
@@ -101,33 +106,33 @@ class Step(SketchLaunches):
         )
 
     def _turn(self) -> None:
-        kind, tiles, count = self.kind, self.sizes.tiles, 2 * self.sizes.count
+        memory, tiles, count = self.memory, self.sizes.tiles, 2 * self.sizes.count
         options = self.options(self.of_d)
-        is_plain = options["RULE"] == directions.GRADIENT
+        is_gradient = options["RULE"] == directions.GRADIENT
         rows = BM
         if by_dot(count) or tiles.is_small:
-            rows = rows_of_tile(tiles, self.x.dtype, by_dot=by_dot(count), is_plain=is_plain)
+            rows = rows_of_tile(tiles, self.x.dtype, by_dot=by_dot(count), is_gradient=is_gradient)
         self.pass_over(
             self.of_x,
-            left=kind["basis"],
+            left=memory["basis"],
             left_count=count,
-            left_sums=kind["turned_sums"],
-            more=kind["own"] if self.sizes.sweep else None,
+            left_sums=memory["turned_sums"],
+            more=memory["own"] if self.sizes.sweep else None,
         )
         self.launch(
             turning.turn_kernel,
             (self.sizes.b, tiles.blocks, tiles.splits),
             self.x,
             *self.of_d,
-            self.wide["numbers"],
+            self.memory64["numbers"],
             self.flags["finite"],
-            kind["basis"],
-            self.wide["delta"],
-            kind["turned_sums"],
-            kind["own_sums"],
-            kind["errors"],
-            self.wide["norms"],
-            kind["error_sums"],
+            memory["basis"],
+            self.memory64["delta"],
+            memory["turned_sums"],
+            memory["own_sums"],
+            memory["errors"],
+            self.memory64["norms"],
+            memory["error_sums"],
             self.counter,
             self.skipped,
             self.sizes.n,
@@ -143,7 +148,7 @@ class Step(SketchLaunches):
             **options,
             BM=rows,
             BN=tiles.block,
-            STAGES=stages(tiles, tiles.rows_each, self.x.dtype, is_plain=is_plain),
+            STAGES=stages(tiles, tiles.rows_each, self.x.dtype, is_gradient=is_gradient),
         )
 
     def _sweep(self) -> None:
@@ -152,11 +157,11 @@ class Step(SketchLaunches):
             turning.sweep_kernel,
             (self.sizes.b * -(-self.sizes.n // rows),),
             self.x,
-            self.wide["numbers"],
+            self.memory64["numbers"],
             self.flags["finite"],
-            self.kind["errors"],
-            self.wide["norms"],
-            self.kind["error_sums"],
+            self.memory["errors"],
+            self.memory64["norms"],
+            self.memory["error_sums"],
             self.sizes.n,
             self.sizes.width,
             self.sizes.tiles.blocks,

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...linalg.rows import plain
+from ...linalg.rows import materialized
 from . import interleaved
 from .launching import launch
 
@@ -27,7 +27,7 @@ def gather(
     ``positions`` says where the stored frequencies are in the half spectrum; the first ``singles``
     of them are their own mirrors.
     """
-    spectrum = plain(spectrum)
+    spectrum = materialized(spectrum)
     shape = spectrum.shape[:2]
     own = spectrum.new_empty((singles, *shape), dtype=spectrum.real.dtype)
     pairs = spectrum.new_empty((positions.numel() - singles, *shape))
@@ -43,7 +43,7 @@ def scatter(
     ``sources`` says where each of its entries is among the self-mirrored frequencies, the pairs
     and the mirror images of these.
     """
-    own, pairs = plain(own), plain(pairs)
+    own, pairs = materialized(own), materialized(pairs)
     spectrum = pairs.new_empty((*pairs.shape[1:], *half))
     _launch(_scatter, sources, spectrum, own, pairs, weight)
     return spectrum

@@ -22,15 +22,15 @@ def orthonormalized(rows):
     count, spec = torch.zeros(b, dtype=torch.int64), StepSpec(k, "tangent", "exponential", 0)
     step = Step(x, d, count, count, 0.1, None, spec, is_limited=False)
     step.flags["tickets"].zero_()
-    plus, minus = step.kind["back"].zero_(), step.kind["last"].zero_()
+    plus, minus = step.memory["back"].zero_(), step.memory["last"].zero_()
     count = k * (1 + rows.is_complex())
     real = torch.view_as_real(rows).movedim(-1, -2).flatten(1, 2) if rows.is_complex() else rows
     size = b * step.sizes.tiles.blocks * count * n
     plus[:size].view(b, -1, count, n)[:, 0] = real
     step._basis(plus, minus)
     side = padded(count)
-    again = step.wide["again"][: b * side**2].view(b, side, side)[:, :count, :count]
-    q = again @ step.wide["q"][: b * count * n].view(b, count, n)
+    again = step.memory64["again"][: b * side**2].view(b, side, side)[:, :count, :count]
+    q = again @ step.memory64["q"][: b * count * n].view(b, count, n)
     return torch.complex(q[:, ::2], q[:, 1::2]) if rows.is_complex() else q
 
 

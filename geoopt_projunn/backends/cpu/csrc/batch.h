@@ -115,7 +115,7 @@ class StepTensors {
         of_second.size() > 1 && of_second.end()[-1] == 1 && of_second.end()[-2] == 1;
     Sizes one = lead;
     one.insert(one.end(), {1, 1});
-    const bool by_columns = !grad.is_plain();
+    const bool by_columns = !grad.is_by_rows();
     // The first buffer is like the points; the others are real, a number for each entry or for all.
     const Form like{x.kind, x.shape, nullptr, by_columns};
     const Form others{real, is_scalar ? one : x.shape, nullptr, by_columns};
@@ -129,7 +129,7 @@ class StepTensors {
       return false;
     const Index own[] = {x.kind, many * each_, n, p};
     numbers.insert(numbers.begin(), own, own + 4);
-    numbers.insert(numbers.end() - 1, {!x.is_plain() + 2 * by_columns, is_scalar});
+    numbers.insert(numbers.end() - 1, {!x.is_by_rows() + 2 * by_columns, is_scalar});
     return true;
   }
 
@@ -140,7 +140,7 @@ class StepTensors {
   }
 
   // Whether matrices are stored by rows, or by columns.
-  static bool is_stored(const Layout& t) { return t.is_plain() || t.is_plain(true); }
+  static bool is_stored(const Layout& t) { return t.is_by_rows() || t.is_by_rows(true); }
 
   // Whether there are as many buffers and numbers as a rule has.
   bool has_parts(const Step& step, Index many) const {

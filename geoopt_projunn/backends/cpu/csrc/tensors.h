@@ -57,7 +57,7 @@ struct Layout {
   Sizes shape, strides;
 
   // Whether the entries lie in memory in their order, but for the last two dimensions if `turned`.
-  bool is_plain(bool turned = false) const {
+  bool is_by_rows(bool turned = false) const {
     Index expected = 1;
     const Index dims = static_cast<Index>(shape.size());
     if (std::count(shape.begin(), shape.end(), 0) > 0) return true;
@@ -194,7 +194,7 @@ struct Form {
 
   bool fits(const Layout& t) const {
     return t.kind == kind && t.shape == shape &&
-           (strides == nullptr ? t.is_plain(turned) : t.strides == *strides);
+           (strides == nullptr ? t.is_by_rows(turned) : t.strides == *strides);
   }
 };
 
