@@ -23,11 +23,10 @@ def positive_tuple(name: str, value: Any, dims: int) -> tuple[int, ...]:
     return tuple(checked_integer(name, one) for one in values)
 
 
-def checked_bias(bias: Any) -> bool:
-    """Return ``bias`` of a convolution, or raise: in torch's, its place is that of `padding`."""
+def assert_bias(bias: Any) -> None:
+    """Raise unless ``bias`` of a convolution is a bool: in torch's, its place is `padding`'s."""
     remedy = "if it is meant as `padding`, leave it out, because the padding here is circular"
     assert_flag("bias", bias, remedy=remedy)
-    return bool(bias)
 
 
 def checked_dtype(

@@ -1,19 +1,18 @@
 """What orthogonal convolutions with small kernels, of one and two dimensions, have in common."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import geoopt
 import torch
 
-from ..arguments import assert_known, checked_integer
 from ..low_rank_manifold import LowRankManifold, Rank
-from .arguments import assert_dtype_of_layer, checked_bias, checked_dtype, positive_tuple
+from .arguments import assert_dtype_of_layer, checked_dtype, positive_tuple
 from .block_kernels import alternating_axes, block_kernel
 from .circular import circular_convolution, fold, pad, padding_before, paddings
-from .keeping import KeepsManifolds, record_manifolds
+from .convolution import OrthogonalConvolution
 from .remembered import Remembered, are_comparable
-from .starting import RECTANGULAR, manifold_for, start_at, steps_of
+from .starting import RECTANGULAR, manifold_for, start_at
 from .transforms import is_exported
 
 __all__ = ["BlockConv"]
@@ -26,13 +25,11 @@ _CONVOLVE_BACK: dict[int, Any] = {
 _AXES = {1: "length", 2: "height, width"}
 
 
-class BlockConv(KeepsManifolds):
+class BlockConv(OrthogonalConvolution):
     """What all layers share; a subclass says how many dimensions a signal has."""
 
-    _dims: ClassVar[int]
     weight: geoopt.ManifoldParameter
     projectors: geoopt.ManifoldParameter | None
-    bias: torch.nn.Parameter | None
 
     def __init__(
         self,
@@ -50,18 +47,13 @@ class BlockConv(KeepsManifolds):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.in_channels = checked_integer("in_channels", in_channels)
-        self.out_channels = checked_integer("out_channels", out_channels)
+        self._set_channels(in_channels, out_channels, stride, bias, init, RECTANGULAR)
         self.kernel_size = positive_tuple("kernel_size", kernel_size, self._dims)
-        self.stride = checked_integer("stride", stride)
         if min(self.kernel_size) < self.stride:
             raise ValueError(
                 f"`kernel_size` must be at least `stride` = {self.stride} on every axis, got "
                 f"{kernel_size}: pixels between the kernels would be lost."
             )
-        has_bias = checked_bias(bias)
-        assert_known("init", init, RECTANGULAR)
-        self.init = init
         dtype = checked_dtype(self, dtype, False, self._counterpart())
         half, filters = self.channels // 2, sum(self.kernel_size) - self.stride * self._dims
         shapes = {
@@ -75,67 +67,34 @@ class BlockConv(KeepsManifolds):
             manifold = _manifold(shape[-2:], k, retraction=retraction, sketch=sketch)
             empty = torch.empty(shape, dtype=dtype, device=device)
             setattr(self, name, geoopt.ManifoldParameter(empty, manifold=manifold))
-        offset = torch.empty(self.out_channels, dtype=dtype, device=device) if has_bias else None
-        self.register_parameter("bias", None if offset is None else torch.nn.Parameter(offset))
         self._remembered = Remembered()
-        record_manifolds(self)
-        self.reset_parameters()
+        self._finish(bias, dtype, device)
 
     @property
     def channels(self) -> int:
         """How many channels the filters have, ``max(in_channels, out_channels // stride**d)``."""
         return max(self.in_channels, self.out_channels // self.stride**self._dims)
 
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Set the matrices to ``init``, drawn anew, and the bias to zero."""
+    def _start(self) -> None:
         start_at(self.weight, self.init)
         if self.projectors is not None:
             if self.init == "identity":
                 self.projectors.copy_(self._shifts())
             else:
                 start_at(self.projectors, self.init)
-        if self.bias is not None:
-            self.bias.zero_()
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Convolve ``input``, (b, in_channels, *size) or (in_channels, *size)."""
-        self._check("input", input, self.in_channels, 1)
-        x = input if input.dim() > self._dims + 1 else input.unsqueeze(0)
+    def _convolve(self, x: torch.Tensor) -> torch.Tensor:
         if self.stride > 1 and is_exported():
-            # torch.jit.trace records operations, and none of the checks above.
+            # torch.jit.trace records operations, and none of the checks of sizes.
             for axis in range(2, x.dim()):
                 x = x.unflatten(axis, (-1, self.stride)).flatten(axis, axis + 1)
         x = pad(x, paddings(self.kernel_size, self.stride))
-        y = _CONVOLVE[self._dims](x, self._kernel(), self.bias, self.stride)
-        return y if y.dim() == input.dim() else y.squeeze(0)
+        convolved: torch.Tensor = _CONVOLVE[self._dims](x, self._kernel(), self.bias, self.stride)
+        return convolved
 
-    def adjoint(self, output: torch.Tensor) -> torch.Tensor:
-        r"""Apply the transpose of all but the bias.
-
-        Where out_channels >= in_channels * stride**d, the layer preserves norms and this undoes
-        it: ``layer.adjoint(layer(x) - bias)`` is x, ``bias`` of shape (out_channels, 1, ..., 1).
-
-        Parameters
-        ----------
-        output : torch.Tensor
-            (b, out_channels, *grid) or (out_channels, *grid), grid = size / stride
-
-        Returns
-        -------
-        torch.Tensor
-            (b, in_channels, *size) or (in_channels, *size)
-
-        Raises
-        ------
-        TypeError, ValueError
-            as the layer itself does
-        """
-        self._check("output", output, self.out_channels, self.stride)
-        y = output if output.dim() > self._dims + 1 else output.unsqueeze(0)
+    def _convolve_back(self, y: torch.Tensor) -> torch.Tensor:
         x = _CONVOLVE_BACK[self._dims](y, self._kernel(), stride=self.stride)
-        x = fold(x, paddings(self.kernel_size, self.stride))
-        return x if x.dim() == output.dim() else x.squeeze(0)
+        return fold(x, paddings(self.kernel_size, self.stride))
 
     def kernel(self) -> torch.Tensor:
         r"""Make the kernel, (out_channels, in_channels, \*kernel_size), with its gradients."""
@@ -163,14 +122,8 @@ class BlockConv(KeepsManifolds):
         """
         return circular_convolution(self.kernel(), self.stride, self.bias)
 
-    def extra_repr(self) -> str:
-        """Return the arguments that tell two layers apart."""
-        stride = "" if self.stride == 1 else f", stride={self.stride}"
-        bias = "" if self.bias is not None else ", bias=False"
-        return (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
-            f"{stride}{bias}{steps_of(getattr(self, 'weight', None))}"
-        )
+    def _extent(self) -> str:
+        return f"kernel_size={self.kernel_size}"
 
     def _kernel(self) -> torch.Tensor:
         """Return the kernel, in evaluation without gradients the one made before."""
@@ -191,9 +144,10 @@ class BlockConv(KeepsManifolds):
         chosen = (turns[:, None] * half + torch.arange(half, **place)) % c
         return torch.eye(c, dtype=self.projectors.dtype, **place)[chosen].mT
 
-    def _check(self, name: str, x: torch.Tensor, channels: int, stride: int) -> None:
-        """Raise for a signal that does not fit; ``stride`` is what its pixels stand for."""
+    def _batch(self, name: str, x: torch.Tensor) -> torch.Tensor:
         dims, dtype = self._dims, self.weight.dtype
+        is_input = name == "input"
+        channels, stride = (self.in_channels, 1) if is_input else (self.out_channels, self.stride)
         if x.is_complex():
             raise TypeError(
                 f"`{name}` must be real for {type(self).__name__}, got {x.dtype}; "
@@ -219,6 +173,7 @@ class BlockConv(KeepsManifolds):
                 f"{self.kernel_size}, got {tuple(x.shape[-dims:])}; take a smaller kernel, or "
                 f"OrthogonalConv{dims}d, whose kernel is as large as the signal."
             )
+        return x if x.dim() > dims + 1 else x.unsqueeze(0)
 
 
 def _manifold(shape: Sequence[int], k: Rank, **options: Any) -> LowRankManifold:

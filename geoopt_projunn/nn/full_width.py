@@ -6,17 +6,16 @@ from typing import Any, ClassVar
 import geoopt
 import torch
 
-from ..arguments import assert_known, checked_integer
 from ..backends import products_for
 from ..init import INITS
 from ..linalg.precision import full_precision
 from ..low_rank_manifold import Rank
 from ..manifolds import LowRankUnitary
-from .arguments import assert_dtype_of_layer, checked_bias, checked_dtype, positive_tuple
+from .arguments import assert_dtype_of_layer, checked_dtype, positive_tuple
 from .channels import channels_to_pixels, pixels_to_channels
 from .circular import circular_convolution, padding_before
-from .keeping import KeepsManifolds, record_manifolds
-from .starting import assert_fits, start_at, steps_of
+from .convolution import OrthogonalConvolution
+from .starting import assert_fits, start_at
 from .transforms import bound_to, needs_torch_operations
 
 __all__ = ["FullWidthConv"]
@@ -49,13 +48,11 @@ def _multiply(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     return _Multiply.apply(x, w)  # type: ignore[no-untyped-call]
 
 
-class FullWidthConv(KeepsManifolds):
+class FullWidthConv(OrthogonalConvolution):
     """What all layers share; a subclass says how a signal becomes coordinates and back."""
 
-    _dims: ClassVar[int]
     _complex: ClassVar[bool]
     weight: geoopt.ManifoldParameter
-    bias: torch.nn.Parameter | None
 
     def __init__(
         self,
@@ -73,18 +70,13 @@ class FullWidthConv(KeepsManifolds):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.in_channels = checked_integer("in_channels", in_channels)
-        self.out_channels = checked_integer("out_channels", out_channels)
+        self._set_channels(in_channels, out_channels, stride, bias, init, INITS)
         self.size = positive_tuple("size", size, self._dims)
-        self.stride = checked_integer("stride", stride)
         if any(n % self.stride for n in self.size):
             raise ValueError(
                 f"`stride` must divide `size` = {self.size} on every axis, got {stride}; "
                 "choose another stride, or pad the input to a multiple of it."
             )
-        has_bias = checked_bias(bias)
-        assert_known("init", init, INITS)
-        self.init = init
         manifold = LowRankUnitary(k, retraction=retraction, sketch=sketch)
         dtype = checked_dtype(self, dtype, self._complex, self._counterpart())
         for name, count in self._counts().items():
@@ -93,10 +85,7 @@ class FullWidthConv(KeepsManifolds):
             empty = torch.empty(shape, dtype=of_weight, device=device)
             assert_fits(name, self, empty, manifold)
             setattr(self, name, geoopt.ManifoldParameter(empty, manifold=manifold))
-        offset = torch.empty(self.out_channels, dtype=dtype, device=device) if has_bias else None
-        self.register_parameter("bias", None if offset is None else torch.nn.Parameter(offset))
-        record_manifolds(self)
-        self.reset_parameters()
+        self._finish(bias, dtype, device)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -137,46 +126,9 @@ class FullWidthConv(KeepsManifolds):
         """The size of the matrices, ``max(in_channels * stride**d, out_channels)``."""
         return max(self.in_channels * self.stride**self._dims, self.out_channels)
 
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Set the matrices to ``init``, drawn anew, and the bias to zero."""
+    def _start(self) -> None:
         for name in self._counts():
             start_at(getattr(self, name), self.init)
-        if self.bias is not None:
-            self.bias.zero_()
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Convolve ``input``, (b, in_channels, *size) or (in_channels, *size)."""
-        x = self._checked("input", input, self.in_channels, self.size)
-        y = _of_any_batch(self._convolve, x)
-        if self.bias is not None:
-            y = y + self.bias.view(-1, *(1,) * self._dims)
-        return y if input.dim() == x.dim() else y.squeeze(0)
-
-    def adjoint(self, output: torch.Tensor) -> torch.Tensor:
-        r"""Apply the transpose, for complex layers the conjugate one, of all but the bias.
-
-        Where out_channels >= in_channels * stride**d, the layer preserves norms and this undoes
-        it: ``layer.adjoint(layer(x) - bias)`` is x, ``bias`` of shape (out_channels, 1, ..., 1).
-
-        Parameters
-        ----------
-        output : torch.Tensor
-            (b, out_channels, *grid) or (out_channels, *grid)
-
-        Returns
-        -------
-        torch.Tensor
-            (b, in_channels, *size) or (in_channels, *size)
-
-        Raises
-        ------
-        TypeError, ValueError
-            as the layer itself does
-        """
-        y = self._checked("output", output, self.out_channels, self.grid)
-        x = _of_any_batch(self._convolve_back, y)
-        return x if output.dim() == y.dim() else x.squeeze(0)
 
     @torch.no_grad()
     def to_conv(self) -> torch.nn.Module:
@@ -204,14 +156,8 @@ class FullWidthConv(KeepsManifolds):
         kernel = rows.roll(padding_before(self.size, self.stride), tuple(range(2, 2 + self._dims)))
         return circular_convolution(kernel, self.stride, self.bias)
 
-    def extra_repr(self) -> str:
-        """Return the arguments that tell two layers apart."""
-        stride = "" if self.stride == 1 else f", stride={self.stride}"
-        bias = "" if self.bias is not None else ", bias=False"
-        return (
-            f"{self.in_channels}, {self.out_channels}, size={self.size}{stride}{bias}"
-            f"{steps_of(getattr(self, 'weight', None))}"
-        )
+    def _extent(self) -> str:
+        return f"size={self.size}"
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -242,22 +188,30 @@ class FullWidthConv(KeepsManifolds):
         used = self.in_channels * self.stride**self._dims
         return [getattr(self, name)[:, : self.out_channels, :used] for name in self._counts()]
 
-    @full_precision
     def _convolve(self, x: torch.Tensor) -> torch.Tensor:
+        y = _of_any_batch(self._convolved, x)
+        return y if self.bias is None else y + self.bias.view(-1, *(1,) * self._dims)
+
+    def _convolve_back(self, y: torch.Tensor) -> torch.Tensor:
+        return _of_any_batch(self._convolved_back, y)
+
+    @full_precision
+    def _convolved(self, x: torch.Tensor) -> torch.Tensor:
         parts = self._coordinates(pixels_to_channels(x, self.stride))
         pairs = zip(parts, self._blocks(), strict=True)
         return self._signal([_multiply(part, block) for part, block in pairs])
 
     @full_precision
-    def _convolve_back(self, y: torch.Tensor) -> torch.Tensor:
+    def _convolved_back(self, y: torch.Tensor) -> torch.Tensor:
         pairs = zip(self._coordinates(y), self._blocks(), strict=True)
         x = self._signal([_multiply(part.conj(), block.mT).conj() for part, block in pairs])
         return channels_to_pixels(x, self.stride)
 
-    def _checked(
-        self, name: str, x: torch.Tensor, channels: int, size: tuple[int, ...]
-    ) -> torch.Tensor:
-        """Return x with a batch dimension and the layer's dtype, or raise."""
+    def _batch(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        is_input = name == "input"
+        channels, size = (
+            (self.in_channels, self.size) if is_input else (self.out_channels, self.grid)
+        )
         kind = "complex" if self._complex else "real"
         if x.is_complex() != self._complex:
             other = f"{'Orthogonal' if self._complex else 'Unitary'}Conv{self._dims}d"

@@ -213,7 +213,7 @@ def test_repr_tells_layers_apart():
     layer = nn.BlockOrthogonalConv2d(2, 8, (4, 2), stride=2, bias=False, k=2)
     assert repr(layer) == (
         "BlockOrthogonalConv2d(2, 8, kernel_size=(4, 2), stride=2, bias=False, "
-        "k=2, retraction=exponential, sketch=tangent)"
+        "k=2, retraction=exponential, sketch=tangent, init=haar)"
     )
 
 

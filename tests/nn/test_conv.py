@@ -205,7 +205,7 @@ def test_repr_tells_layers_apart():
     layer = nn.OrthogonalConv2d(2, 8, (4, 6), stride=2, bias=False, k=2)
     assert repr(layer) == (
         "OrthogonalConv2d(2, 8, size=(4, 6), stride=2, bias=False, "
-        "k=2, retraction=exponential, sketch=tangent)"
+        "k=2, retraction=exponential, sketch=tangent, init=identity)"
     )
 
 
