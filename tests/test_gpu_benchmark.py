@@ -64,7 +64,7 @@ def test_the_script_runs_to_its_end_on_a_cpu(tmp_path):
 
 def test_without_triton_steps_are_measured_all_the_same(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['triton'] = None")
-    parts = "--parts", "compiling", "batches", "host"
+    parts = "--parts", "compiling", "batches"
     done = run_script("--dry-run", str(tmp_path / "out"), *parts, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Error" not in (tmp_path / "out" / "summary.txt").read_text()

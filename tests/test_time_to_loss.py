@@ -69,9 +69,14 @@ def test_mini_batch_gradients_average_to_that_of_the_population_loss():
 @pytest.mark.parametrize("problem", tasks.PROBLEMS)
 def test_every_method_reaches_the_target_of_every_problem(problem, tmp_path):
     # Full-rank momentum follows the first of these only.
-    runs = timing.main(smoke(tmp_path, "--problems", problem, "--rates", 0.03, 0.1))
-    (methods,) = report.grouped(runs).values()
-    assert set(methods) == set(METHODS)
+    arguments = smoke(tmp_path, "--problems", problem, "--rates", 0.03, 0.1)
+    names = METHODS
+    if problem == "regression, batch n":
+        # It differs from "regression" in the size of the batches alone.
+        names = [name for name in METHODS if name.startswith("k = ") or "Euclidean" in name]
+        arguments += ["--methods", *names]
+    (methods,) = report.grouped(timing.main(arguments)).values()
+    assert set(methods) == set(names)
     for one in map(report.best, methods.values()):
         assert one.outcome == running.REACHED
         assert one.curve[0] == 1

@@ -30,22 +30,30 @@ pytestmark = [
 
 
 @pytest.mark.parametrize(
-    ("rule", "dtype", "method"),
+    ("small", "rule", "dtype", "method"),
     [
-        ("gradient", F32, "tangent"),
-        ("gradient", C128, "lsi"),
-        ("maximize", F64, "cayley"),
-        ("momentum", C64, "tangent, k = 3"),
-        ("nesterov", F64, "polar"),
-        ("adam", C64, "tangent"),
-        ("adam", F32, "tangent, k = 3"),
-        ("amsgrad", C128, "tangent, k = 3"),
-        ("scalar", F32, "tangent, k = 3"),
-        ("scalar amsgrad", C64, "tangent"),
-        ("feedback", F64, "tangent"),  # and what the kernels leave to the reference
-        ("gradient", F32, "column"),
-        ("gradient", F32, "full rank"),
+        ("many kernels", "gradient", F32, "tangent"),
+        ("many kernels", "gradient", C128, "lsi"),
+        ("many kernels", "maximize", F64, "cayley"),
+        ("many kernels", "momentum", C64, "tangent, k = 3"),
+        ("many kernels", "nesterov", F64, "polar"),
+        ("many kernels", "adam", C64, "tangent"),
+        ("many kernels", "adam", F32, "tangent, k = 3"),
+        ("many kernels", "amsgrad", C128, "tangent, k = 3"),
+        ("many kernels", "scalar", F32, "tangent, k = 3"),
+        ("many kernels", "scalar amsgrad", C64, "tangent"),
+        # The one kernel calls the others: each sketch, retraction and rule once.
+        ("one kernel", "gradient", F64, "lsi"),
+        ("one kernel", "momentum", F32, "cayley"),
+        ("one kernel", "nesterov", F64, "polar"),
+        ("one kernel", "amsgrad", C128, "tangent, k = 3"),
+        ("one kernel", "scalar amsgrad", C64, "tangent"),
+        # What the kernels leave to the reference.
+        ("many kernels", "feedback", F64, "tangent"),
+        ("many kernels", "gradient", F32, "column"),
+        ("many kernels", "gradient", F32, "full rank"),
     ],
+    indirect=["small"],
 )
 @pytest.mark.usefixtures("small")
 def test_steps_are_those_of_the_reference(rule, dtype, method):
