@@ -21,16 +21,18 @@ class LowRankUnitary(LowRankManifold, UnitaryGeometry):
     complex128. Tangent vectors at x are :math:`\Omega x`, :math:`\Omega` skew-Hermitian.
 
     ``egrad2rgrad``, ``retr``, ``retr_transp`` and ``transp_follow_retr`` cost
-    :math:`O(kn^2)` and have no derivative. ``projx`` costs :math:`O(n^2)` for a point that is
-    unitary to rounding, ``inner`` and ``estimate_orthogonality_error`` as well. All other methods
-    are exact and cost :math:`O(n^3)`, as steps do for k=None.
+    :math:`O(kn^2)` and have no derivative. ``inner`` and
+    ``estimate_orthogonality_error`` cost :math:`O(n^2)`, and so does ``projx`` for a point that is
+    unitary up to rounding errors. All other methods are exact and cost :math:`O(n^3)`. With k=None
+    steps are exact and cost :math:`O(n^3)`, too.
 
     Parameters
     ----------
     k : int, "auto" or None
         The rank of a step: how many planes it turns, 1 <= k <= n // 2. "auto", the default:
-        min(8, n // 2) by the size n of each point, see :meth:`rank`; None for n = 1, where there
-        is no plane. None: all planes, the ordinary manifold at :math:`O(n^3)` a step.
+        min(8, n // 2) by the size n of each point, see :meth:`rank`. None: all planes, the
+        ordinary manifold at :math:`O(n^3)` a step. (For n = 1 there is no plane, and "auto" is the
+        same as None.)
     retraction : {"exponential", "polar", "cayley"}
         How a step returns to the manifold: along the geodesic (projUNN-T), to the nearest
         unitary matrix (projUNN-D), or by the Cayley transform.
@@ -54,7 +56,7 @@ class LowRankUnitary(LowRankManifold, UnitaryGeometry):
     Raises
     ------
     TypeError
-        If ``k``, ``sweep`` or ``blocks`` is not an integer.
+        If ``k``, ``sweep`` or ``blocks`` has another type than above.
     ValueError
         If an argument is out of range or not one of the names above.
 
@@ -63,9 +65,9 @@ class LowRankUnitary(LowRankManifold, UnitaryGeometry):
     Steps never change the sign of a real matrix's determinant: from the identity no
     step reaches a matrix of determinant -1. Choose the initial point accordingly.
 
-    With :class:`geoopt.optim.RiemannianLineSearch` use ``cg_method="steepest"`` at finite k.
-    Conjugate gradients work with k=None only: they compare gradients at different points, whose
-    sketches keep different parts, and stall.
+    With :class:`geoopt.optim.RiemannianLineSearch` use ``cg_method="steepest"`` if k is an integer.
+    Conjugate gradients need k=None: they compare gradients at different points, whose sketches keep
+    different parts, and are slower than "steepest" then.
 
     References
     ----------
@@ -125,7 +127,7 @@ class LowRankStiefel(LowRankManifold, StiefelGeometry):
     Raises
     ------
     TypeError
-        If ``k``, ``sweep`` or ``blocks`` is not an integer.
+        If ``k``, ``sweep`` or ``blocks`` has another type than above.
     ValueError
         If an argument is out of range or not one of the names above.
 

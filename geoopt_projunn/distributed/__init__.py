@@ -1,4 +1,4 @@
-"""Matrices on LowRankUnitary, and their gradients, on several processes."""
+"""Matrices on LowRankUnitary and LowRankStiefel, and their gradients, on several processes."""
 
 from .gradients import sketch_gradients_
 from .keeping import keep_manifolds

@@ -1,4 +1,4 @@
-"""Data parallelism that averages what a step takes of gradients, and not the gradients."""
+"""Data parallelism that averages the products which a step needs, and not whole gradients."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING

@@ -22,7 +22,7 @@ from .checks import CheckedMatrices
 
 
 class OrthonormalGeometry(CheckedMatrices):
-    r"""What depends neither on the metric nor on how a step is taken: exact, and slow.
+    r"""The methods that are the same for both metrics; they are exact, and most cost O(n³).
 
     Points x satisfy :math:`x^H x = I`, shape (*, n, p), n >= p; tangent vectors at x are
     :math:`\Omega x`, :math:`\Omega` skew-Hermitian. All that this says of x and of its columns
@@ -75,8 +75,8 @@ class OrthonormalGeometry(CheckedMatrices):
         placed as it is.
 
         Differentiable any number of times, with the derivative of the polar factor; at a point
-        that is the projection on the tangent space. There is none where two singular
-        values are zero, or for complex x or n > p one.
+        that is the projection on the tangent space. The derivative does not exist if two singular
+        values are zero; for complex x, or n > p, if one is.
 
         Raises
         ------

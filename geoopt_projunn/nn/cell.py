@@ -140,7 +140,7 @@ class OrthogonalRNNCell(_RNNCell):
 
     One time step of :class:`OrthogonalRNN`, differentiable any number of times. Arguments, inputs
     and outputs are those of torch.nn.RNNCell; ``nonlinearity`` and what follows ``dtype`` are
-    those of :class:`OrthogonalRNN`. A loop of cells is slower than the layer and keeps more.
+    those of :class:`OrthogonalRNN`. A loop of cells is slower than the layer and needs more memory.
     The forward pass runs in the precision of the parameters; the backward pass is torch's own, and
     its products run in the precision that torch's settings, and autocast around it, say.
 

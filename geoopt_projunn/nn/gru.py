@@ -72,8 +72,9 @@ class OrthogonalGRU(_Gated, RecurrentLayer, torch.nn.GRU):
 
     This is the gated orthogonal recurrent unit. The orthogonal U keeps the state from
     growing and vanishing, and the gates let it forget. Arguments, inputs and outputs are those of
-    torch.nn.GRU. With ``nonlinearity="tanh"`` the values are, too: torch.nn.GRU's ``weight_hh_l0``
-    consists of ``weight_gates_l0`` above ``weight_hh_l0``, and the other parameters are equal.
+    torch.nn.GRU. With ``nonlinearity="tanh"`` so are the values, if the
+    ``weight_hh_l0`` of torch.nn.GRU is the ``weight_gates_l0`` of this layer stacked on its
+    ``weight_hh_l0``, and all other parameters are equal.
     U is a geoopt.ManifoldParameter on :class:`LowRankUnitary`: train the layer with an optimizer
     of this package, or of geoopt.
 
@@ -103,7 +104,7 @@ class OrthogonalGRU(_Gated, RecurrentLayer, torch.nn.GRU):
         (n, n), U
     weight_gates_l0, … : torch.nn.Parameter
         (2n, n), the rows of r and of z. These weights and the input weights are initialised by
-        Glorot and Bengio's uniform law, each of r, z and c by itself.
+        Glorot and Bengio's uniform law, separately for each of r, z and c.
     bias_ih_l0, bias_hh_l0, … : torch.nn.Parameter
         (3n,), b and b', of r, of z and of c; initialised to 0
     offset_l0, … : torch.nn.Parameter
@@ -205,7 +206,7 @@ class OrthogonalGRUCell(_Gated, RecurrentCell, torch.nn.GRUCell):
 
     One time step of :class:`OrthogonalGRU`, differentiable any number of times. Arguments, inputs
     and outputs are those of torch.nn.GRUCell; what follows ``dtype`` is that of
-    :class:`OrthogonalGRU`. A loop of cells is slower than the layer and keeps more.
+    :class:`OrthogonalGRU`. A loop of cells is slower than the layer and needs more memory.
     The forward pass runs in the precision of the parameters; the backward pass is torch's own, and
     its products run in the precision that torch's settings, and autocast around it, say.
 

@@ -72,13 +72,12 @@ def orthogonalize_(
     AttributeError
         If there is no such module or parameter.
     TypeError
-        If ``module`` is no module or ``name`` no string; if the weight is no plain parameter, a
-        DTensor or the kernel of a convolution, or its dtype is not one of those above.
+        If ``module`` is no module or ``name`` no string; if the weight is not a plain parameter, is
+        a DTensor or is the kernel of a convolution; or if its dtype is not one of those above.
     ValueError
         If its shape or its values do not fit, an argument is out of range, ``blocks`` is needed
-        and not given, or it is of an embedding with ``max_norm`` or ``padding_idx``.
-        These hold for every module that shares the weight. After any of them, the module is as it
-        was.
+        and not given, or the weight is that of an embedding with ``max_norm`` or ``padding_idx``.
+        All modules that share the weight are checked. After an error the module is as it was.
 
     Notes
     -----
@@ -94,7 +93,7 @@ def orthogonalize_(
         del module.weight
         module.weight = torch.nn.Parameter(weight)
 
-    On the meta device this leaves the values to what comes next, such as a load.
+    On the meta device no values are computed: load or initialize them later.
 
     Values that are loaded, or drawn by ``reset_parameters`` of one of torch's modules, may be
     off the manifold: :func:`orthogonality_errors` shows it, :func:`project_` repairs it.

@@ -13,7 +13,7 @@ __all__ = ["RealReadout"]
 class RealReadout(StaysReal, torch.nn.Linear):
     r"""Map complex features h to :math:`A \operatorname{Re} h + B \operatorname{Im} h + c`, real.
 
-    Every real-linear map of h has this form, so that the map sees all of h.
+    Every real-linear map of h has this form, so no information in h is lost.
 
     Parameters
     ----------

@@ -93,10 +93,11 @@ def _averaged(
 
 
 class ProjUNNRiemannianAdam(ProjUNNOptimizer):
-    r"""Adam with rank-k steps on LowRankUnitary.
+    r"""Adam with rank-k steps of orthogonal and unitary parameters.
 
-    A parameter on :class:`~geoopt_projunn.LowRankUnitary` moves along the sketch of Adam's
-    direction in the ambient space, :math:`D = \hat m / (\sqrt{\hat v} + \epsilon)`, where the
+    *Orthogonal parameters* are those on :class:`~geoopt_projunn.LowRankUnitary` or
+    :class:`~geoopt_projunn.LowRankStiefel`. Such a parameter moves along a low-rank approximation
+    (a sketch) of Adam's direction, :math:`D = \hat m / (\sqrt{\hat v} + \epsilon)`, where the
     second moment :math:`\hat v` is one number for each matrix, unless ``second_moment`` says
     otherwise:
 
@@ -110,20 +111,20 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
     W has 2k orthonormal columns. This P is that of the default retraction, the exponential; the
     other retractions compute another rotation from :math:`-\eta K`.
 
-    Everything said here of LowRankUnitary holds on :class:`~geoopt_projunn.LowRankStiefel` too,
-    except that the generator is twice as long there, :math:`D x^H - x D^H`.
+    On LowRankStiefel the generator is twice as long, :math:`D x^H - x D^H`. All else is the same.
 
-    Parameters on another geoopt manifold are stepped by
-    :class:`geoopt.optim.RiemannianAdam`, plain ones by :class:`torch.optim.Adam`, whose second
-    moments are elementwise in any case; the groups may mix them. All arguments of
-    :class:`torch.optim.Adam` are here with its defaults, but for ``differentiable``.
+    Parameters on another geoopt manifold take the steps of :class:`geoopt.optim.RiemannianAdam`,
+    plain ones those of :class:`torch.optim.Adam`, always with elementwise second moments. A group
+    may hold all kinds. All arguments of :class:`torch.optim.Adam` except ``differentiable`` are
+    supported, with the same defaults.
 
     Parameters
     ----------
     params : iterable
         parameters or dicts that define groups
     lr : float or torch.Tensor
-        Learning rate; its unit on LowRankUnitary depends on ``second_moment`` and ``normalize``.
+        Learning rate; its unit for orthogonal parameters depends on ``second_moment`` and
+        ``normalize``.
     betas : tuple of float or of torch.Tensor
         Decay of the moments; (0, α) is the paper's RMSprop with smoothing α, with Adam's bias
         correction.
@@ -131,27 +132,30 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         Added to the denominator. With "mean" and "scalar" it is added to the norm of the matrix,
         which "mean" then divides by the root of the number of entries.
     weight_decay : float
-        L2 penalty, or with ``decoupled_weight_decay`` AdamW's. It has no effect on LowRankUnitary,
-        where the norm is constant.
+        L2 penalty, or with ``decoupled_weight_decay`` AdamW's. It has no effect on orthogonal
+        parameters, whose norm is constant.
     amsgrad : bool
         divide by the largest second moment so far
     normalize : {None, "angle", "spectral"}
-        What ``lr`` means on LowRankUnitary. None: a multiple of the direction. "angle": the root
-        mean square angle, in radians, of the k planes that a step turns. "spectral": the angle of
-        each of them. Such steps do not shrink with the gradient: let ``lr`` decay to zero.
+        What ``lr`` means for orthogonal parameters. None: a multiple of the direction. "angle": the
+        root mean square angle, in radians, of the k planes that a step turns. "spectral": the angle
+        of each of them. Such steps do not shrink with the gradient: let ``lr`` decay to zero.
     second_moment : {"mean", "scalar", "elementwise"}
-        By what the direction is divided on LowRankUnitary. "mean": one number for each matrix, the
-        root mean square of its entries. "scalar": one number for each matrix, its norm (geoopt
-        takes that of the tangent part). "elementwise": one number for each entry, as in torch's
-        Adam and the paper's RMSprop. An elementwise direction, projected on the tangent space, need
-        not descend, and some runs end where the Riemannian gradient does not vanish; with one
-        number for each matrix no such run was seen. With "mean" and "elementwise" the direction has
-        entries of size one, :math:`\lVert D \rVert_F \approx n`; with "scalar" it has length one.
-        At n = 512, lr = 1e-3 turns by up to half a radian with the former two, and by 1e-3 radian
-        with "scalar". For complex parameters the square is :math:`|g|^2`, real.
+        What the first moment of an orthogonal parameter is divided by.
+
+        - "mean": one number for each matrix, the root mean square of its entries.
+        - "scalar": one number for each matrix, its norm (geoopt takes that of the tangent part).
+        - "elementwise": one number for each entry, as in torch's Adam and the paper's RMSprop. The
+          tangent part of such a direction may fail to descend, and some runs stalled at points that
+          are no solutions. With one number for each matrix no such run was seen.
+
+        With "mean" and "elementwise" the direction has entries of size one,
+        :math:`\lVert D \rVert_F \approx n`; with "scalar" it has norm one. At n = 512, a step with
+        lr = 1e-3 turns by up to half a radian with "mean" or "elementwise", and by 1e-3 radian with
+        "scalar". For complex parameters the square is :math:`|g|^2`, real.
     maximize : bool
-        Ascend instead of descend. If it changes during training, momentum on LowRankUnitary changes
-        its direction as well.
+        Ascend instead of descend. If it changes during training, the momentum of orthogonal
+        parameters changes its direction as well.
     decoupled_weight_decay : bool
         Apply the weight decay apart from the moments, as AdamW does: to plain parameters
         :math:`p \leftarrow (1 - \eta \lambda) p`, on geoopt's manifolds a retraction along
@@ -160,8 +164,8 @@ class ProjUNNRiemannianAdam(ProjUNNOptimizer):
         which parameters skip a step if a gradient is not finite, as in
         :class:`ProjUNNRiemannianSGD`
     foreach, capturable, fused : bool, optional
-        which implementation torch uses for the plain parameters; steps on LowRankUnitary can be
-        captured in a CUDA graph in any case
+        which implementation torch uses for the plain parameters; steps of orthogonal parameters
+        can be captured in a CUDA graph in any case
     compile : bool
         compile the steps of small real matrices, as in :class:`ProjUNNRiemannianSGD`
     stabilize : int, optional

@@ -122,8 +122,8 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, after checking its hyperparameters.
 
-        Keys that are no options are kept, for schedules and wrappers use them; one that looks like
-        a misspelt option draws a warning.
+        Unknown keys are kept, because schedules and wrappers use them. A key that looks like a
+        misspelt option causes a warning.
         """
         if isinstance(param_group, dict):
             options = {"stabilize": self._stabilize, **self.defaults, **param_group}
@@ -209,8 +209,8 @@ class ProjUNNOptimizer(OptimMixin, torch.optim.Optimizer):
         Notes
         -----
         After an exception of this package parameters and state are as they were. After one of torch
-        or geoopt in a step of other parameters, such as a plain one that was resized, those before
-        it have moved, and those on LowRankUnitary and LowRankStiefel have not.
+        or geoopt in a step of other parameters, such as a plain one that was resized, parameters
+        before it have moved, and those on LowRankUnitary and LowRankStiefel have not.
         """
         loss = None
         if closure is not None:

@@ -27,7 +27,7 @@ def param_groups(
     sequence_length: int | None = None,
     normalize: str = "angle",
 ) -> list[dict[str, Any]]:
-    r"""Make groups of the orthogonal parameters, stepped in radians, and one of all others.
+    r"""Split parameters into groups: orthogonal ones, with an angle as learning rate, and others.
 
     The learning rate of the orthogonal parameters is an angle, so the others need another one. With
     ``steps`` each orthogonal parameter gets an angle by its size and rank; with ``angle`` all get

@@ -153,8 +153,8 @@ def failure_in(reports: Reports) -> str | None:
     for rank, (failure, _) in reports.items():
         if failure is not None:
             return (
-                f"Process {rank} takes no step, so that none of those takes one that share "
-                f"parameters or average gradients with it. Its error is {failure}"
+                f"Process {rank} cannot take this step, so no process takes it that shares "
+                f"parameters with it or averages gradients with it. Its error is {failure}"
             )
     return None
 

@@ -92,10 +92,11 @@ class _Momentum:
 
 
 class ProjUNNRiemannianSGD(ProjUNNOptimizer):
-    r"""Stochastic gradient descent with rank-k steps on LowRankUnitary.
+    r"""Stochastic gradient descent with rank-k steps of orthogonal and unitary parameters.
 
-    A parameter on :class:`~geoopt_projunn.LowRankUnitary` moves along the sketch of its
-    direction :math:`D`, the gradient or its momentum average in the ambient space:
+    *Orthogonal parameters* are those on :class:`~geoopt_projunn.LowRankUnitary` or
+    :class:`~geoopt_projunn.LowRankStiefel`. Such a parameter moves along a low-rank approximation
+    (a sketch) of its direction :math:`D`, which is the gradient or its momentum average:
 
     .. math::
 
@@ -107,71 +108,69 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
     W has 2k orthonormal columns. This P is that of the default retraction, the exponential; the
     other retractions compute another rotation from :math:`-\eta K`.
 
-    Everything said here of LowRankUnitary holds on :class:`~geoopt_projunn.LowRankStiefel` too,
-    except that the generator is twice as long there, :math:`D x^H - x D^H`.
+    On LowRankStiefel the generator is twice as long, :math:`D x^H - x D^H`. All else is the same.
 
-    Parameters on another geoopt manifold are stepped by
-    :class:`geoopt.optim.RiemannianSGD`, plain ones by :class:`torch.optim.SGD`; the groups
-    may mix them. All arguments of :class:`torch.optim.SGD` are here with its defaults, but for
-    ``differentiable``.
+    Parameters on another geoopt manifold take the steps of :class:`geoopt.optim.RiemannianSGD`,
+    plain ones those of :class:`torch.optim.SGD`. A group may hold all kinds. All arguments of
+    :class:`torch.optim.SGD` except ``differentiable`` are supported, with the same defaults.
 
     Parameters
     ----------
     params : iterable
         parameters or dicts that define groups
     lr : float or torch.Tensor
-        Learning rate. On LowRankUnitary x moves along a geodesic by ``lr`` times the (sketched)
-        Riemannian gradient :math:`\frac12 (D - x D^H x)`, as with
+        Learning rate. An orthogonal parameter x moves along a geodesic by ``lr`` times the
+        (sketched) Riemannian gradient :math:`\frac12 (D - x D^H x)`, as with
         :class:`geoopt.optim.RiemannianSGD`.
     momentum : float
-        Momentum factor. On LowRankUnitary the tangent part of the buffer at the current point is
-        what counts.
+        Momentum factor. Only the tangent part of the buffer at the current point moves an
+        orthogonal parameter.
     dampening : float
         dampening for momentum
     weight_decay : float
-        L2 penalty. It has no effect on LowRankUnitary, where the norm is constant.
+        L2 penalty. It has no effect on orthogonal parameters, whose norm is constant.
     nesterov : bool
         use Nesterov momentum; needs a momentum and no dampening
     normalize : {None, "angle", "spectral"}
-        What ``lr`` means on LowRankUnitary. None: a multiple of the direction. "angle": the root
-        mean square angle, in radians, of the k planes that a step turns. "spectral": the angle of
-        each of them. See Notes.
+        What ``lr`` means for orthogonal parameters. None: a multiple of the direction. "angle": the
+        root mean square angle, in radians, of the k planes that a step turns. "spectral": the angle
+        of each of them. See Notes.
     momentum_space : {"ambient", "tangent"}
-        What momentum adds up on LowRankUnitary. "ambient": gradients :math:`g`. "tangent": the
-        generators :math:`G` of their sketches, :math:`B \leftarrow \mu B + G`, of which the step
-        follows a second sketch; for square matrices only. "ambient" needs fewer steps where the
-        normal part of the gradients (the part off the manifold) is small, as it is near the
-        solution of least squares with little residual. Where it stays large, as for quantized
-        weights, and for :math:`\operatorname{tr}(U^H x)` even at :math:`x = U`, it adds up, and a
-        part becomes tangent, in a wrong direction, as x turns: take "tangent", or no momentum.
+        What momentum adds up for orthogonal parameters. "ambient": gradients :math:`g`. "tangent":
+        the generators :math:`G` of their sketches, :math:`B \leftarrow \mu B + G`; the step follows
+        a sketch of B; for square matrices only. "ambient" needs fewer steps where the normal part
+        of the gradients (the part off the manifold) is small, as it is near the solution of least
+        squares with little residual. A normal part that stays large, as for quantized weights, and
+        for :math:`\operatorname{tr}(U^H x)` even at :math:`x = U`, adds up in the buffer. When x
+        has turned, some of it is tangent and moves x in a wrong direction: take "tangent", or no
+        momentum.
     error_feedback : float, optional
-        On LowRankUnitary, the share :math:`\phi` in [0, 1) of what a step has left out that stays
-        in the buffer for the next one. With :math:`C` the part of the direction that a step
-        follows, and :math:`\mu` the momentum: :math:`D = M + g`, then
-        :math:`M \leftarrow \phi (D - C) + \mu C`. With :math:`\phi = \mu`, the default, this is
-        the heavy ball. If the gradient vanishes at the solution, 0.99 averages the noise of small
-        batches, at learning rates below the best one without error feedback. If the normal part
-        of the gradient stays, a share near 1 does not converge. 0 to 0.5 suit exact gradients. Not
-        with ``nesterov``, ``dampening`` or ``normalize``.
+        For orthogonal parameters, the share :math:`\phi` in [0, 1) of what a step has left out that
+        stays in the buffer for the next one. None: ordinary momentum, as with :math:`\phi = \mu`.
+        With :math:`C` the part of the direction that a step follows, and :math:`\mu` the momentum:
+        :math:`D = M + g`, then :math:`M \leftarrow \phi (D - C) + \mu C`. If the gradient vanishes
+        at the solution, 0.99 averages the noise of small batches, at learning rates below the best
+        one without error feedback. If the normal part of the gradient stays, a share near 1 does
+        not converge. 0 to 0.5 suit exact gradients. It excludes ``nesterov``, ``dampening`` and
+        ``normalize``.
     maximize : bool
-        Ascend instead of descend. If it changes during training, momentum on LowRankUnitary changes
-        its direction as well.
+        Ascend instead of descend. If it changes during training, the momentum of orthogonal
+        parameters changes its direction as well.
     skip_nonfinite : {"manifold", "all"}
-        Which parameters skip a step if a gradient is not finite. "manifold": each matrix on
-        LowRankUnitary whose own step would not be finite. "all": all parameters of the groups with
+        Which parameters skip a step if a gradient is not finite. "manifold": each orthogonal
+        matrix whose own step would not be finite. "all": all parameters of the groups with
         this value, if any gradient in this optimizer is not finite. On a GPU "all" needs memory for
-        a copy of the gradients on LowRankUnitary, and of the other parameters and their state;
+        a copy of the orthogonal parameters' gradients, and of the other parameters and their state;
         the host waits only for sparse tensors and DTensors.
     foreach, fused : bool, optional
         which implementation torch uses for the plain parameters
     compile : bool
         Compile the steps of real matrices below n = 512 by :func:`torch.compile`, which makes them
-        about twice as fast at n = 128. It has no effect where the C++ kernels take whole steps, so
-        it helps without a compiler at installation, on a GPU, with k = None or with error feedback.
-        Results are the same to rounding. It compiles, which takes some seconds, for each shape,
-        number of parameters of that shape with a gradient, and value of a hyperparameter other
-        than ``lr``. So do not use it with a schedule of the momentum, which would compile in every
-        step.
+        about twice as fast at n = 128. It is useful only where the C++ kernels do not take whole
+        steps: without a compiler at installation, on a GPU, with k = None or with error feedback.
+        Results are the same up to rounding. It compiles again, which takes some seconds, for each
+        shape, number of parameters of that shape with a gradient, and value of a hyperparameter
+        other than ``lr``. So do not use it with a schedule of the momentum.
     stabilize : int, optional
         project every parameter on its manifold after this many steps (default: never)
 
@@ -182,14 +181,15 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
 
     Notes
     -----
-    :math:`O(kn^2)` time for each matrix and step, without waiting for the device. A step that is
-    not finite leaves a matrix and its state as they are; ``skipped_steps`` counts them, and the
-    first one causes a warning. At their first step and after ``load_state_dict``, points far off
-    their manifold are an error. After that they are measured every 50 steps, and one that is far
-    off causes a warning. A step with ``lr`` = 0 changes no bit of a parameter (but for the sign
-    of a zero, and projections that ``stabilize`` asks for); after the first step, drift control
-    goes on if ``lr`` is a tensor on a GPU or processes share the parameter.
-    Messages name a parameter if the optimizer was made of ``module.named_parameters()``.
+    :math:`O(kn^2)` time for each matrix and step, without waiting for the device. A
+    step that is not finite leaves a matrix and its state as they are; ``skipped_steps`` counts
+    skipped steps, and the first one causes a warning. At their first step and after
+    ``load_state_dict``, points far off their manifold are an error. After that they are measured
+    every 50 steps, and one that is far off causes a warning. A step with ``lr`` = 0 changes no bit
+    of a parameter, except for the sign of a zero and for projections that ``stabilize`` asks for.
+    If ``lr`` is a tensor on a GPU, or processes share the parameter, the removal of rounding errors
+    goes on after the first step. Messages name a parameter if the optimizer was made of
+    ``module.named_parameters()``.
 
     **Steps in radians.** With :math:`S = \operatorname{skewh}(K)`, the core of the direction's
     sketch, ``normalize`` makes the generator of a step
@@ -204,8 +204,8 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
     they need a group of their own. :func:`geoopt_projunn.param_groups` makes it, and with
     ``steps`` it finds the angles.
 
-    The exponential turns planes by exactly these angles, the other retractions by a little less.
-    No plane turns further than :math:`\pi`. "spectral" turns planes with hardly any gradient less.
+    The exponential turns planes by exactly these angles, the other retractions by a little less. No
+    plane turns further than :math:`\pi`. "spectral" turns planes with almost no gradient by less.
     If the tangent part of a direction is only rounding, nothing turns (the sketches "lsi" and
     "column" do not detect this). For k=None, k in the formula is n // 2, or n / 2 for complex x, or
     p if that is less, and the cost is :math:`O(n^3)`.

@@ -142,7 +142,7 @@ def fail():
     if mesh is None:
         return True
     one = Sharer(mesh, weight_decay=0.1)
-    told = "Process {} takes no step, so that .* share parameters .* Its error is {}"
+    told = "Process {} cannot take this step, so .* shares parameters .* Its error is {}"
     is_second = distributed.get_rank() == 1
     if is_second:
         one.c.grad = one.c.grad.to_sparse()
@@ -183,7 +183,7 @@ def spread():
     # Processes 2 and 3 share another one, and so do 0 and 1.
     other = Sharer(second)
     one.optimizer.add_param_group({"params": [("d", other.a)], "maximize": is_last})
-    told = "Process 2 takes no step.* but process 2 has parameter `d` .*`maximize` = False"
+    told = "Process 2 cannot take this step.* but process 2 has parameter `d` .*`maximize` = False"
     own = "but process 2 has parameter `d` .*`maximize` = False; process 3 has .* = True"
     one.refused(RuntimeError, told if distributed.get_rank() < 2 else own)
     one.optimizer.param_groups[1]["maximize"] = False
