@@ -181,15 +181,14 @@ class ProjUNNRiemannianSGD(ProjUNNOptimizer):
 
     Notes
     -----
-    :math:`O(kn^2)` time for each matrix and step, without waiting for the device. A
-    step that is not finite leaves a matrix and its state as they are; ``skipped_steps`` counts
-    skipped steps, and the first one causes a warning. At their first step and after
-    ``load_state_dict``, points far off their manifold are an error. After that they are measured
-    every 50 steps, and one that is far off causes a warning. A step with ``lr`` = 0 changes no bit
-    of a parameter, except for the sign of a zero and for projections that ``stabilize`` asks for.
-    If ``lr`` is a tensor on a GPU, or processes share the parameter, the removal of rounding errors
-    goes on after the first step. Messages name a parameter if the optimizer was made of
-    ``module.named_parameters()``.
+    :math:`O(kn^2)` time for each matrix and step, without waiting for the device. A step that is
+    not finite leaves a matrix and its state as they are; ``skipped_steps`` counts skipped steps,
+    and the first one causes a warning. At their first step and after ``load_state_dict``, points
+    far off their manifold are an error. After that they are measured every 50 steps, and one that
+    is far off causes a warning. A step with ``lr`` = 0 changes no bit of a parameter, except for
+    the sign of a zero and for projections that ``stabilize`` asks for. If ``lr`` is a tensor on a
+    GPU, or processes share the parameter, the removal of rounding errors goes on after the first
+    step. Messages name a parameter if the optimizer was made of ``module.named_parameters()``.
 
     **Steps in radians.** With :math:`S = \operatorname{skewh}(K)`, the core of the direction's
     sketch, ``normalize`` makes the generator of a step
