@@ -2,6 +2,7 @@ r"""Drift control: keep rounding from adding up, in :math:`O(np)` a step."""
 
 import torch
 
+from .linalg.hashing import in_turn
 from .linalg.rows import IN_TORCH, Products, row_norms
 from .rotation import Rotation
 
@@ -80,8 +81,7 @@ def sweep_columns_(
     the number of steps; with it ``‖xᴴx − I‖`` stays bounded for ever.
     """
     p = x.shape[-1]
-    index = torch.arange(count, device=x.device)
-    turn = torch.add(index, counter.unsqueeze(-1), alpha=count).remainder_(p)
+    turn = in_turn(counter, count, p)
     rows = products.columns_at(x, turn).contiguous()
     product = products.times(rows, x)
     own = turn.unsqueeze(-1)

@@ -28,6 +28,15 @@ def uniform(counter: torch.Tensor, count: int) -> torch.Tensor:
     return bits.double().mul_(2.0**-31).add_(2.0**-32 - 1.0)
 
 
+def in_turn(counter: torch.Tensor, count: int, number: int) -> torch.Tensor:
+    """Return which ``count`` of a number of rows have their turn, (*, count), for counters (*).
+
+    Consecutive counters give consecutive rows, around the end and on.
+    """
+    index = torch.arange(count, device=counter.device)
+    return torch.add(index, counter.unsqueeze(-1), alpha=count).remainder_(number)
+
+
 def bits_of(u: torch.Tensor) -> torch.Tensor:
     """Return a counter that the entries of each matrix determine up to their signs, (*), int64.
 

@@ -7,6 +7,7 @@ import torch
 
 from ..linalg.basis import orthonormalize
 from ..linalg.dense import skewh
+from ..linalg.hashing import in_turn
 from ..linalg.precision import WIDE
 from ..linalg.rows import (
     IN_TORCH,
@@ -79,8 +80,7 @@ def tangent(
     # Of rows there are n, each of length p; of columns the other way round.
     number, length = (n, p) if k == 1 else (p, n)
     count = min(IN_TURN * k, number)
-    turn = torch.arange(count, device=x.device).add(counter.unsqueeze(-1), alpha=count)
-    turn = turn.remainder_(number)
+    turn = in_turn(counter, count, number)
     some, anywhere = test_rows(x, k, counter, count + length).split((count, length), dim=-1)
     if k == 1:
         few = products.rows_at(d, turn)
@@ -122,9 +122,9 @@ def skew(
         return Sketched(None, skewh(b.to(WIDE[b.dtype])))
     n = b.shape[-1]
     count = min(IN_TURN * k, n)
-    turn = torch.arange(count, device=b.device).add(counter.unsqueeze(-1), alpha=count)
+    turn = in_turn(counter, count, n)
     some, anywhere = test_rows(b, k, counter, count + n).split((count, n), dim=-1)
-    test = _mostly(torch.bmm(some, products.rows_at(b, turn.remainder_(n))), anywhere)
+    test = _mostly(torch.bmm(some, products.rows_at(b, turn)), anywhere)
     return _touching(b, b, products.times(test, b), products, _rows_of_skew)
 
 

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from triton.runtime.jit import mangle_type
 
-from geoopt_projunn.backends.triton import launches, programs
+from geoopt_projunn.backends.triton import backend, launches, programs, step
 from geoopt_projunn.backends.triton.launching import bits, carve, launch
 
 from ._no_gpu import Launcher, no_gpu
@@ -25,6 +25,16 @@ if support.INTERPRETED:
     pytest.skip("interpreted kernels are not compiled", allow_module_level=True)
 if launches._LACK is not None:
     pytest.skip(f"nothing is replayed: {launches._LACK}", allow_module_level=True)
+
+
+def test_kernels_know_all_that_they_are_chosen_for():
+    """What is chosen without Triton, and what kernels are given, are in two tables."""
+    for names, numbers in (
+        (backend._SKETCHES, step._SKETCHES),
+        (backend._RETRACTIONS, step._RETRACTIONS),
+        (backend._NORMALIZATIONS[1:], step._NORMALIZATIONS),
+    ):
+        assert set(names) == set(numbers)
 
 
 @triton.jit

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from geoopt_projunn import LowRankStiefel, ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
+from tests._asserts import assert_within
 
 from ._helpers import (
     RETRACTIONS,
@@ -183,3 +184,19 @@ def test_regression_ends_lower_than_by_multiples_of_the_gradient():
     best = min(loss(lr, None) for lr in (0.1, 0.3, 1.0))
     assert 5 * loss(0.4, "angle") < best
     assert 2 * loss(0.4, "spectral") < best
+
+
+@each_name
+@pytest.mark.parametrize(
+    "options", [{}, {"second_moment": "scalar", "betas": (0.9, 0.5)}, {"amsgrad": True}]
+)
+def test_adam_with_one_moment_for_a_matrix_is_then_momentum(options, normalize):
+    """Only the direction of a matrix counts, and its second moment is one number."""
+    p, q = (unitary_parameter(2, 12, 12, k=2, dtype=torch.float64) for _ in range(2))
+    with torch.no_grad():
+        q.copy_(p)
+    start, grads = p.detach().clone(), gradients(p, 6)
+    feed(ProjUNNRiemannianAdam([p], lr=0.1, normalize=normalize, **options), p, grads)
+    feed(ProjUNNRiemannianSGD([q], lr=0.1, normalize=normalize, momentum=0.9), q, grads)
+    assert_within(p.detach(), q.detach(), 1e-6)
+    assert (p - start).abs().max() > 0.1
