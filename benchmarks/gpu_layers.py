@@ -110,7 +110,7 @@ def _torchs_operations() -> AbstractContextManager:
 
 def _step_by_step() -> AbstractContextManager:
     """Leave out the kernels that take all time steps in one launch."""
-    return patch("geoopt_projunn.nn.stepping.serve", lambda _: False)
+    return patch("geoopt_projunn.nn.recurrences.stepping.serve", lambda _: False)
 
 
 def _cudnn(*, tf32: bool) -> AbstractContextManager:

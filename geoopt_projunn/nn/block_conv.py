@@ -1,6 +1,6 @@
 """Convolutions with small kernels that are orthogonal by construction, and stay so in training."""
 
-from .block_layer import BlockConv
+from .convolutions.block_layer import BlockConv
 
 __all__ = ["BlockOrthogonalConv1d", "BlockOrthogonalConv2d"]
 

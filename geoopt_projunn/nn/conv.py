@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import geoopt
 import torch
 
+from .convolutions.full_width import FullWidthConv
 from .frequencies import analyse, analyse_complex, synthesise, synthesise_complex
-from .full_width import FullWidthConv
 
 __all__ = [
     "OrthogonalConv1d",

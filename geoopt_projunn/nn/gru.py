@@ -11,10 +11,10 @@ from ..low_rank_manifold import Rank
 from ..manifolds import LowRankUnitary
 from .arguments import integers
 from .cell import RecurrentCell
-from .gated import GatedWeights, gated_step
-from .gated_recurrence import recur
 from .layer import RecurrentLayer
-from .order import Order
+from .recurrences.gated import GatedWeights, gated_step
+from .recurrences.gated_recurrence import recur
+from .recurrences.order import Order
 from .recurrent import Recurrent
 
 __all__ = ["OrthogonalGRU", "OrthogonalGRUCell"]

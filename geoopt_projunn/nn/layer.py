@@ -8,8 +8,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..linalg.modes import is_autocast
 from ..linalg.precision import full_precision
-from .fused import in_full_precision
-from .order import Order
+from .recurrences.fused import in_full_precision
+from .recurrences.order import Order
 from .recurrent import Recurrent, taken_as
 from .transforms import bound_to, is_exported, needs_torch_operations
 

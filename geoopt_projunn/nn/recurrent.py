@@ -14,7 +14,7 @@ from ..manifolds import LowRankUnitary
 from .arguments import checked_dtype
 from .keeping import KeepsManifolds, record_manifolds
 from .placing import put_on
-from .pointwise import parts
+from .recurrences.pointwise import parts
 from .starting import assert_fits, start_at, steps_of
 
 NONLINEARITIES = ("modrelu", "relu", "tanh")

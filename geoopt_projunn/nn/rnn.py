@@ -9,9 +9,9 @@ from ..low_rank_manifold import Rank
 from ..manifolds import LowRankUnitary
 from .arguments import integers
 from .layer import RecurrentLayer
-from .order import Order
-from .recurrence import recur
-from .unrolled import Weights
+from .recurrences.order import Order
+from .recurrences.recurrence import recur
+from .recurrences.unrolled import Weights
 
 __all__ = ["OrthogonalRNN", "UnitaryRNN"]
 

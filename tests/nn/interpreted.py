@@ -14,10 +14,10 @@ from geoopt_projunn.nn import (
     OrthogonalGRU,
     OrthogonalRNN,
     UnitaryRNN,
-    pointwise,
 )
 from geoopt_projunn.nn.kernels import frequencies as moving
 from geoopt_projunn.nn.kernels import modrelu, recurrence
+from geoopt_projunn.nn.recurrences import pointwise
 from tests._asserts import assert_same_to_rounding
 from tests._triton import InterpretedAsCompiled, replay_interpreted
 from tests.nn._oracles import scattered
@@ -149,7 +149,7 @@ def test_a_layer_has_the_gradients_of_the_loop_of_operations(
     ours = gradients()
     # Both ways, of two layers and two directions.
     assert replays is None or len(replays) >= 8
-    monkeypatch.setattr("geoopt_projunn.nn.untaped.needs_torch_operations", lambda *_: True)
+    monkeypatch.setattr(untaped, "needs_torch_operations", lambda *_: True)
     for actual, expected in zip(ours, gradients(), strict=True):
         assert_same_to_rounding(actual, expected)
 

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from geoopt_projunn.nn import OrthogonalRNN, UnitaryRNN, passes
+from geoopt_projunn.nn import OrthogonalRNN, UnitaryRNN
 from geoopt_projunn.nn.kernels import modrelu
 from geoopt_projunn.nn.kernels import recurrence as kernels
-from geoopt_projunn.nn.order import Order
-from geoopt_projunn.nn.recurrence import recur
-from geoopt_projunn.nn.unrolled import Weights
+from geoopt_projunn.nn.recurrences import passes
+from geoopt_projunn.nn.recurrences.order import Order
+from geoopt_projunn.nn.recurrences.recurrence import recur
+from geoopt_projunn.nn.recurrences.unrolled import Weights
 from tests._modes import Recorder
 from tests.nn.interpreted_recurrence import arguments
 from tests.nn.test_costs import Count

@@ -5,11 +5,12 @@ from collections import Counter
 import pytest
 import torch
 
-from geoopt_projunn.nn import OrthogonalGRU, OrthogonalRNN, UnitaryRNN, passes, pointwise
+from geoopt_projunn.nn import OrthogonalGRU, OrthogonalRNN, UnitaryRNN
 from geoopt_projunn.nn.kernels import recurrence as kernels
-from geoopt_projunn.nn.order import Order
-from geoopt_projunn.nn.recurrence import recur
-from geoopt_projunn.nn.unrolled import Weights, unrolled
+from geoopt_projunn.nn.recurrences import passes, pointwise
+from geoopt_projunn.nn.recurrences.order import Order
+from geoopt_projunn.nn.recurrences.recurrence import recur
+from geoopt_projunn.nn.recurrences.unrolled import Weights, unrolled
 from tests._asserts import assert_same_to_rounding
 
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from geoopt_projunn.nn import OrthogonalRNN, UnitaryRNN, passes
+from geoopt_projunn.nn import OrthogonalRNN, UnitaryRNN
+from geoopt_projunn.nn.recurrences import passes
 from tests._asserts import assert_within
 from tests.nn._oracles import KINDS, scattered, textbook, wide
 

@@ -8,8 +8,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from geoopt_projunn import LowRankStiefel, LowRankUnitary, nn
-from geoopt_projunn.nn.channels import pixels_to_channels
-from geoopt_projunn.nn.circular import fold, pad, paddings
+from geoopt_projunn.nn.convolutions.channels import pixels_to_channels
+from geoopt_projunn.nn.convolutions.circular import fold, pad, paddings
 from tests._asserts import assert_same_to_rounding, assert_within
 from tests._modes import Recorder
 from tests.nn._jacobian import jacobian

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from geoopt_projunn import LowRankUnitary, nn
-from geoopt_projunn.nn.channels import channels_to_pixels, pixels_to_channels
+from geoopt_projunn.nn.convolutions.channels import channels_to_pixels, pixels_to_channels
 from tests._asserts import assert_same_to_rounding, assert_within
 from tests._modes import Recorder
 from tests.nn._jacobian import assert_singular_values, jacobian, signal, textbook_matrix

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from geoopt_projunn.nn.order import Order
+from geoopt_projunn.nn.recurrences.order import Order
 
 SIZES = ([1], [3] * 7, [5, 4, 2], [4, 4, 4, 2, 2, 1, 1, 1, 1])
 

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..linalg.precision import full_precision
+from ...linalg.precision import full_precision
+from ..transforms import needs_torch_operations
 from .order import Order
-from .transforms import needs_torch_operations
 
 Grads = tuple[Tensor | None, Tensor | None]
 """The gradients of the states and of the last states."""

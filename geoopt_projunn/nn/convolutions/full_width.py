@@ -6,17 +6,17 @@ from typing import Any, ClassVar
 import geoopt
 import torch
 
-from ..backends import products_for
-from ..init import INITS
-from ..linalg.precision import full_precision
-from ..low_rank_manifold import Rank
-from ..manifolds import LowRankUnitary
-from .arguments import assert_dtype_of_layer, checked_dtype, positive_tuple
+from ...backends import products_for
+from ...init import INITS
+from ...linalg.precision import full_precision
+from ...low_rank_manifold import Rank
+from ...manifolds import LowRankUnitary
+from ..arguments import assert_dtype_of_layer, checked_dtype, positive_tuple
+from ..starting import assert_fits, start_at
+from ..transforms import bound_to, needs_torch_operations
 from .channels import channels_to_pixels, pixels_to_channels
 from .circular import circular_convolution, padding_before
 from .convolution import OrthogonalConvolution
-from .starting import assert_fits, start_at
-from .transforms import bound_to, needs_torch_operations
 
 __all__ = ["FullWidthConv"]
 

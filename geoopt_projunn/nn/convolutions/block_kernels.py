@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..linalg.precision import full_precision
+from ...linalg.precision import full_precision
 
 __all__ = ["alternating_axes", "block_kernel"]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from .activation import activated
+from ..activation import activated
 from .order import Order
 from .unrolled import unroll
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .activation import least_divisor
-from .kernels.launching import serve
+from ..activation import least_divisor
+from ..kernels.launching import serve
 
 if TYPE_CHECKING:
-    from ..backends.triton.repeated import Repeated
+    from ...backends.triton.repeated import Repeated
 
 
 class Pointwise:
@@ -140,7 +140,7 @@ class _ModReLUInKernels(PointwiseModReLU):
 
     def __init__(self, offset: Tensor | None) -> None:
         super().__init__(None if offset is None else offset.contiguous())
-        from .kernels import modrelu
+        from ..kernels import modrelu
 
         self._kernels = modrelu
         self._forward: Repeated | None = None

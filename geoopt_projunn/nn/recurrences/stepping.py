@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .kernels.launching import serve
+from ..kernels.launching import serve
 from .order import Order
 from .pointwise import Pointwise, PointwiseModReLU, pointwise_for
 
 if TYPE_CHECKING:
-    from .kernels.recurrence import Loop
+    from ..kernels.recurrence import Loop
 
 
 class Stepping:
@@ -80,7 +80,7 @@ def stepping_for(
     # Products of what does not fit together are torch's to refuse.
     fits = (matrix.dtype, matrix.device) == (states.dtype, states.device)
     if nonlinearity == "modrelu" and fits and serve(states):
-        from .kernels import recurrence
+        from ..kernels import recurrence
 
         tiling = recurrence.Tiling.of(order.batch_sizes[0], len(matrix), matrix.dtype)
         if tiling is not None:

@@ -6,14 +6,14 @@ from typing import Any
 import geoopt
 import torch
 
-from ..low_rank_manifold import LowRankManifold, Rank
-from .arguments import assert_dtype_of_layer, checked_dtype, positive_tuple
+from ...low_rank_manifold import LowRankManifold, Rank
+from ..arguments import assert_dtype_of_layer, checked_dtype, positive_tuple
+from ..remembered import Remembered, are_comparable
+from ..starting import RECTANGULAR, manifold_for, start_at
+from ..transforms import is_exported
 from .block_kernels import alternating_axes, block_kernel
 from .circular import circular_convolution, fold, pad, padding_before, paddings
 from .convolution import OrthogonalConvolution
-from .remembered import Remembered, are_comparable
-from .starting import RECTANGULAR, manifold_for, start_at
-from .transforms import is_exported
 
 __all__ = ["BlockConv"]
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .activation import activated
+from ..activation import activated
 from .order import Order
 
 

@@ -4,10 +4,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..arguments import assert_known, checked_integer
-from .arguments import assert_bias
-from .keeping import KeepsManifolds, record_manifolds
-from .starting import steps_of
+from ...arguments import assert_known, checked_integer
+from ..arguments import assert_bias
+from ..keeping import KeepsManifolds, record_manifolds
+from ..starting import steps_of
 
 __all__ = ["OrthogonalConvolution"]
 

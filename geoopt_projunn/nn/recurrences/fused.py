@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 
-from ..linalg.precision import full_precision_cudnn
+from ...linalg.precision import full_precision_cudnn
 from .untaped import gradients_of
 
 Call = Callable[[Tensor, Tensor | None, list[Tensor]], tuple[Tensor, Tensor]]

@@ -1,0 +1,1 @@
+"""What orthogonal convolutions consist of."""

@@ -1,0 +1,1 @@
+"""How recurrent layers run: all time steps forward, and backward."""
