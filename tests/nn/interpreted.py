@@ -17,7 +17,7 @@ from geoopt_projunn.nn import (
 )
 from geoopt_projunn.nn.kernels import frequencies as moving
 from geoopt_projunn.nn.kernels import modrelu, recurrence
-from geoopt_projunn.nn.recurrences import pointwise
+from geoopt_projunn.nn.recurrences import pointwise, untaped
 from tests._asserts import assert_same_to_rounding
 from tests._triton import InterpretedAsCompiled, replay_interpreted
 from tests.nn._oracles import scattered
