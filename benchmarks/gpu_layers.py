@@ -103,7 +103,7 @@ def _both_passes(
 def _torchs_operations() -> AbstractContextManager:
     """Leave the Triton kernels of layers out."""
     stack = ExitStack()
-    for module in ("pointwise", "stepping", "frequencies"):
+    for module in ("recurrences.pointwise", "recurrences.stepping", "frequencies"):
         stack.enter_context(patch(f"geoopt_projunn.nn.{module}.serve", lambda _: False))
     return stack
 
