@@ -24,9 +24,11 @@ from ._helpers import (
 )
 
 
-def test_without_a_rank_a_step_may_be_long():
+def test_without_a_rank_a_long_step_draws_no_warning():
+    """The gradient is spread over many planes, none of which turns half a turn."""
     p = unitary_parameter(16, 16, k=None)
     feed(ProjUNNRiemannianSGD([p], lr=1.5, normalize="angle"), p, gradients(p, 1))
+    assert orthogonality_error(p) < 1e-5
 
 
 def test_a_lazily_conjugated_gradient_is_checked():
@@ -34,6 +36,7 @@ def test_a_lazily_conjugated_gradient_is_checked():
     optimizer = ProjUNNRiemannianSGD([p], lr=0.1, skip_nonfinite="all")
     p.grad = torch.randn_like(p).conj()
     optimizer.step()
+    assert optimizer.skipped_steps == 0
 
 
 def test_stabilize_changes_nothing_if_one_cannot_be_projected():
@@ -51,12 +54,20 @@ def test_stabilize_changes_nothing_if_one_cannot_be_projected():
 def test_empty_points_are_projected():
     p = unitary_parameter(0, 4, 4)
     ProjUNNRiemannianSGD([p], lr=0.1).stabilize()
+    assert p.shape == (0, 4, 4)
 
 
 def test_a_negative_dampening_is_taken_as_by_torch():
     p = unitary_parameter(4, 4)
-    optimizer = ProjUNNRiemannianSGD([p], lr=0.1, momentum=0.9, dampening=-0.5)
-    feed(optimizer, p, gradients(p, 2))
+    plain, grads = torch.nn.Parameter(p.detach().clone()), gradients(p, 3)
+    ours, theirs = (
+        kind([q], lr=0.1, momentum=0.9, dampening=-0.5)
+        for kind, q in ((ProjUNNRiemannianSGD, p), (torch.optim.SGD, plain))
+    )
+    feed(ours, p, grads)
+    feed(theirs, plain, grads)
+    buffers = (o.state[q]["momentum_buffer"] for o, q in ((ours, p), (theirs, plain)))
+    assert_within(*buffers, 1e-6)
 
 
 @pytest.mark.usefixtures("each_way")
@@ -162,6 +173,7 @@ def test_amsgrad_may_be_switched_on_for_all_kinds_of_parameters():
         for p in params:
             p.grad = torch.randn_like(p)
         optimizer.step()
+    assert all("max_exp_avg_sq" in optimizer.state[p] for p in params)
 
 
 def test_weight_decay_apart_from_the_moments_is_a_retraction_in_any_metric():
