@@ -109,7 +109,7 @@ def fail():
     own = ValueError, "Parameter `a` .* must satisfy xᴴx = I before its first step"
     told = (
         RuntimeError,
-        "Process 0 takes no step, .* Its error is ValueError: Parameter `a` .* must",
+        "Process 0 cannot take this step, .* Its error is ValueError: Parameter `a` .* must",
     )
     replica.refused(*(own if is_first else told))
     with torch.no_grad():
@@ -121,7 +121,9 @@ def fail():
         replica.refused(TypeError, "`grad` of parameter `c` of shape .* must be dense")
         replica.c.grad = replica.c.grad.to_dense()
     else:
-        replica.refused(RuntimeError, "Process 1 takes no step, .* TypeError: `grad` of par.* `c`")
+        replica.refused(
+            RuntimeError, "Process 1 cannot take this step, .* TypeError: `grad` of par.* `c`"
+        )
     replica.optimizer.step()
     # And all of them at once: each has its own.
     replica.optimizer.param_groups[0]["lr"] = -1.0
@@ -168,7 +170,7 @@ def overlap():
     replica.optimizer.add_param_group({"params": [("p", p)]})
     replica.give("a" if replica.rank == 0 else "b")
     p.grad = torch.randn_like(p)
-    told = r"Process 1 takes no step.* Its error is Processes that average gradients.* of the same"
+    told = r"Process 1 cannot take this step.* Its error is Processes that average gradients.* of the same"
     replica.refused(RuntimeError, told if replica.rank == 2 else "process 0 has parameter `a`")
     return True
 
