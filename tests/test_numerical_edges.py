@@ -7,7 +7,10 @@ import torch
 
 from geoopt_projunn import LowRankUnitary
 from geoopt_projunn.drift import sweep_columns_
+from geoopt_projunn.linalg.dense import length_of
 from geoopt_projunn.linalg.hashing import bits_of
+from geoopt_projunn.linalg.logarithm import unitary_log
+from geoopt_projunn.linalg.rows import Products
 from geoopt_projunn.normalization import normalized
 from geoopt_projunn.retractions import long_exponential, polar
 from tests.optim._helpers import (
@@ -28,14 +31,6 @@ def test_the_exponential_of_any_length(length):
 def test_the_exponential_of_what_is_not_finite_is_not():
     x = LowRankUnitary(k=None).random(4, 4)
     assert not LowRankUnitary(k=None).expmap(x, torch.full_like(x, torch.inf)).isfinite().any()
-
-
-def test_polar_of_a_matrix_of_bad_condition():
-    u, _, vh = torch.linalg.svd(torch.randn(6, 6, dtype=torch.float64))
-    y = (u * torch.logspace(0, -12, 6, dtype=torch.float64)) @ vh
-    eye = torch.eye(6, dtype=torch.float64)
-    p = polar((y - eye)[None])[0] + eye
-    assert_within(p.mT @ p, eye, 1e-13)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64])
@@ -91,3 +86,42 @@ def test_a_long_step_stops_just_below_half_a_turn(r):
     core = torch.block_diag(*[j] * (r // 2))[None]
     turned = torch.linalg.matrix_norm(normalized(core, 100.0, "angle", r), ord=2).item()
     assert math.pi * r ** -(2**-9) * (1 - 1e-9) <= turned <= math.pi * (1 + 1e-9)
+
+
+def test_polar_of_a_matrix_of_bad_condition():
+    u, _, vh = torch.linalg.svd(torch.randn(6, 6, dtype=torch.float64))
+    y = (u * torch.logspace(0, -15, 6, dtype=torch.float64)) @ vh
+    eye = torch.eye(6, dtype=torch.float64)
+    p = polar((y - eye)[None])[0] + eye
+    assert_within(p.mT @ p, eye, 1e-13)
+
+
+def test_the_length_of_large_entries():
+    assert length_of(torch.full((1, 4, 4), 3e38)).isfinite().all()
+
+
+def test_columns_of_a_conjugated_view_are_set():
+    base = torch.randn(2, 4, 4, dtype=torch.complex64)
+    x, rows = base.conj(), torch.randn(2, 1, 4, dtype=torch.complex64)
+    index = torch.tensor([[1], [2]])
+    Products().set_columns_(x, index, rows)
+    assert_within(Products().columns_at(x.resolve_conj(), index), rows, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_squares_of_columns_do_not_overflow(dtype):
+    assert (
+        Products().squared_column_norms(torch.full((1, 4, 4), 1e30, dtype=dtype)).isfinite().all()
+    )
+
+
+def test_three_eigenvalues_minus_one():
+    y = torch.diag(torch.tensor([-1.0, -1.0, -1.0, 1.0], dtype=torch.float64))
+    log = unitary_log(y)
+    assert torch.linalg.matrix_norm(log).item() == pytest.approx(math.pi * 2**0.5)
+
+
+def test_the_projection_of_a_singular_matrix_has_a_derivative():
+    x = torch.diag(torch.tensor([1.0, 2.0, 0.0])).requires_grad_()
+    (grad,) = torch.autograd.grad((LowRankUnitary(None).projx(x) * torch.randn(3, 3)).sum(), x)
+    assert grad.isfinite().all()

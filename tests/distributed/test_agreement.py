@@ -121,9 +121,7 @@ def fail():
         replica.refused(TypeError, "`grad` of parameter `c` of shape .* must be dense")
         replica.c.grad = replica.c.grad.to_dense()
     else:
-        replica.refused(
-            RuntimeError, "Process 1 cannot .* TypeError: `grad` of par.* `c`"
-        )
+        replica.refused(RuntimeError, "Process 1 cannot .* TypeError: `grad` of par.* `c`")
     replica.optimizer.step()
     # And all of them at once: each has its own.
     replica.optimizer.param_groups[0]["lr"] = -1.0

@@ -186,3 +186,15 @@ def test_weight_decay_apart_from_the_moments_is_a_retraction_in_any_metric():
     optimizer.step()
     v = manifold.egrad2rgrad(start, start.clone())
     assert_within(p, manifold.retr(start, -0.05 * 0.3 * v), 1e-5)
+
+
+@pytest.mark.usefixtures("each_way")
+@pytest.mark.parametrize("sketch", ["tangent", "lsi", "column", "coordinates"])
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9, "momentum_space": "tangent"}])
+def test_a_sweep_of_all_columns_mends_a_point(sketch, options):
+    p = unitary_parameter(6, 6, dtype=torch.float64, sketch=sketch, sweep=20)
+    with torch.no_grad():
+        p.add_(1e-5 * torch.randn_like(p))
+    before = orthogonality_error(p)
+    feed(ProjUNNRiemannianSGD([p], lr=1e-3, **options), p, gradients(p, 1))
+    assert orthogonality_error(p) < 1e-3 * before

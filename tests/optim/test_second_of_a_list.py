@@ -1,9 +1,12 @@
 """What makes a parameter of another kind is seen in the second of a list, too."""
 
+import copy
+
+import geoopt
 import pytest
 import torch
 
-from geoopt_projunn import ProjUNNRiemannianSGD
+from geoopt_projunn import LowRankStiefel, LowRankUnitary, ProjUNNRiemannianSGD
 
 from ._helpers import (
     assert_same_bits,
@@ -114,3 +117,28 @@ def test_a_step_has_the_bits_that_it_has_alone(lazy):
     feed(ProjUNNRiemannianSGD([alone], lr=0.1), alone, [params[0].grad])
     ProjUNNRiemannianSGD(params, lr=0.1).step()
     assert_same_bits(params[0], alone)
+
+
+@pytest.mark.usefixtures("each_way")
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (LowRankUnitary(2), LowRankUnitary(2, retraction="cayley")),
+        (LowRankUnitary(2), LowRankUnitary(2, sketch="lsi")),
+        (LowRankUnitary(2, sweep=0), LowRankUnitary(2, sweep=2)),
+        (LowRankUnitary(2), LowRankUnitary(1)),
+        (LowRankUnitary(2), LowRankStiefel(2)),
+    ],
+)
+def test_parameters_on_other_manifolds_are_stepped_as_alone(first, second):
+    params = [geoopt.ManifoldParameter(rotation(6, 6), manifold=one) for one in (first, second)]
+    with torch.no_grad():
+        for p in params:
+            p.mul_(1 + 1e-6)
+    alone = [copy.deepcopy(p) for p in params]
+    for p, q in zip(params, alone, strict=True):
+        p.grad = torch.randn_like(p)
+        feed(ProjUNNRiemannianSGD([q], lr=0.5), q, [p.grad])
+    ProjUNNRiemannianSGD(params, lr=0.5).step()
+    for p, q in zip(params, alone, strict=True):
+        assert_same_bits(p, q)
