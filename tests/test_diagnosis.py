@@ -240,3 +240,40 @@ def test_a_parameter_without_values_is_named():
 def test_one_rank_may_be_a_number():
     x, grad = unitary(8, 8), torch.randn(8, 8, dtype=torch.float64)
     assert kept_fraction(x, grad, ks=2) == kept_fraction(x, grad, ks=(2,))
+
+
+def holder(p):
+    module = torch.nn.Module()
+    module.weight = p
+    return module
+
+
+@pytest.mark.parametrize("shape", [(9, 4), (6, 6)])
+def test_the_angle_is_that_of_a_step(shape):
+    """Of a whole generator, whose eigenvalues are the angles."""
+    is_square = shape[0] == shape[1]
+    manifold = (LowRankUnitary if is_square else LowRankStiefel)(None)
+    p = on(manifold, manifold.random(*shape, dtype=torch.float64))
+    p.grad = torch.randn_like(p)
+    x, d = p.detach().as_subclass(torch.Tensor), p.grad
+    generator = (1 if is_square else 2) * skewh(d @ x.mT)
+    planes = manifold.highest_rank(*shape)[0]
+    expected = 0.1 * torch.linalg.matrix_norm(generator).item() / math.sqrt(2 * planes)
+    (row,) = diagnose(holder(p), lr=0.1)
+    assert row.angle == pytest.approx(expected)
+
+
+def test_one_normal_gradient_of_a_batch_leaves_the_others():
+    p = on(LowRankUnitary(), unitary(2, 6, 6))
+    p.grad = torch.randn(2, 6, 6, dtype=torch.float64)
+    p.grad[0] = p.detach()[0]
+    (row,) = diagnose(holder(p))
+    assert not row.note
+    assert 0 < row.kept <= 1
+
+
+def test_a_matrix_of_one_row_has_a_diagnosis():
+    p = on(LowRankUnitary(), LowRankUnitary().random(1, 1, dtype=torch.complex64))
+    p.grad = 1j * p.detach().as_subclass(torch.Tensor)
+    (row,) = diagnose(holder(p))
+    assert math.isfinite(row.angle)

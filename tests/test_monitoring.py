@@ -67,3 +67,14 @@ def test_an_optimizer_that_counts_nothing_is_refused_by_name(model):
         TypeError, match=r"must be a ProjUNNRiemannianSGD .* got SGD, .* leave .optimizer. out"
     ):
         metrics(model, optimizer)
+
+
+def test_the_sum_counts_matrices_and_no_other_parameters():
+    model = torch.nn.Sequential(OrthogonalLinear(4, 4, bias=False), torch.nn.Linear(4, 2))
+    optimizer = ProjUNNRiemannianSGD(model.named_parameters(), lr=0.1, skip_nonfinite="all")
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    model[0].weight.grad[0, 0] = torch.nan
+    with pytest.warns(UserWarning, match="not finite"):
+        optimizer.step()
+    assert metrics(model, optimizer)["skipped_steps"] == 1

@@ -198,3 +198,24 @@ def test_a_sweep_of_all_columns_mends_a_point(sketch, options):
     before = orthogonality_error(p)
     feed(ProjUNNRiemannianSGD([p], lr=1e-3, **options), p, gradients(p, 1))
     assert orthogonality_error(p) < 1e-3 * before
+
+
+@pytest.mark.usefixtures("each_way")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"momentum": 0.9},
+        {"error_feedback": 0.5},
+        {"momentum": 0.9, "momentum_space": "tangent"},
+    ],
+)
+@pytest.mark.parametrize("n", [6, 300])
+def test_autograd_sees_that_point_and_state_have_changed(options, n):
+    p = unitary_parameter(n, n, sweep=0)
+    optimizer = ProjUNNRiemannianSGD([p], lr=0.1, **options)
+    feed(optimizer, p, gradients(p, 1))
+    state = [t for name, t in optimizer.state[p].items() if name.endswith("buffer")]
+    before = [t._version for t in (p, *state)]
+    feed(optimizer, p, gradients(p, 1))
+    assert all(t._version > v for t, v in zip((p, *state), before, strict=True))

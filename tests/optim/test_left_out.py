@@ -60,3 +60,11 @@ def test_a_normal_gradient_at_a_point_of_a_decomposition(n, k, how):
     h = torch.randn(n, n, dtype=torch.float64)
     feed(ProjUNNRiemannianSGD([p], lr=0.5, normalize="angle"), p, [x @ (h + h.mT)])
     assert_within(p, x, 1e-12)
+
+
+def test_a_normal_gradient_moves_nothing_with_tangent_momentum():
+    p = unitary_parameter(8, 8)
+    x, h = p.detach().clone(), torch.randn(8, 8)
+    options = {"momentum": 0.9, "momentum_space": "tangent", "normalize": "angle"}
+    feed(ProjUNNRiemannianSGD([p], lr=0.5, **options), p, [x @ (h + h.mT)])
+    assert_within(p, x, 1e-5)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from geoopt_projunn import ProjUNNRiemannianAdam
+from geoopt_projunn import ProjUNNRiemannianAdam, ProjUNNRiemannianSGD
 
 from ._helpers import (
     OPTIMIZERS,
@@ -187,3 +187,15 @@ def test_a_parameter_of_a_step_that_was_skipped_first_can_still_be_saved(kind):
     other.load_state_dict(optimizer.state_dict())
     assert other.skipped_steps == 1
     before.assert_unchanged()
+
+
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+@pytest.mark.parametrize("row", [0, 3, 7])
+def test_no_entry_of_a_buffer_is_bad_where_a_step_reads_few_rows(bad, row):
+    p = unitary_parameter(8, 8, sketch="coordinates", sweep=0)
+    optimizer = ProjUNNRiemannianSGD([p], lr=0.1, momentum=0.9)
+    grad = torch.randn_like(p)
+    grad[row, 0] = bad
+    feed(optimizer, p, [grad])
+    assert optimizer.skipped_steps == 1
+    assert optimizer.state[p]["momentum_buffer"].isfinite().all()
