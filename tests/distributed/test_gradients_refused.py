@@ -55,6 +55,9 @@ def refuse():
     good.grad, plain.grad = torch.ones(8, 8), torch.ones(3)
     with pytest.raises(RuntimeError, match=r"Steps of parameter `w` .* needs ProjUNNRiemannianSGD"):
         optimizer.step()
+    optimizer = ProjUNNRiemannianSGD([good], momentum=0.9, momentum_space="tangent")
+    with pytest.raises(ValueError, match=r"`momentum_space` of .* must be \"ambient\""):
+        optimizer.step()
     # Changed since it was marked.
     good.manifold = LowRankUnitary(sketch="column")
     optimizer = ProjUNNRiemannianSGD([good])
