@@ -39,6 +39,11 @@ def run_script(*arguments, **variables):
     )
 
 
+def errors_of(part):
+    """Return the errors of a part, but for that of an import where Triton is not installed."""
+    return {k: v for k, v in part["found"].items() if "Error" in str(v) and k != "triton"}
+
+
 def test_the_script_runs_to_its_end_on_a_cpu(tmp_path):
     done = run_script("--dry-run", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -48,9 +53,7 @@ def test_the_script_runs_to_its_end_on_a_cpu(tmp_path):
     for name, part in parts.items():
         assert part["ended"] == "done", name
         assert part["found"]
-        # Whether Triton is here is the only thing that may differ.
-        errors = {k: v for k, v in part["found"].items() if "Error" in str(v) and k != "triton"}
-        assert not errors
+        assert not errors_of(part)
     assert {"eager", "floor"} <= set(parts["times"]["found"]["n=32 SGD k=1"])
     assert parts["launches"]["found"]["n=32 SGD k=1"]["launches"] > 0
     assert parts["tests"]["found"]["tests/optim/test_gpu.py"]["skipped"] > 0
@@ -62,23 +65,19 @@ def test_the_script_runs_to_its_end_on_a_cpu(tmp_path):
         assert {f"logs/{name}.log" for name in gpu.PARTS} <= set(logs.getnames())
 
 
-def test_without_triton_steps_are_measured_all_the_same(tmp_path):
+def test_without_triton_steps_are_measured_and_wheels_are_found(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['triton'] = None")
-    parts = "--parts", "compiling", "batches"
-    done = run_script("--dry-run", str(tmp_path / "out"), *parts, PYTHONPATH=str(tmp_path))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Error" not in (tmp_path / "out" / "summary.txt").read_text()
-
-
-def test_what_wheels_hold_is_found(tmp_path):
-    wheels = tmp_path / "wheels"
+    wheels, out = tmp_path / "wheels", tmp_path / "out"
     wheels.mkdir()
     with zipfile.ZipFile(wheels / "matplotlib-0-py3-none-any.whl", "w") as wheel:
         wheel.writestr("matplotlib/__init__.py", "__version__ = 'of a wheel'")
-    out = tmp_path / "out"
-    done = run_script("--dry-run", str(out), "--parts", "environment", WHEELS=str(wheels))
+    parts = "--parts", "environment", "compiling", "batches"
+    variables = {"PYTHONPATH": str(tmp_path), "WHEELS": str(wheels)}
+    done = run_script("--dry-run", str(out), *parts, **variables)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads((out / "gpu.json").read_text())["parts"]["environment"]["found"]
+    of_parts = json.loads((out / "gpu.json").read_text())["parts"]
+    assert not {name: errors for name, part in of_parts.items() if (errors := errors_of(part))}
+    found = of_parts["environment"]["found"]
     assert found["matplotlib"] == "of a wheel"
     assert found["torch"] == torch.__version__
     assert isinstance(found["launches in C++"], bool)

@@ -22,7 +22,7 @@ F32, F64, C64 = torch.float32, torch.float64, torch.complex64
         ((20, 20), "amsgrad", C64, "tangent, k = 3", 1),
         # Several rows and columns of tiles; kernels begin before those before them have ended.
         ((70, 70), "momentum", F32, "tangent", 14),
-        ((66, 65), "scalar", F64, "tangent, k = 3", 14),
+        ((66, 65), "scalar", F64, "tangent", 14),
         ((65, 65), "gradient", F32, "lsi", 11),
     ],
 )
