@@ -1,7 +1,7 @@
 """Checks of numbers, names and modules that users pass, with one wording of their errors."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from numbers import Integral
 from typing import Any
 
@@ -81,4 +81,23 @@ def assert_module(name: str, value: Any) -> None:
         raise TypeError(
             f"`{name}` must be a torch.nn.Module, got {type(value).__name__}; pass the model "
             "itself, several in a torch.nn.ModuleList."
+        )
+
+
+def assert_some_low_rank(model: torch.nn.Module, found: Collection[Any]) -> None:
+    """Raise ValueError if a model was found to have no parameter on these manifolds."""
+    if not found:
+        raise ValueError(
+            "`model` must have a parameter on LowRankUnitary or LowRankStiefel, but "
+            f"{type(model).__name__} has none; make one a `geoopt.ManifoldParameter`, call "
+            "`orthogonalize_`, or use a layer of `geoopt_projunn.nn`."
+        )
+
+
+def assert_has_values(name: str, p: torch.Tensor) -> None:
+    """Raise ValueError for a parameter on the meta device."""
+    if p.is_meta:
+        raise ValueError(
+            f"`{name}` must have values, but is on the meta device; call `to_empty` and load "
+            "values."
         )

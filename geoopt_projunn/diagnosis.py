@@ -6,18 +6,19 @@ from typing import NamedTuple
 
 import torch
 
-from .arguments import assert_module, check_range, checked_integer
+from .arguments import (
+    assert_has_values,
+    assert_module,
+    assert_some_low_rank,
+    check_range,
+    checked_integer,
+)
 from .backends import choose
 from .backends.distributed import reshard_all, whole_of
 from .backends.spec import StepSpec
 from .linalg.dense import largest, skewh
 from .linalg.precision import full_precision
-from .low_rank_manifold import (
-    LowRankManifold,
-    assert_has_values,
-    assert_some_low_rank,
-    low_rank_manifold_of,
-)
+from .low_rank_manifold import LowRankManifold, low_rank_manifold_of
 from .manifolds import LowRankUnitary
 from .normalization import noise_floor
 

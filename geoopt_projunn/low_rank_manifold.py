@@ -1,7 +1,7 @@
 r"""Steps of rank k on matrices with orthonormal columns, and geoopt's contract for them."""
 
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, Literal, TypeVar
 
@@ -293,22 +293,3 @@ def low_rank_manifold_of(p: torch.Tensor) -> LowRankManifold | None:
     """Return the manifold of a parameter, None unless it is one of these."""
     manifold = getattr(p, "manifold", None)
     return manifold if isinstance(manifold, LowRankManifold) else None
-
-
-def assert_some_low_rank(model: torch.nn.Module, found: Collection[Any]) -> None:
-    """Raise ValueError if a model was found to have no parameter on these manifolds."""
-    if not found:
-        raise ValueError(
-            "`model` must have a parameter on LowRankUnitary or LowRankStiefel, but "
-            f"{type(model).__name__} has none; make one a `geoopt.ManifoldParameter`, call "
-            "`orthogonalize_`, or use a layer of `geoopt_projunn.nn`."
-        )
-
-
-def assert_has_values(name: str, p: torch.Tensor) -> None:
-    """Raise ValueError for a parameter on the meta device."""
-    if p.is_meta:
-        raise ValueError(
-            f"`{name}` must have values, but is on the meta device; call `to_empty` and load "
-            "values."
-        )

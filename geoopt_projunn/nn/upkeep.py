@@ -2,12 +2,12 @@
 
 import torch
 
-from ..arguments import assert_module
+from ..arguments import assert_has_values, assert_module
 from ..backends.distributed import reshard_all
 from ..geometry.checks import dtype_rule, without_x
 from ..linalg.dense import largest
 from ..linalg.precision import WIDE
-from ..low_rank_manifold import LowRankManifold, assert_has_values, low_rank_manifold_of
+from ..low_rank_manifold import LowRankManifold, low_rank_manifold_of
 from .record import Record
 
 __all__ = ["orthogonality_errors", "project_"]

@@ -4,9 +4,14 @@ from typing import Any
 
 import torch
 
-from ..arguments import assert_known, assert_module, check_range, checked_integer
+from ..arguments import (
+    assert_known,
+    assert_module,
+    assert_some_low_rank,
+    check_range,
+    checked_integer,
+)
 from ..backends.distributed import reshard_all
-from ..low_rank_manifold import assert_some_low_rank
 from ..normalization import NORMALIZATIONS, planned_angle
 from ..sketches.coordinates import COORDINATES
 from .kinds import is_low_rank, low_rank_of, manifold_of

@@ -163,19 +163,6 @@ def test_a_mean_of_squares_counts_all_entries_of_a_rectangle(shape):
     assert_within(p, q, 1e-12)
 
 
-def test_amsgrad_may_be_switched_on_for_all_kinds_of_parameters():
-    sphere = geoopt.Sphere()
-    params = [torch.nn.Parameter(torch.randn(3)), unitary_parameter(4, 4)]
-    params.append(geoopt.ManifoldParameter(sphere.random(2, 3), manifold=sphere))
-    optimizer = ProjUNNRiemannianAdam(params, lr=0.1, second_moment="elementwise")
-    for amsgrad in (False, True, True):
-        optimizer.param_groups[0]["amsgrad"] = amsgrad
-        for p in params:
-            p.grad = torch.randn_like(p)
-        optimizer.step()
-    assert all("max_exp_avg_sq" in optimizer.state[p] for p in params)
-
-
 def test_weight_decay_apart_from_the_moments_is_a_retraction_in_any_metric():
     manifold = geoopt.Lorentz()
     start = manifold.random_normal(4, 3).detach().as_subclass(torch.Tensor)

@@ -44,3 +44,15 @@ def test_a_derivative_by_an_argument_that_has_a_name_is_refused(name):
     y = manifold.retr(x, u=u)
     with pytest.raises(RuntimeError, match="cannot be differentiated"):
         y.sum().backward()
+
+
+@pytest.mark.parametrize("manifold", [LowRankUnitary(), LowRankStiefel()], ids=str)
+def test_an_inner_product_of_another_dtype_is_refused(manifold):
+    x, u = torch.eye(4), torch.zeros(4, 4)
+    with pytest.raises(TypeError, match=r"`v` must have the dtype of `x`, torch\.float32"):
+        manifold.inner(x, u, u.double())
+
+
+def test_a_vector_has_no_rank():
+    with pytest.raises(ValueError, match=r"`x` must have shape \(\*, n, n\), got \(3,\)"):
+        LowRankUnitary().rank(torch.zeros(3))
