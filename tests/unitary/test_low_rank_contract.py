@@ -1,4 +1,4 @@
-"""What the methods of a manifold promise of steps of rank k."""
+"""What the methods of a manifold promise, and how they say that a vector does not fit."""
 
 import pytest
 import torch
@@ -56,3 +56,13 @@ def test_an_inner_product_of_another_dtype_is_refused(manifold):
 def test_a_vector_has_no_rank():
     with pytest.raises(ValueError, match=r"`x` must have shape \(\*, n, n\), got \(3,\)"):
         LowRankUnitary().rank(torch.zeros(3))
+
+
+def test_checks_of_a_vector_give_their_reason_for_dtype_and_shape():
+    manifold, x = LowRankUnitary(), torch.eye(4)
+    ok, reason = manifold.check_vector_on_tangent(x, torch.zeros(4, 4).double(), explain=True)
+    assert not ok
+    assert "`u` must have the dtype of `x`" in reason
+    ok, reason = manifold.check_vector_on_tangent(x, torch.zeros(7, 7), explain=True)
+    assert not ok
+    assert "`u` must have shape (*, 4, 4) like `x`, got (7, 7)" in reason
